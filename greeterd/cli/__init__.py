@@ -1,0 +1,1 @@
+"""The three programs: argv -> Config -> run, request or measure."""

@@ -1,0 +1,1 @@
+"""The part that decides: pure, without processes, sockets, signals or clocks."""
