@@ -1,0 +1,283 @@
+"""What the supervisor is told (events) and what it asks for (actions).
+
+Every value is frozen.  Instants are seconds of one monotonic clock, durations are seconds.
+A worker is named by its `WorkerId`, which is never used twice; a pid is only an attribute of it.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+SlotIndex = NewType("SlotIndex", int)
+"""A numbered place from 1; it names the worker, its log file and its scoreboard rows."""
+WorkerId = NewType("WorkerId", int)
+Generation = NewType("Generation", int)
+Pid = NewType("Pid", int)
+Ticket = NewType("Ticket", int)
+"""Names the command that an answer belongs to; 0 when nobody waits for one."""
+
+NO_TICKET = Ticket(0)
+
+
+class Life(Enum):
+    """What is awaited of a worker; the transition table is `workers.TRANSITIONS`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+class Signal(Enum):
+    """How a worker is ended that does not end by itself."""
+
+    ABORT = "abort"
+    """It is hung: let it write its stack first."""
+    KILL = "kill"
+
+
+class How(Enum):
+    """How a worker leaves."""
+
+    HAND_OVER = "hand over"
+    """Others accept from its listener: stop accepting at once, finish what was accepted."""
+    SWEEP = "sweep"
+    """Its listener closes afterwards, and nothing new reaches it: take all that is queued."""
+    QUICK = "quick"
+    """Drop unfinished connections; write what was greeted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The settings that decisions depend on; durations in seconds."""
+
+    own_listeners: bool = False
+    """Each slot has a listener of its own (reuseport), which outlives its workers in escrow."""
+    rescue: bool = True
+    graceful_timeout: float = 30.0
+    start_timeout: float = 30.0
+    worker_timeout: float = 30.0
+    max_restarts: int = 20
+    restart_window: float = 60.0
+
+
+# Events -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The fork succeeded."""
+
+    worker: WorkerId
+    pid: Pid
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The fork failed; no process exists."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker accepts connections."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker's process has ended and was reaped."""
+
+    worker: WorkerId
+    reason: str
+    code: int = 70
+    """The exit code that the daemon takes over if this ends its start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What the scoreboard and the listener tell of one ready worker at a tick."""
+
+    worker: WorkerId
+    age: float
+    """Seconds since the worker last turned its loop."""
+    turned: bool
+    """It has turned its loop since the tick before."""
+    queued: int
+    """Connections that wait in its own listener's accept queue (reuseport only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRequested:
+    """A client sent `exit` to this worker, and that is allowed."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The borrower has emptied and closed its duplicate of this slot's listener."""
+
+    slot: SlotIndex
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Replace every worker by one of a new generation; the configuration is already validated."""
+
+    generation: Generation
+    workers: int
+    policy: Policy
+    ticket: Ticket = NO_TICKET
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Replace the worker of one slot, or of all, by one of the slot's own generation."""
+
+    slot: SlotIndex | None
+    ticket: Ticket = NO_TICKET
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Have this many slots, or this many more or fewer."""
+
+    workers: int | None = None
+    change: int = 0
+    ticket: Ticket = NO_TICKET
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the daemon."""
+
+    quick: bool = False
+    ticket: Ticket = NO_TICKET
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; `pulses` has one entry for each ready worker, or is empty."""
+
+    pulses: tuple[Pulse, ...] = ()
+
+
+Command = Reload | Restart | Scale
+Event = Spawned | SpawnFailed | Ready | Exited | ExitRequested | Returned | Command | Stop | Tick
+
+# Actions ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Fork a worker; answered by Spawned or SpawnFailed, then by Ready or Exited."""
+
+    worker: WorkerId
+    slot: SlotIndex
+    place: int
+    """Which of the slot's two scoreboard rows is the worker's: 0 or 1."""
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Tell the worker to leave."""
+
+    worker: WorkerId
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Send the worker a signal."""
+
+    worker: WorkerId
+    signal: Signal
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SteerAway:
+    """Let no new connection reach this slot's listener; it stays open."""
+
+    slot: SlotIndex
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSlot:
+    """The slot is no more: close its listener, which is empty, and end its steering."""
+
+    slot: SlotIndex
+
+
+@dataclass(frozen=True, slots=True)
+class GateAll:
+    """Let no new connection reach any listener; those under way finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lend:
+    """Lend the slot's listener to this worker of another slot."""
+
+    slot: SlotIndex
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """Let the borrower empty and close its duplicate; answered by Returned."""
+
+    slot: SlotIndex
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Every worker of the first generation is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A command has ended; `reason` is empty when it did what was asked."""
+
+    ticket: Ticket
+    command: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """No worker is left: end the daemon with this exit code; `reason` is empty for 0."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Write a record to the daemon log."""
+
+    level: str
+    event: str
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+Action = (
+    Spawn
+    | Drain
+    | Kill
+    | SteerAway
+    | CloseSlot
+    | GateAll
+    | Lend
+    | TakeBack
+    | Started
+    | Finished
+    | Exit
+    | Say
+)

@@ -1,0 +1,111 @@
+"""The supervisor's records: workers, the slots that they serve, and the back-off of a slot.
+
+`become` is the one door through which a worker changes its life; `TRANSITIONS` is its table.
+A slot holds at most two workers, one that serves or starts and one that leaves, or one that
+serves and one that starts to replace it.  Only the supervisor writes these records.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from greeterd.core.events import Generation, How, Life, Pid, SlotIndex, WorkerId
+
+BACKOFF_BASE: Final = 0.1
+BACKOFF_CAP: Final = 30.0
+
+TRANSITIONS: Final[dict[Life, frozenset[Life]]] = {
+    Life.STARTING: frozenset({Life.READY, Life.DRAINING, Life.GONE}),
+    Life.READY: frozenset({Life.DRAINING, Life.GONE}),
+    Life.DRAINING: frozenset({Life.GONE}),
+    Life.GONE: frozenset(),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """One process, from the decision to fork it until it is reaped."""
+
+    id: WorkerId
+    slot: SlotIndex
+    place: int
+    generation: Generation
+    since: float
+    """When it entered its present life."""
+    life: Life = Life.STARTING
+    pid: Pid | None = None
+    deadline: float | None = None
+    """When it is aborted (starting, hung) or killed (draining, aborted)."""
+    doomed: str = ""
+    """Why it was aborted or killed; empty while it was not."""
+    aborted: bool = False
+    killed: bool = False
+    leaving: How | None = None
+    """How it was told to leave."""
+    stalled_since: float | None = None
+    """Since when connections wait while it does not turn its loop."""
+    stuck: bool = False
+
+    def become(self, life: Life, now: float) -> None:
+        """Change the life; AssertionError for a change that `TRANSITIONS` does not list."""
+        assert life in TRANSITIONS[self.life], f"{self.life} -> {life}"
+        self.life = life
+        self.since = now
+        self.stalled_since = None
+        self.stuck = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """A numbered place for one serving worker."""
+
+    index: SlotIndex
+    generation: Generation
+    """The generation that is started here: the last that has served, or the first."""
+    workers: list[Worker] = field(default_factory=list)
+    served: bool = False
+    """A worker has been ready here, so the slot has a listener."""
+    retiring: bool = False
+    failures: int = 0
+    """Deaths in a row, none of them after a healthy `restart_window`."""
+    retry_at: float = 0.0
+    unserved_since: float = 0.0
+    borrower: WorkerId | None = None
+    returning: bool = False
+    steered: bool = False
+    swept: bool = False
+    """The listener of a slot that retires without a worker has been emptied by a sibling."""
+
+    @property
+    def current(self) -> Worker | None:
+        """The worker that serves, or will serve when nobody does yet."""
+        return self.ready or self.starting
+
+    @property
+    def ready(self) -> Worker | None:
+        """The worker that serves this slot."""
+        return next((worker for worker in self.workers if worker.life is Life.READY), None)
+
+    @property
+    def starting(self) -> Worker | None:
+        """The worker that is to serve this slot next."""
+        return next((worker for worker in self.workers if worker.life is Life.STARTING), None)
+
+    @property
+    def free_place(self) -> int | None:
+        """A scoreboard row that no worker of this slot writes; None when both are taken."""
+        taken = {worker.place for worker in self.workers}
+        return next((place for place in (0, 1) if place not in taken), None)
+
+
+def backoff_delay(failures: int, jitter: float) -> float:
+    """Return the seconds to wait before the restart after this many deaths in a row.
+
+    The first restart is immediate.  Then the delay doubles from BACKOFF_BASE to BACKOFF_CAP, and
+    `jitter` (0 <= jitter < 1) takes off up to a half, so that slots which die together do not
+    return together ("equal jitter", M. Brooker, Exponential Backoff And Jitter, 2015).
+    """
+    if failures <= 1:
+        return 0.0
+    # The exponent is bounded so that a slot that has failed for weeks cannot overflow a float.
+    full = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** min(failures - 2, 16))
+    return full * (1.0 - jitter / 2.0)
