@@ -1,0 +1,81 @@
+"""Signals as bytes on a wakeup descriptor, and the only module that installs handlers.
+
+The C-level handler of CPython writes the signal's number into a pipe; nothing else ever happens
+in a handler.  `blocked` must surround every fork: until the child has left the shared pipe, a
+signal sent to the child would be read by the parent.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+MASTER_SIGNALS: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+)
+WORKER_SIGNALS: Final = (signal.SIGTERM,)
+"""A worker drains on TERM; the rest of the master's signals it ignores, since a terminal sends
+INT and QUIT to the whole foreground group and the master alone decides what they mean."""
+
+
+class SignalPipe:
+    """The signals that have arrived, in order; readable when there is one."""
+
+    def __init__(self, signals: tuple[signal.Signals, ...]) -> None:
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # A full pipe means that signals are already waiting; more of them tell nothing new.
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for number in signals:
+            signal.signal(number, _ignore_in_python)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._read_fd
+
+    def read(self) -> list[signal.Signals]:
+        """Return the signals that have arrived since the last call; never blocks."""
+        try:
+            return [signal.Signals(number) for number in os.read(self._read_fd, 4096)]
+        except BlockingIOError:
+            return []
+
+    def close(self) -> None:
+        """Stop listening to signals; the handlers stay, and do nothing."""
+        signal.set_wakeup_fd(-1)
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Hold back the master's signals, in the parent and in a child that is forked inside."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def become_worker() -> SignalPipe:
+    """Leave the master's pipe and handlers for a worker's own; called once, before unblocking."""
+    signal.set_wakeup_fd(-1)
+    for number in MASTER_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pipe = SignalPipe(WORKER_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
+    return pipe
+
+
+def _ignore_in_python(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the byte on the wakeup descriptor is all that is wanted."""
