@@ -1,0 +1,30 @@
+"""Control commands over a unix socket: the server in the master's loop, and ask() for programs.
+
+The lines themselves, and every command with its arguments, are core.requests.
+"""
+
+from greeterd.control.client import (
+    ControlError,
+    NoAnswerError,
+    NotPermittedError,
+    NotRunningError,
+    ask,
+    connect,
+    exchange,
+)
+from greeterd.control.server import ControlServer, Request
+from greeterd.control.sockets import Peer, peer_of
+
+__all__ = [
+    "ControlError",
+    "ControlServer",
+    "NoAnswerError",
+    "NotPermittedError",
+    "NotRunningError",
+    "Peer",
+    "Request",
+    "ask",
+    "connect",
+    "exchange",
+    "peer_of",
+]

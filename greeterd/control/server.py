@@ -1,0 +1,328 @@
+"""The daemon's end: a unix socket served in the master's loop.
+
+It never blocks: its sockets are non-blocking and registered in the master's selector with
+data = callable(mask).  The master calls expire(now) when deadline() has come.  A connection reads
+a request, waits for the answer, writes it, and may then send the next.  While it waits it is not
+registered at all: nothing that it sends is read, and only the master decides when that ends.
+
+Only root and the allowed uids are served; the kernel tells who a peer is (SO_PEERCRED).  The file
+has mode 0600 from its first instant.  The caller holds the run lock, so a socket that is there
+already is that of a dead daemon and is replaced; close() unlinks the path only if it is still ours.
+Instants are those of `clock`, time.monotonic().
+"""
+
+import contextlib
+import errno
+import select
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from structlog.typing import FilteringBoundLogger
+
+from greeterd.control.sockets import Peer, inode_of, listen_at, peer_of
+from greeterd.core.requests import (
+    FAILED,
+    MAX_REQUEST_BYTES,
+    NOT_NOW,
+    NOT_PERMITTED,
+    Inbox,
+    Refused,
+    parse_request,
+    render_answer,
+    render_refusal,
+)
+
+MAX_CONNECTIONS: Final = 64
+REQUEST_TIMEOUT: Final = 5.0
+"""For a request to arrive, and for a client to take its answer."""
+ACCEPT_PAUSE: Final = 0.5
+"""After accept failed for want of descriptors or memory; the listener stays readable meanwhile."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_QUESTIONS: Final = frozenset({"ping", "status"})
+"""Commands that change nothing: some ask every second, so these are logged for debugging only."""
+
+
+class _State(Enum):
+    """What is awaited of a connection."""
+
+    READING = "a request"
+    WAITING = "the master's answer"
+    WRITING = "room for the answer"
+    CLOSED = "nothing"
+
+
+_WATCHED: Final = {_State.READING: selectors.EVENT_READ, _State.WRITING: selectors.EVENT_WRITE}
+"""What the selector watches a connection for, by state; in the others it is not registered."""
+
+
+class _Connection:
+    """One accepted client; owned by the server, referred to by its request."""
+
+    def __init__(self, server: "ControlServer", sock: socket.socket, peer: Peer) -> None:
+        self.server = server
+        self.sock = sock
+        self.peer = peer
+        self.inbox = Inbox()
+        self.outbox = memoryview(b"")
+        self.request: Request | None = None
+        self.last = False  # close once the answer is out
+        self.working = False  # work() is on the stack
+        self.state = _State.CLOSED
+        self.deadline: float | None = None
+        self.become(_State.READING)
+
+    def become(self, state: _State) -> None:
+        """Change the state, with its deadline and what the selector watches for."""
+        before, after = _WATCHED.get(self.state), _WATCHED.get(state)
+        self.deadline = None if after is None else self.server.clock() + REQUEST_TIMEOUT
+        self.state = state
+        if before is not None:
+            self.server.selector.unregister(self.sock)
+        if after is not None:
+            self.server.selector.register(self.sock, after, self.on_event)
+
+    def on_event(self, _mask: int) -> None:
+        """Go on; an event that an earlier one of the same batch made stale is harmless."""
+        if self.state is _State.READING:
+            self._read()
+        elif self.state is _State.WRITING:
+            self._write()
+
+    def _read(self) -> None:
+        try:
+            self.inbox.feed(self.sock.recv(MAX_REQUEST_BYTES + 1))
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self.work()
+
+    def work(self) -> None:
+        """Handle what has arrived whole, until an answer is to be waited for."""
+        self.working = True
+        while self.state is _State.READING and (line := self.inbox.take()) is not None:
+            if isinstance(line, Refused):
+                self.refuse(line, last=True)
+            else:
+                self._handle(line)
+        self.working = False
+        if self.state is _State.READING and self.inbox.ended:
+            self.close()
+
+    def _handle(self, line: bytes) -> None:
+        command = parse_request(line)
+        if isinstance(command, Refused):
+            self.refuse(command)
+            return
+        log = self.server.log.debug if command.name in _QUESTIONS else self.server.log.info
+        log("control request", command=command.name, **command.arguments, **self.who)
+        self.become(_State.WAITING)
+        self.request = Request(self, command.name, command.arguments)
+        self.server.on_request(self.request)
+
+    @property
+    def who(self) -> dict[str, int]:
+        """The peer as log fields."""
+        return {"peer_uid": self.peer.uid, "peer_pid": self.peer.pid}
+
+    def refuse(self, refused: Refused, *, last: bool = False) -> None:
+        """Answer with an error and, as the last thing, close."""
+        self.last = last
+        self.server.log.warning("control request refused", reason=refused.reason, **self.who)
+        self.send(render_refusal(refused))
+
+    def send(self, answer: bytes) -> None:
+        """Send a line: what the kernel takes now, the rest as it takes it."""
+        self.request = None
+        self.outbox = memoryview(answer)
+        self.become(_State.WRITING)
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self.outbox:
+                self.outbox = self.outbox[self.sock.send(self.outbox, socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if self.last:
+            self.close()
+            return
+        self.become(_State.READING)
+        if not self.working:
+            self.work()
+
+    def expire(self, now: float) -> None:
+        """End what takes too long: half a request in words, an idle client silently."""
+        if self.deadline is None or now < self.deadline:
+            return
+        if self.state is _State.READING and self.inbox:
+            reason = f"the request did not arrive within {REQUEST_TIMEOUT:g} s"
+            self.refuse(Refused(reason, NOT_NOW), last=True)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close; again is harmless."""
+        self.become(_State.CLOSED)
+        self.sock.close()
+        self.server.connections.discard(self)
+
+
+class Request:
+    """One command of one client; to be answered once, now or later."""
+
+    def __init__(self, connection: _Connection, command: str, arguments: dict[str, Any]) -> None:
+        self.command = command
+        self.arguments = arguments
+        self.uid = connection.peer.uid
+        self.pid = connection.peer.pid
+        self._connection = connection
+        self._answered = False
+
+    @property
+    def gone(self) -> bool:
+        """The client has closed; one that only ended its sending still wants its answer."""
+        if self._connection.request is not self:
+            return True
+        poll = select.poll()
+        poll.register(self._connection.sock, 0)  # POLLHUP is reported always, poll(2)
+        return bool(poll.poll(0))
+
+    def answer(self, ok: bool, **fields: object) -> None:
+        """Send the answer, without blocking; harmless if the client has gone.
+
+        A failure says why in `error=`, and with `code=` which status greeterctl exits with (1).
+        Fields may hold whatever msgspec writes as JSON, such as a Status.
+        """
+        assert not self._answered, "a request is answered once"
+        self._answered = True
+        if self._connection.request is not self:
+            return
+        try:
+            line = render_answer(ok, fields)
+        except (TypeError, ValueError) as error:
+            # Such as a path with undecodable bytes: a question must not end the daemon.
+            log = self._connection.server.log
+            log.error("control answer has no JSON", error=repr(error))  # noqa: TRY400 - one line
+            line = render_answer(False, {"error": f"the answer has no JSON: {error!r}"})
+        self._connection.send(line)
+
+
+class ControlServer:
+    """The listening socket, its connections, and who may use them."""
+
+    def __init__(  # noqa: PLR0913 - what the master has, one by one
+        self,
+        path: Path,
+        selector: selectors.BaseSelector,
+        on_request: Callable[[Request], None],
+        *,
+        allowed_uids: frozenset[int],
+        log: FilteringBoundLogger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path = path
+        self.selector = selector
+        self.on_request = on_request
+        self.allowed_uids = allowed_uids | {0}
+        self.log = log
+        self.clock = clock
+        self.connections: set[_Connection] = set()
+        self._paused_until: float | None = None
+        self._listener = listen_at(path)
+        self._inode = inode_of(path)
+        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def filenos(self) -> list[int]:
+        """Return every descriptor of the server."""
+        return [self._listener.fileno(), *(each.sock.fileno() for each in self.connections)]
+
+    def deadline(self) -> float | None:
+        """Return when expire() is due."""
+        instants = [each.deadline for each in self.connections] + [self._paused_until]
+        return min((instant for instant in instants if instant is not None), default=None)
+
+    def expire(self, now: float) -> None:
+        """End what has taken too long by `now`."""
+        for each in tuple(self.connections):
+            each.expire(now)
+        if self._paused_until is not None and now >= self._paused_until:
+            self._paused_until = None
+            self.selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _accept(self, _mask: int) -> None:
+        for _ in range(MAX_CONNECTIONS):  # bounded, so that no client keeps the master's loop busy
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self.log.warning("control socket pauses", reason=error.strerror)
+                    self.selector.unregister(self._listener)
+                    self._paused_until = self.clock() + ACCEPT_PAUSE
+                    return
+                continue  # ECONNABORTED: that client has gone
+            sock.setblocking(False)
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        peer = peer_of(sock)
+        refused = None
+        if peer.uid not in self.allowed_uids:
+            refused = Refused(f"user {peer.uid} may not control this daemon", NOT_PERMITTED)
+        elif not self._has_room():
+            refused = Refused("too many control connections", NOT_NOW)
+        connection = _Connection(self, sock, peer)
+        self.connections.add(connection)
+        if refused is not None:
+            connection.refuse(refused, last=True)
+
+    def _has_room(self) -> bool:
+        """Make room by the gone and the longest idle; False if all the others wait or write."""
+        if len(self.connections) < MAX_CONNECTIONS:
+            return True
+        for each in tuple(self.connections):
+            if each.request is not None and each.request.gone:
+                each.close()
+        idle = [each for each in self.connections if each.state is _State.READING]
+        if len(self.connections) >= MAX_CONNECTIONS and idle:
+            min(idle, key=lambda each: each.deadline or 0.0).close()
+        return len(self.connections) < MAX_CONNECTIONS
+
+    def close(self) -> None:
+        """Tell those who still wait that the daemon ends, close all, unlink the path if it is ours.
+
+        Answer the requests that were carried out before; what the kernel has taken arrives.
+        """
+        if self._listener.fileno() < 0:
+            return
+        for each in tuple(self.connections):
+            if each.request is not None:
+                each.request.answer(False, error="the daemon ended first", code=FAILED)
+            each.close()
+        if self._paused_until is None:
+            self.selector.unregister(self._listener)
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            if inode_of(self.path) == self._inode:
+                self.path.unlink()
+
+    def abandon(self) -> None:
+        """Close the descriptors in a forked child: the selector and the path are the parent's.
+
+        An epoll set is shared over fork: unregistering here would deafen the parent.
+        """
+        self._listener.close()
+        for each in self.connections:
+            each.sock.close()

@@ -1,0 +1,301 @@
+"""What the daemon tells about itself: Status, its JSON, and the cells of its table.
+
+The master fills a Status from the supervisor's records and the scoreboard; greeterctl and the
+metrics read it.  Counters are cumulative unless SlotCounters says otherwise.  Durations are
+seconds; `since` and `at` are wall-clock seconds since the epoch, for people and records only.
+A field may be added; none changes its meaning.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+State = Literal["starting", "running", "reloading", "stopping"]
+
+BACK_OFF: Final = "back-off"
+"""The state of a slot's row while no process exists: it waits for its restart."""
+
+COLUMNS: Final = (
+    "slot", "pid", "gen", "state", "age", "conns", "greeted", "share", "queue", "open",
+    "restarts", "beat", "note",
+)  # fmt: skip
+
+BLOCKED: Final[Mapping[int, str]] = {
+    1: "not accepting: log cannot be written",
+    2: "not accepting: out of descriptors",
+    3: "not accepting: at max_connections",
+}
+
+
+class SlotCounters(Struct, frozen=True, kw_only=True):
+    """The scoreboard's cells, summed over the workers that a slot has had.
+
+    connections == greetings + empty + oversize + timeout + reset + exit + open.
+    """
+
+    connections: int = 0
+    greetings: int = 0
+    empty: int = 0
+    oversize: int = 0
+    timeout: int = 0
+    reset: int = 0
+    exit: int = 0
+    replies: int = 0
+    accept_errors: int = 0
+    accepts_paused: int = 0
+    log_errors: int = 0
+    wakeups: int = 0
+    wasted_wakeups: int = 0
+    turns: int = 0
+    rescued: int = 0
+    """Connections accepted from a sibling's lent listener."""
+    heartbeat_ns: int = 0
+    """A gauge: the monotonic instant of the latest loop turn."""
+    open: int = 0
+    """A gauge: connections that are not finished."""
+    blocked: int = 0
+    """A gauge: why nothing is accepted; 0 when it is, else a key of BLOCKED."""
+
+
+class WorkerStatus(Struct, frozen=True, kw_only=True):
+    """One worker, or a slot that waits for its next one (no pid, state BACK_OFF)."""
+
+    slot: int
+    generation: int
+    state: str
+    """starting, ready, draining (the supervisor's words), or BACK_OFF."""
+    pid: int | None = None
+    age: float = 0.0
+    """Seconds in this state."""
+    heartbeat_age: float | None = None
+    """Seconds since the worker last turned its loop; None before the first turn."""
+    restarts: int = 0
+    """How often this slot's worker was started again after a death."""
+    backoff: float | None = None
+    """Seconds left until the restart; None when none is waiting."""
+    lent_to: int | None = None
+    """The slot whose worker accepts from this slot's listener meanwhile."""
+    title: str = ""
+    """The process title."""
+    leaving: bool = False
+    """It drains, and another worker has or gets the slot."""
+
+
+class ListenerStatus(Struct, frozen=True, kw_only=True):
+    """A listener's accept queue."""
+
+    address: str
+    slot: int | None = None
+    """Whose it is; None for a listener that all slots share."""
+    queued: int
+    """Connections that wait to be accepted."""
+    limit: int
+    """The backlog in force."""
+
+
+class ReloadResult(Struct, frozen=True, kw_only=True):
+    """How the latest reload ended."""
+
+    ok: bool
+    generation: int
+    """The generation in force afterwards."""
+    at: float
+    took: float
+    error: str | None = None
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The whole daemon at one instant."""
+
+    version: str
+    """greeterd's."""
+    pid: int
+    """The master's."""
+    mode: str
+    wait: str
+    """The wait strategy in force, never `auto`."""
+    state: State
+    generation: int
+    since: float
+    uptime: float
+    addresses: list[str]
+    """As bound: port 0 is resolved."""
+    workers: list[WorkerStatus]
+    """Each slot at least once, in the order of slots; the serving worker before a leaving one."""
+    counters: dict[int, SlotCounters]
+    """By slot."""
+    totals: SlotCounters
+    listeners: list[ListenerStatus] = []
+    restarts_in_window: int = 0
+    max_restarts: int = 0
+    restart_window: float = 0.0
+    last_error: str | None = None
+    reload: ReloadResult | None = None
+    """The latest; None before the first."""
+    log_dir: str = ""
+    run_dir: str = ""
+    config: str | None = None
+    """The configuration file; None without one."""
+
+
+def total(rows: Iterable[SlotCounters]) -> SlotCounters:
+    """Return the sum; of the gauges the latest heartbeat and the first reason for being blocked."""
+    rows = tuple(rows)
+    sums = {
+        name: sum(getattr(row, name) for row in rows) for name in SlotCounters.__struct_fields__
+    }
+    sums["heartbeat_ns"] = max((row.heartbeat_ns for row in rows), default=0)
+    sums["blocked"] = next((row.blocked for row in rows if row.blocked), 0)
+    return SlotCounters(**sums)
+
+
+def share(part: int, whole: int) -> float | None:
+    """Return `part` as a fraction of `whole`; None of nothing."""
+    return part / whole if whole else None
+
+
+def to_json(status: Status) -> bytes:
+    """Return one line of JSON without its newline."""
+    return msgspec.json.encode(status)
+
+
+def from_json(data: bytes) -> Status:
+    """Read what `to_json` wrote, also that of a newer version with more fields.
+
+    Raises:
+        ValueError: it is not the JSON of a Status.
+
+    """
+    return msgspec.json.decode(data, type=Status)
+
+
+def from_plain(value: Any) -> Status:
+    """Read a Status that is already decoded into dicts and lists.
+
+    Raises:
+        ValueError: it is not that of a Status.
+
+    """
+    # A dict from JSON has text for keys; the counters' keys are slots.
+    return msgspec.convert(value, Status, strict=False)
+
+
+def heading(status: Status) -> list[str]:
+    """Return the lines above the table: the daemon first, then only what is worth a line."""
+    queues = {each.address: each for each in status.listeners if each.slot is None}
+    addresses = [
+        f"{address} (queue {queues[address].queued} of {queues[address].limit})"
+        if address in queues
+        else address
+        for address in status.addresses
+    ]
+    daemon = (
+        f"greeterd {status.version}: {status.state}, {status.mode} ({status.wait}),"
+        f" pid {status.pid}, up {duration(status.uptime)}, generation {status.generation}"
+    )
+    lines = [daemon, f"listening on {', '.join(addresses) or 'nothing'}"]
+    if status.restarts_in_window:
+        lines.append(
+            f"restarts: {status.restarts_in_window} in the last"
+            f" {duration(status.restart_window)}, {status.max_restarts} are allowed"
+        )
+    if status.reload is not None:
+        ago = duration(status.since + status.uptime - status.reload.at)
+        how = "done" if status.reload.ok else f"failed: {status.reload.error or 'no reason given'}"
+        lines.append(f"last reload: {ago} ago, {how}")
+    if status.last_error:
+        lines.append(f"last error: {status.last_error}")
+    return lines
+
+
+def footing(status: Status) -> list[str]:
+    """Return the lines under the table: what was accepted and not greeted, if anything."""
+    kinds = ("empty", "oversize", "timeout", "reset", "exit")
+    counts = [(kind, getattr(status.totals, kind)) for kind in kinds]
+    refused = ", ".join(f"{count} {kind}" for kind, count in counts if count)
+    return [f"not greeted: {refused}"] if refused else []
+
+
+def table_rows(status: Status) -> list[tuple[str, ...]]:
+    """Return a row of COLUMNS per worker, then one of totals when there are several slots.
+
+    A slot's counters stand in its first row only: they belong to the slot, not to a process.
+    """
+    rows: list[tuple[str, ...]] = []
+    seen: set[int] = set()
+    for worker in status.workers:
+        rows.append(_row(status, worker, first=worker.slot not in seen))
+        seen.add(worker.slot)
+    if len(seen) > 1:
+        totals = status.totals
+        rows.append((
+            "all", "", "", "", "", str(totals.connections), str(totals.greetings),
+            percent(share(totals.connections, totals.connections)), "", str(totals.open),
+            str(sum({worker.slot: worker.restarts for worker in status.workers}.values())),
+            "", "",
+        ))  # fmt: skip
+    return rows
+
+
+def _row(status: Status, worker: WorkerStatus, *, first: bool) -> tuple[str, ...]:
+    counters = status.counters.get(worker.slot, SlotCounters())
+    queues = [each.queued for each in status.listeners if each.slot == worker.slot]
+    own = (
+        str(counters.connections),
+        str(counters.greetings),
+        percent(share(counters.connections, status.totals.connections)),
+        str(sum(queues)) if queues else "-",
+        str(counters.open),
+        str(worker.restarts),
+    )
+    return (
+        str(worker.slot),
+        "-" if worker.pid is None else str(worker.pid),
+        str(worker.generation),
+        worker.state,
+        duration(worker.age),
+        *(own if first else ("",) * len(own)),
+        "-" if worker.heartbeat_age is None else f"{worker.heartbeat_age:.1f}s",
+        ", ".join(notes(worker, counters if first else SlotCounters())),
+    )
+
+
+def notes(worker: WorkerStatus, counters: SlotCounters) -> list[str]:
+    """Return what is out of the ordinary about a worker and its slot, the most urgent first."""
+    found = []
+    if counters.blocked:
+        found.append(BLOCKED.get(counters.blocked, f"not accepting: {counters.blocked}"))
+    if worker.backoff is not None:
+        found.append(f"back-off {worker.backoff:.1f} s")
+    if worker.lent_to is not None:
+        found.append(f"lent to {worker.lent_to}")
+    if worker.leaving:
+        found.append("leaving")
+    if counters.rescued:
+        found.append(f"{counters.rescued} rescued")
+    if counters.accept_errors:
+        found.append(f"{counters.accept_errors} accept errors")
+    if counters.log_errors:
+        found.append(f"{counters.log_errors} log errors")
+    return found
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage, `-` for None."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """Return at most two units, six characters below a hundred days: 7s, 12m05s, 3h20m, 2d04h."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d{hour:02}h"
+    if hours:
+        return f"{hour}h{minute:02}m"
+    if minutes:
+        return f"{minute}m{second:02}s"
+    return f"{second}s"
