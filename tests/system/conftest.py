@@ -1,0 +1,58 @@
+"""Fixtures of the system tests: a daemon, a container with systemd, a link with delay and loss.
+
+What a test starts through a fixture ends with the test, and is kept to look at if it failed.
+"""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.system.container import Container
+from tests.system.harness import Daemon
+from tests.system.link import Link
+
+FAILED = pytest.StashKey[bool]()
+
+StartDaemon = Callable[..., Daemon]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember for the fixtures' ends that the test failed."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture
+def daemon(request: pytest.FixtureRequest) -> Iterator[StartDaemon]:
+    """Start daemons: the arguments are Daemon's, the result is ready (unless `wait=False`)."""
+    started: list[Daemon] = []
+
+    def start(*arguments: str, **options: object) -> Daemon:
+        started.append(Daemon(*arguments, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    failed = request.node.stash.get(FAILED, False)
+    with contextlib.ExitStack() as stack:
+        for one in started:
+            stack.callback(one.close, failed=failed)
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    """Return a container with a running systemd, shared by the tests of a module."""
+    with Container() as running:
+        yield running
+
+
+@pytest.fixture
+def link() -> Iterator[Callable[..., Link]]:
+    """Set up links: the arguments are Link's."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(Link(**options))
