@@ -1,0 +1,299 @@
+"""The program `greeter`: names from the command line or standard input to a running daemon.
+
+A name is bytes from end to end: the command line by os.fsencode, standard input as it is read, and
+nothing is taken off, decoded or trimmed but a line's own newline. What is shown (replies on a
+terminal, names in messages) is escaped; what is piped on is not.
+
+Standard output carries replies and nothing else; all that is said goes to standard error, a line
+each, beginning `greeter: `.
+"""
+
+import errno
+import os
+import resource
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from time import monotonic
+from typing import Annotated, Final
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+
+from greeterd import __version__
+from greeterd.client import Failure, Order, Result, Until, send_all
+from greeterd.core.address import Address, parse_address
+from greeterd.errors import GreeterdError, UsageError
+
+EXIT_CODES: Final = """\
+Exit codes:
+
+- 0: every greeting was sent (with --wait-reply: answered)
+- 1: some were not; each kind of failure is counted
+- 2: the command line is wrong, or there are no names
+- 69: nobody listens at the address, or it cannot be connected to at all
+- 74: standard input cannot be read, or standard output not written
+- 130: interrupted
+- 141: the reader of standard output has gone
+"""
+EX_FAILED: Final = 1
+EX_IOERR: Final = 74
+EX_INTERRUPTED: Final = 130
+EX_PIPE: Final = 141
+
+STDIN: Final = "\0"
+"""Stands for `-` behind the parser, which takes a lone `-` for an option; no argument holds NUL."""
+MAX_TOLD: Final = 10
+"""Failures that get a line of their own; a burst against a sick daemon would bury its summary."""
+SHOWN_NAME: Final = 60
+SPARE_DESCRIPTORS: Final = 32
+MAX_TIMEOUT: Final = 86_400.0
+
+app = App(
+    name="greeter",
+    help="Send greetings to a running greeterd.",
+    help_format="markdown",
+    help_epilogue=EXIT_CODES,
+    version=f"greeter {__version__}",
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+def _check_timeout(_type: object, seconds: float) -> None:
+    if not 0 < seconds <= MAX_TIMEOUT:  # also refuses NaN
+        raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """The options of `greeter send`."""
+
+    address: str = "127.0.0.1:12345"
+    "Where the daemon listens: host:port, [v6]:port or unix:/path."
+
+    wait_reply: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    "Print each reply; a greeting without one has failed. The daemon needs `reply = true`."
+
+    no_wait: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    "Fire and forget: close as soon as the kernel has the name, and learn of no later failure."
+
+    timeout: Annotated[float, Parameter(validator=_check_timeout)] = 10.0
+    "Seconds for each greeting, from its connection to its end."
+
+    count: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
+    "Send this many greetings in all, going round the names. [default: each name once]"
+
+    concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 1
+    "Connections in flight at once, from this one process."
+
+    @property
+    def until(self) -> Until:
+        """What counts as sent."""
+        if self.wait_reply:
+            return Until.REPLY
+        return Until.HANDED_OVER if self.no_wait else Until.END
+
+
+@app.command(usage="Usage: greeter send [OPTIONS] [--] [NAME...]")
+def send(
+    *names: Annotated[str, Parameter(metavar="NAME", negative=())],
+    options: SendOptions | None = None,
+) -> int:
+    """Send one greeting for each NAME, a connection each.
+
+    A greeting counts as sent when the server has closed the connection in order after taking the
+    name, so that a reset is a failure. Only a reply (--wait-reply) proves that it was recorded.
+
+    With a lone `-`, or without any NAME when standard input is not a terminal, names are read from
+    standard input, one a line: as they come at concurrency 1 without --count, else all of them
+    first. An empty name is sent as it is, and greets nobody. After `--`, a `-` is a name.
+
+    Parameters
+    ----------
+    names
+        Whom to greet; any bytes.
+    """
+    options = options or SendOptions()
+    if options.wait_reply and options.no_wait:
+        raise UsageError("--wait-reply and --no-wait exclude each other")
+    order = Order(_address(options.address), options.until, options.timeout, options.concurrency)
+    _allow_descriptors(options.concurrency)
+    source = _names(names)
+    if options.count is not None or options.concurrency > 1:
+        everybody = list(source)
+        source = iter(
+            everybody if options.count is None else islice(cycle(everybody), options.count)
+        )
+    return _run(source, order, options)
+
+
+def _run(names: Iterable[bytes], order: Order, options: SendOptions) -> int:
+    """Send, tell what happens, and return the exit code."""
+    tally = Tally()
+    try:
+        for result in send_all(names, order):
+            tally.add(result)
+            if result.failure is None:
+                if options.wait_reply:
+                    _print_reply(result.reply)
+            elif tally.failed <= MAX_TOLD:
+                _tell(f"{show_name(result.name)}: {result.reason}")
+    except KeyboardInterrupt:
+        _tell(f"interrupted: {tally.summary()}" if tally.total else "interrupted")
+        return EX_INTERRUPTED
+    if not tally.total:
+        raise UsageError("there are no names on standard input")
+    if (options.count or 0) > 1 or (tally.failed and tally.total > 1):
+        _tell(tally.summary())
+    return EX_FAILED if tally.failed else 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has ended so far, by kind."""
+
+    sent: int = 0
+    failures: Counter[Failure] = field(default_factory=Counter)
+    started: float = field(default_factory=monotonic)
+
+    @property
+    def failed(self) -> int:
+        """Greetings that were not sent."""
+        return self.failures.total()
+
+    @property
+    def total(self) -> int:
+        """Greetings that have ended."""
+        return self.sent + self.failed
+
+    def add(self, result: Result) -> None:
+        """Count one."""
+        if result.failure is None:
+            self.sent += 1
+        else:
+            self.failures[result.failure] += 1
+
+    def summary(self) -> str:
+        """Return one line: sent, failed by kind, seconds, and the rate of those sent."""
+        seconds = monotonic() - self.started
+        kinds = ", ".join(f"{kind.value} {count}" for kind, count in self.failures.most_common())
+        failed = f"failed {self.failed} ({kinds})" if kinds else "failed 0"
+        return f"sent {self.sent}, {failed}, {seconds:.2f} s, {self.sent / seconds:.0f}/s"
+
+
+def _names(arguments: Sequence[str]) -> Iterator[bytes]:
+    """Yield the names as bytes; standard input is read where it is named, lazily."""
+    if not arguments:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("there is no NAME (see greeter send --help)")
+        arguments = (STDIN,)
+    return _read_names(arguments)
+
+
+def _read_names(arguments: Sequence[str]) -> Iterator[bytes]:
+    for argument in arguments:
+        if argument != STDIN:
+            yield os.fsencode(argument)
+            continue
+        for line in sys.stdin.buffer:
+            # A line ends as a name on the wire does: LF or CRLF.
+            yield line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise UsageError(f"--address {escape(text)}: {error}") from None
+
+
+def _allow_descriptors(concurrency: int) -> None:
+    """Raise the soft limit if it is too low for `concurrency`, so that the hard one decides."""
+    needed = concurrency + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise UsageError(f"--concurrency {concurrency}: {hard} descriptors allowed (ulimit -n)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def escape(text: str) -> str:
+    """Return `text` safe for one line of a terminal: control and format characters as escapes."""
+    return "".join(
+        character
+        if (kind := unicodedata.category(character))[0] != "C" and kind not in ("Zl", "Zp")
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def show_name(name: bytes) -> str:
+    """Return a name for a message: quoted, escaped and not too long."""
+    shown = name[:SHOWN_NAME].decode(errors="backslashreplace")
+    return f"'{escape(shown)}'" + ("..." if len(name) > SHOWN_NAME else "")
+
+
+def _print_reply(reply: bytes) -> None:
+    """Write a reply at once, as it is unless it goes to a terminal."""
+    if sys.stdout is None:
+        return
+    if sys.stdout.isatty():
+        reply = escape(reply.removesuffix(b"\n").decode(errors="backslashreplace")).encode() + b"\n"
+    sys.stdout.buffer.write(reply)
+    sys.stdout.buffer.flush()
+
+
+def _tell(message: str) -> None:
+    print(f"greeter: {message}", file=sys.stderr)
+
+
+def _mark_stdin(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `-` before any `--` replaced by `STDIN`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    marked = [STDIN if argument == "-" else argument for argument in arguments[:end]]
+    return [*marked, *arguments[end:]]
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush fail in silence: what is buffered has been told of."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments:
+        raise UsageError("there is no command (see greeter --help)")
+    status: int | None = app(_mark_stdin(arguments))
+    return status or 0  # --help and --version return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _dispatch(given)
+    except (CycloptsError, UsageError) as error:
+        _tell(escape(str(error)))
+        return UsageError.exit_code
+    except GreeterdError as error:
+        _tell(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return EX_INTERRUPTED
+    except OSError as error:
+        # Errors of connections are results; what is left is the standard streams.
+        _abandon_stdout()
+        if error.errno == errno.EPIPE:
+            return EX_PIPE
+        _tell(f"standard input or output: {error.strerror}")
+        return EX_IOERR

@@ -1,0 +1,281 @@
+"""Sends greetings from one process: a connection each, many in flight, one loop, no threads.
+
+Every name given ends in exactly one `Result`, in the order in which they end; at most
+`concurrency` connections are open. The names are taken one at a time, only when there is room: at
+concurrency 1 nothing is in flight while the next name is awaited, so their source may block.
+
+A greeting's time runs from its connect. All have the same time, so the order of starting is the
+order of the deadlines, and the oldest in flight is the only one to watch.
+
+A connection is registered once, edge-triggered, and then driven until the kernel says EAGAIN: no
+second epoll_ctl(2) between sending and reading.
+"""
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from time import monotonic
+from typing import ClassVar, Final, NamedTuple
+
+from greeterd.core.address import Address
+from greeterd.errors import GreeterdError
+
+MAX_REPLY_BYTES: Final = 1 << 20
+"""A greeting is a few kilobytes at most; what sends more is not greeterd, and is not read on."""
+
+_EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+_MAX_EVENTS: Final = 256
+_READ_BYTES: Final = 16384
+_QUEUE_RETRY: Final = 0.005
+"""A full unix queue refuses a non-blocking connect and no event tells of room: ask again."""
+
+
+class Until(Enum):
+    """What a greeting has to reach to count as sent."""
+
+    REPLY = "reply"  # its whole reply: greeterd writes the log line first, so it is recorded
+    END = "end"  # end-of-stream: the server has taken the name and closed in order
+    HANDED_OVER = "handed over"  # the kernel has the bytes; whether they arrive is not known
+
+
+class Failure(Enum):
+    """Why a greeting was not sent; the value is how a summary calls it."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    NO_REPLY = "no reply"
+    NO_PORT = "no local port"
+    ERROR = "error"
+
+
+class Result(NamedTuple):
+    """What became of one name: no `failure` is success, otherwise `reason` says it in words."""
+
+    name: bytes
+    failure: Failure | None = None
+    reason: str = ""
+    reply: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How to send: where to, until when, `timeout` seconds for each, how many at once."""
+
+    address: Address
+    until: Until = Until.END
+    timeout: float = 10.0
+    concurrency: int = 1
+
+
+class UnreachableError(GreeterdError):
+    """No connection could be made, and none had been before (EX_UNAVAILABLE)."""
+
+    exit_code: ClassVar[int] = 69
+
+
+class _Phase(Enum):
+    """What a connection waits for, and what it then did not get in time."""
+
+    CONNECTING = "no connection"
+    SENDING = "the name was not taken"
+    READING = "no end-of-stream"
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One greeting on its way."""
+
+    name: bytes
+    sock: socket.socket
+    deadline: float
+    unsent: memoryview
+    phase: _Phase = _Phase.CONNECTING
+    reply: bytes = b""
+
+
+def send_all(names: Iterable[bytes], order: Order) -> Generator[Result, None, None]:
+    """Send every name on a connection of its own; yield a Result for each as it ends.
+
+    Blocks while it waits. Closing the generator closes what is still in flight.
+
+    Raises:
+        UnreachableError: the address cannot be connected to and no connection succeeded before;
+            once one did, a refusal is one greeting's result.
+    """
+    burst = _Burst(order)
+    try:
+        yield from burst.run(names)
+    finally:
+        burst.close()
+
+
+def _resolve(address: Address) -> tuple[socket.AddressFamily, str | tuple[object, ...]]:
+    """Return the family and the address as connect() takes it; the resolver may block."""
+    if address.is_unix:
+        return socket.AF_UNIX, address.path
+    family = socket.AF_INET6 if address.is_v6 else socket.AF_INET
+    try:
+        found = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise UnreachableError(f"cannot connect to {address}: {error.strerror}") from error
+    return family, found[0][4]
+
+
+def _explain(error: OSError) -> tuple[Failure, str]:
+    """Return the kind of an error of a connection, and its words."""
+    match error.errno:
+        case errno.ECONNREFUSED | errno.ENOENT:
+            return Failure.REFUSED, "refused: nobody listens"
+        case errno.ECONNRESET | errno.EPIPE | errno.ENOTCONN | errno.ECONNABORTED:
+            # ENOTCONN: the reset came between send() and shutdown().
+            return Failure.RESET, "reset by the server"
+        case errno.ETIMEDOUT:
+            return Failure.TIMEOUT, "the kernel gave up connecting"
+        case errno.EADDRNOTAVAIL:
+            # Nearly always ports in TIME_WAIT; also an address family without any local address.
+            hint = "EADDRNOTAVAIL, see net.ipv4.ip_local_port_range"
+            return Failure.NO_PORT, f"no local address or port is free ({hint})"
+        case _:
+            return Failure.ERROR, str(error.strerror)
+
+
+class _Burst:
+    """The loop: connections in flight by descriptor, in the order of their deadlines."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._family, self._target = _resolve(order.address)
+        self._epoll = select.epoll()
+        self._flights: dict[int, _Flight] = {}
+        self._queueing: dict[int, _Flight] = {}  # those of the flights that a full queue refused
+        self._reached = False  # one connection has succeeded
+
+    def close(self) -> None:
+        for flight in self._flights.values():
+            flight.sock.close()
+        self._epoll.close()
+
+    def run(self, names: Iterable[bytes]) -> Iterator[Result]:
+        source = iter(names)
+        more = True
+        while more or self._flights:
+            while more and len(self._flights) < self._order.concurrency:
+                name = next(source, None)
+                if name is None:
+                    more = False
+                elif (result := self._start(name)) is not None:
+                    yield result
+            if self._flights:
+                yield from self._turn()
+
+    def _turn(self) -> Iterator[Result]:
+        """Wait for one thing at least to happen, and yield what ended by it."""
+        pause = next(iter(self._flights.values())).deadline - monotonic()
+        if self._queueing:
+            pause = min(pause, _QUEUE_RETRY)
+        events = self._epoll.poll(max(0.0, pause), _MAX_EVENTS)
+        for fd, _ in events:
+            if (result := self._advance(self._flights[fd])) is not None:
+                yield result
+        for flight in list(self._queueing.values()):
+            if (result := self._connect(flight)) is not None:
+                yield result
+        if len(events) < _MAX_EVENTS:
+            # Only now: after a pause of this process itself the answers come before the clock.
+            yield from self._expire()
+
+    def _expire(self) -> Iterator[Result]:
+        now = monotonic()
+        overdue = []
+        for flight in self._flights.values():
+            if flight.deadline > now:
+                break
+            overdue.append(flight)
+        for flight in overdue:
+            reason = f"{flight.phase.value} within {self._order.timeout:g} s"
+            yield self._end(flight, Failure.TIMEOUT, reason)
+
+    def _start(self, name: bytes) -> Result | None:
+        try:
+            sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            failure, reason = self._judge(error)
+            return Result(name, failure, reason)
+        flight = _Flight(name, sock, monotonic() + self._order.timeout, memoryview(name))
+        self._flights[sock.fileno()] = flight
+        return self._connect(flight)
+
+    def _connect(self, flight: _Flight) -> Result | None:
+        fd = flight.sock.fileno()
+        error = flight.sock.connect_ex(self._target)
+        if error == errno.EAGAIN:
+            self._queueing[fd] = flight
+            return None
+        self._queueing.pop(fd, None)
+        if error not in (0, errno.EINPROGRESS):
+            return self._fail(flight, OSError(error, os.strerror(error)))
+        self._epoll.register(fd, _EVENTS)
+        return None
+
+    def _advance(self, flight: _Flight) -> Result | None:
+        """Take a connection as far as it goes without blocking; None = it waits."""
+        sock = flight.sock
+        try:
+            if flight.phase is _Phase.CONNECTING:
+                if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    return self._fail(flight, OSError(error, os.strerror(error)))
+                self._reached = True
+                flight.phase = _Phase.SENDING
+            if flight.phase is _Phase.SENDING:
+                while flight.unsent:
+                    flight.unsent = flight.unsent[sock.send(flight.unsent) :]
+                if self._order.until is Until.HANDED_OVER:
+                    return self._end(flight)
+                sock.shutdown(socket.SHUT_WR)
+                flight.phase = _Phase.READING
+            return self._read(flight)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return self._fail(flight, error)
+
+    def _read(self, flight: _Flight) -> Result:
+        """Read to end-of-stream, or raise BlockingIOError until the next part is there."""
+        while piece := flight.sock.recv(_READ_BYTES):
+            flight.reply += piece
+            if len(flight.reply) > MAX_REPLY_BYTES:
+                # Whether or not it is wanted: an endless stream would keep the loop here for ever.
+                return self._end(flight, Failure.ERROR, "the reply does not end")
+        if self._order.until is Until.REPLY and not flight.reply.endswith(b"\n"):
+            reason = "the reply was cut short" if flight.reply else "closed without a reply"
+            return self._end(flight, Failure.NO_REPLY, reason)
+        return self._end(flight)
+
+    def _fail(self, flight: _Flight, error: OSError) -> Result:
+        if flight.phase is _Phase.CONNECTING:
+            failure, reason = self._judge(error)
+        else:
+            failure, reason = _explain(error)
+        return self._end(flight, failure, reason)
+
+    def _judge(self, error: OSError) -> tuple[Failure, str]:
+        """Explain an error of connecting, or raise when there is nobody to connect to."""
+        failure, reason = _explain(error)
+        if self._reached or failure in (Failure.RESET, Failure.TIMEOUT):
+            return failure, reason  # a reset comes from somebody, and the slow may yet answer
+        address = self._order.address
+        if failure is Failure.REFUSED:
+            raise UnreachableError(f"nobody listens on {address}") from error
+        raise UnreachableError(f"cannot connect to {address}: {reason}") from error
+
+    def _end(self, flight: _Flight, failure: Failure | None = None, reason: str = "") -> Result:
+        fd = flight.sock.fileno()
+        del self._flights[fd]
+        self._queueing.pop(fd, None)
+        flight.sock.close()  # epoll forgets a closed descriptor by itself
+        return Result(flight.name, failure, reason, flight.reply)
