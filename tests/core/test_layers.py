@@ -115,6 +115,8 @@ def uses(source: str) -> set[tuple[str, str]]:
                 # Under another name its use could not be seen, so that counts as one.
                 renamed = {alias.name for alias in aliases if alias.asname}
                 found |= {key for key in HOMES if key[0] in renamed}
+            case _:
+                pass
     return {key for key in HOMES if key in found}
 
 
