@@ -42,6 +42,11 @@ class SignalPipe:
         """Return the descriptor to wait on."""
         return self._read_fd
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Both ends of the pipe."""
+        return self._read_fd, self._write_fd
+
     def read(self) -> list[signal.Signals]:
         """Return the signals that have arrived since the last call; never blocks."""
         try:

@@ -71,6 +71,8 @@ class Supervisor:
         self.policy = policy
         self.generation = Generation(1)
         self.slots: dict[SlotIndex, Slot] = {}
+        self.highest_slot = SlotIndex(0)
+        """The highest number that a slot has had: slots that are gone have counted, too."""
         self.restarts: list[float] = []
         """When workers were found dead, within the last `restart_window`."""
         self.stopping: Stop | None = None
@@ -110,6 +112,11 @@ class Supervisor:
     def live_slots(self) -> list[Slot]:
         """The slots that are to be served, by their number."""
         return [self.slots[index] for index in sorted(self.slots) if not self.slots[index].retiring]
+
+    def recent_restarts(self, now: float) -> int:
+        """Return how many workers were found dead within the last `restart_window`."""
+        horizon = now - self.policy.restart_window
+        return sum(when > horizon for when in self.restarts)
 
     # Facts ----------------------------------------------------------------------------------
 
@@ -184,7 +191,7 @@ class Supervisor:
             return
         match self.operation:
             case Launch():
-                self._end(Exit(code, f"worker {worker.slot} did not start: {reason}"))
+                self._end(Exit(code or 70, f"worker {worker.slot} did not start: {reason}"))
             case Roll() as roll if roll.replacement == worker.id:
                 roll.failure = f"worker {worker.slot} did not start: {reason}"
             case Resize() as resize if worker.slot in resize.added:
@@ -197,6 +204,7 @@ class Supervisor:
         slot.failures = 1 if healthy else slot.failures + 1
         slot.retry_at = now + backoff_delay(slot.failures, self._jitter())
         slot.unserved_since = now
+        slot.restarts += 1
         horizon = now - self.policy.restart_window
         self.restarts = [when for when in self.restarts if when > horizon]
         self.restarts.append(now)
@@ -516,6 +524,7 @@ class Supervisor:
         index = next(SlotIndex(n) for n in range(1, MAX_SLOTS + 2) if n not in self.slots)
         slot = Slot(index=index, generation=self.generation, retry_at=now, unserved_since=now)
         self.slots[index] = slot
+        self.highest_slot = max(self.highest_slot, index)
         return slot
 
     def _spawn(self, slot: Slot, generation: Generation, now: float) -> WorkerId:

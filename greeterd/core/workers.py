@@ -67,6 +67,8 @@ class Slot:
     retiring: bool = False
     failures: int = 0
     """Deaths in a row, none of them after a healthy `restart_window`."""
+    restarts: int = 0
+    """Workers that were started in the place of a dead one, since the slot exists."""
     retry_at: float = 0.0
     unserved_since: float = 0.0
     borrower: WorkerId | None = None

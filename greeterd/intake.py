@@ -1,0 +1,90 @@
+"""Waits for connections on a worker's listeners, in the way that the wait strategy names.
+
+rotate      EPOLLEXCLUSIVE, and after ROTATE_AFTER accepts the listener leaves the epoll set and
+            enters it again.  The kernel wakes one waiter, the first of the listener's wait queue
+            that is idle; re-adding puts this worker at the tail, so that all take turns.
+exclusive   EPOLLEXCLUSIVE alone: one waiter is woken, nearly always the same one.
+epoll       plain level-triggered epoll: every idle waiter is woken for every connection.
+blocking    accept(2) on a blocking socket: the kernel's own first-in, first-out wait queue.
+
+The listeners of a shared description share O_NONBLOCK and SO_RCVTIMEO, too, so these are set by
+the master once and are never touched here.
+"""
+
+import select
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+ROTATE_AFTER: Final = 16
+
+
+@dataclass(slots=True)
+class Source:
+    """A listener that this worker accepts from."""
+
+    sock: socket.socket
+    lender: int | None
+    """The slot that has lent it; None for the worker's own."""
+    taken: int = 0
+    """Connections accepted since it entered the epoll set."""
+
+
+class Intake:
+    """The listeners of one worker, and whether it waits for them."""
+
+    def __init__(self, epoll: select.epoll, wait: str) -> None:
+        self._epoll = epoll
+        self._exclusive = wait in {"rotate", "exclusive"}
+        self._rotate = wait == "rotate"
+        self._blocking = wait == "blocking"
+        self._registered = False
+        self.sources: dict[int, Source] = {}
+        """By descriptor."""
+
+    def add(self, sock: socket.socket, lender: int | None = None) -> None:
+        """Accept from this listener, too; the intake owns it from now on."""
+        self.sources[sock.fileno()] = Source(sock, lender)
+        if self._registered:
+            self._register(sock.fileno())
+
+    def close(self, fds: list[int]) -> None:
+        """Accept from these no longer; a listener lives on where others hold it."""
+        for fd in fds:
+            if self._registered:
+                self._epoll.unregister(fd)
+            self.sources.pop(fd).sock.close()
+
+    def lent_from(self, slot: int) -> list[int]:
+        """Return the descriptors of the listeners that this slot has lent."""
+        return [fd for fd, source in self.sources.items() if source.lender == slot]
+
+    @property
+    def blocking_source(self) -> Source | None:
+        """The one listener that a blocking accept may wait on; None when epoll has to."""
+        if not self._blocking or len(self.sources) != 1:
+            return None
+        return next(iter(self.sources.values()))
+
+    def watch(self, *, on: bool) -> None:
+        """Have epoll report the listeners, or not: while paused, or in a blocking accept."""
+        if on == self._registered:
+            return
+        self._registered = on
+        for fd in self.sources:
+            if on:
+                self._register(fd)
+            else:
+                self._epoll.unregister(fd)
+
+    def note(self, fd: int, source: Source, taken: int) -> None:
+        """Count accepted connections, and take turns where the strategy asks for it."""
+        source.taken += taken
+        if self._rotate and source.taken >= ROTATE_AFTER and self._registered:
+            self._epoll.unregister(fd)
+            self._register(fd)
+
+    def _register(self, fd: int) -> None:
+        self.sources[fd].taken = 0
+        mask = select.EPOLLIN | (select.EPOLLEXCLUSIVE if self._exclusive else 0)
+        self._epoll.register(fd, mask)

@@ -1,0 +1,712 @@
+"""Forks the workers and does what the supervisor decides.
+
+One loop, no threads: it waits, turns what happened into events, asks the supervisor, and performs
+its actions.  Events are queued, never nested, so that the actions of one are all performed before
+the next is handled.  This is the only module that forks.  Children are waited for one by one:
+waitpid(-1) would steal those of other code; only as PID 1 are strangers reaped, too.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import random
+import resource
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, assert_never
+
+from greeterd import signals, systemd, worker
+from greeterd.channel import (
+    Channel,
+    DrainMessage,
+    ExitMessage,
+    FailedMessage,
+    FromMaster,
+    FromWorker,
+    GoMessage,
+    LendMessage,
+    ReadyMessage,
+    ReopenMessage,
+    ReturnedMessage,
+    TakeBackMessage,
+)
+from greeterd.config import Config, fixed_differences
+from greeterd.control import ControlServer, Request
+from greeterd.core.events import (
+    NO_TICKET,
+    Action,
+    CloseSlot,
+    Drain,
+    Event,
+    Exit,
+    Exited,
+    ExitRequested,
+    Finished,
+    GateAll,
+    Generation,
+    Kill,
+    Lend,
+    Life,
+    Pid,
+    Policy,
+    Pulse,
+    Ready,
+    Reload,
+    Restart,
+    Returned,
+    Say,
+    Scale,
+    Signal,
+    SlotIndex,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Started,
+    SteerAway,
+    Stop,
+    TakeBack,
+    Tick,
+    Ticket,
+    WorkerId,
+)
+from greeterd.core.status import ReloadResult
+from greeterd.core.supervisor import MAX_SLOTS, Supervisor
+from greeterd.daemon import Readiness, launch
+from greeterd.errors import GreeterdError
+from greeterd.escrow import Escrow
+from greeterd.listener import effective_backlog
+from greeterd.logs import DaemonLog, open_daemon_log
+from greeterd.privileges import prepare_directory, resolve
+from greeterd.runlock import RunLock
+from greeterd.scoreboard import HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.survey import Circumstances, survey
+from greeterd.titles import title_master
+
+TICK: Final = 1.0
+RESCUE_TICK: Final = 0.2
+"""Seconds between two looks at the workers' pulses: a stuck one is found within three of them."""
+LOG_DIR_MODE: Final = 0o750
+SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
+
+
+def run(config: Config, *, reload: Callable[[], Config], config_file: Path | None = None) -> int:
+    """Run the daemon with this configuration; return its exit code when it has ended.
+
+    `reload` returns the configuration anew, and raises a GreeterdError when that is wrong.
+    """
+    return launch(
+        lambda readiness: _serve(config, reload, config_file, readiness),
+        detach=config.daemonize,
+        umask=config.umask,
+    )
+
+
+def _serve(
+    config: Config,
+    reload: Callable[[], Config],
+    config_file: Path | None,
+    readiness: Readiness,
+) -> int:
+    identity = resolve(config.user, config.group)
+    prepare_directory(config.log_dir, identity, LOG_DIR_MODE)
+    owners = {identity.uid} if identity else set()
+    lock = RunLock.acquire(config.run_dir, owners=owners)
+    try:
+        master = Master(config, reload, config_file, readiness)
+        try:
+            return master.run()
+        finally:
+            master.close()
+    finally:
+        lock.release()
+
+
+@dataclass(slots=True, kw_only=True)
+class Child:
+    """A worker's process, as the master knows it."""
+
+    pid: Pid
+    spawn: Spawn
+    channel: Channel
+    stack_fd: int
+    """An anonymous file into which faulthandler writes the stack when the worker is aborted."""
+    failure: FailedMessage | None = None
+    turns: int = 0
+    """Turns of the worker's loop at the last tick."""
+
+
+class Master:
+    """The daemon's one process that is not a worker."""
+
+    def __init__(
+        self,
+        config: Config,
+        reload: Callable[[], Config],
+        config_file: Path | None,
+        readiness: Readiness,
+    ) -> None:
+        self._config = config
+        self._configs = {Generation(1): config}
+        self._load = reload
+        self._config_file = config_file
+        self._readiness = readiness
+        self._identity = resolve(config.user, config.group)
+        self._since, self._started = _wall_clock(), time.monotonic()
+        self._daemon_log = self._open_log(config)
+        self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
+        _raise_descriptor_limit()
+        self._escrow = Escrow(
+            config.bind,
+            own=config.mode == "reuseport",
+            backlog=config.backlog,
+            unix_mode=config.unix_mode,
+            blocking=config.wait_strategy == "blocking",
+        )
+        self._addresses = [str(address) for address in self._escrow.addresses]
+        self._board = Scoreboard(MAX_SLOTS)
+        self._supervisor = Supervisor(
+            workers=config.worker_count, policy=_policy(config), jitter=random.random
+        )
+        self._children: dict[WorkerId, Child] = {}
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._requests: dict[Ticket, Request] = {}
+        self._last_ticket = 0
+        self._last_generation = 1
+        self._last_error: str | None = None
+        self._last_reload: ReloadResult | None = None
+        self._reload_began = 0.0
+        self._exit: Exit | None = None
+        self._interrupted = False
+        self._was_ready = False
+        self._next_tick = 0.0
+        self._signals = signals.SignalPipe(signals.MASTER_SIGNALS)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+        self._control = ControlServer(
+            config.run_dir / "control.sock",
+            self._selector,
+            self._on_request,
+            allowed_uids=frozenset({os.geteuid()}),
+            log=self._log,
+        )
+
+    def run(self) -> int:
+        """Turn the loop until the last worker is gone; return the exit code."""
+        title_master(self._config.mode, self._addresses)
+        self._log.info(
+            "starting",
+            mode=self._config.mode,
+            wait=self._config.wait_strategy,
+            addresses=self._addresses,
+            workers=len(self._supervisor.slots),
+        )
+        backlog = effective_backlog(self._config.backlog)
+        if backlog < self._config.backlog:
+            self._log.warning("backlog is capped", backlog=self._config.backlog, somaxconn=backlog)
+        while self._exit is None:
+            self._tick()
+            for key, mask in self._selector.select(self._timeout()):
+                key.data(mask)
+        return self._end(self._exit)
+
+    def close(self) -> None:
+        """Release everything, without waiting for anyone."""
+        self._control.close()
+        self._escrow.close()
+        self._signals.close()
+        self._selector.close()
+
+    def _end(self, final: Exit) -> int:
+        if final.code:
+            self._log.error("stopped", code=final.code, reason=final.reason)
+        else:
+            self._log.info("stopped", code=0)
+        if final.code and not self._was_ready:
+            self._readiness.failed(final.code, final.reason)
+        return final.code
+
+    # Time -----------------------------------------------------------------------------------
+
+    def _timeout(self) -> float:
+        deadlines = [self._next_tick, self._supervisor.next_deadline(), self._control.deadline()]
+        soonest = min(each for each in deadlines if each is not None)
+        return max(0.0, soonest - time.monotonic())
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._control.expire(now)
+        deadline = self._supervisor.next_deadline()
+        if now >= self._next_tick:
+            policy = self._supervisor.policy
+            self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
+            self._feed(Tick(self._pulses(now)))
+        elif deadline is not None and now >= deadline:
+            self._feed(Tick())
+
+    def _pulses(self, now: float) -> tuple[Pulse, ...]:
+        found = []
+        for each in self._supervisor.workers:
+            child = self._children.get(each.id)
+            if each.life is not Life.READY or child is None:
+                continue
+            row = self._board.row(each.slot, each.place)
+            turns = row[TURNS]
+            alive = max(each.since, row[HEARTBEAT_NS] / 1e9)
+            queued = self._escrow.queued(each.slot)
+            found.append(Pulse(each.id, now - alive, turns != child.turns, queued))
+            child.turns = turns
+        return tuple(found)
+
+    # Events ---------------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        while self._events:
+            now = time.monotonic()
+            for action in self._supervisor.handle(self._events.popleft(), now):
+                self._perform(action)
+        self._handling = False
+
+    def _on_signals(self, _mask: int) -> None:  # noqa: C901 - a case a signal
+        for number in self._signals.read():
+            if number is not signal.SIGCHLD:
+                self._log.info("signal", signal=number.name)
+            match number:
+                case signal.SIGTERM:
+                    self._feed(Stop())
+                case signal.SIGINT:
+                    self._feed(Stop(quick=self._interrupted))
+                    self._interrupted = True
+                case signal.SIGQUIT:
+                    self._feed(Stop(quick=True))
+                case signal.SIGHUP:
+                    self._reload(NO_TICKET)
+                case signal.SIGUSR1:
+                    self._reopen()
+                case signal.SIGTTIN:
+                    self._feed(Scale(change=1))
+                case signal.SIGTTOU:
+                    self._feed(Scale(change=-1))
+                case signal.SIGCHLD:
+                    self._reap()
+                case _:
+                    self._log.warning("signal is not handled", signal=number.name)
+
+    def _on_request(self, request: Request) -> None:
+        match request.command:
+            case "ping":
+                request.answer(True, pid=os.getpid())
+            case "status":
+                request.answer(True, status=self._status())
+            case "reload":
+                self._reload(self._ticket(request))
+            case "scale":
+                workers = request.arguments["workers"]
+                self._feed(Scale(workers=workers, ticket=self._ticket(request)))
+            case "restart":
+                slot = request.arguments.get("slot")
+                which = None if slot is None else SlotIndex(slot)
+                self._feed(Restart(which, ticket=self._ticket(request)))
+            case "reopen":
+                reason = self._reopen()
+                request.answer(not reason, **({"error": reason} if reason else {}))
+            case "stop":
+                quick = request.arguments.get("now", False)
+                self._feed(Stop(quick=quick, ticket=self._ticket(request)))
+            case _:
+                request.answer(False, error=f"{request.command} is not available")
+
+    def _on_message(self, ident: WorkerId) -> None:
+        """Read all that a worker has sent; its channel is left alone after end-of-file."""
+        child = self._children[ident]
+        while child.channel.fileno() >= 0:
+            try:
+                message, fds = child.channel.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                message, fds = None, []
+            if message is None:
+                self._selector.unregister(child.channel)
+                child.channel.close()
+                return
+            self._take(ident, child, message, fds)
+
+    def _take(
+        self, ident: WorkerId, child: Child, message: FromWorker | FromMaster, fds: list[int]
+    ) -> None:
+        match message:
+            case ReadyMessage():
+                self._admit(ident, child, fds)
+            case FailedMessage():
+                child.failure = message
+            case ExitMessage():
+                self._feed(ExitRequested(ident))
+            case ReturnedMessage(slot):
+                self._feed(Returned(SlotIndex(slot), ident))
+            case _:
+                self._log.error("unexpected message", worker=child.spawn.slot)
+
+    def _admit(self, ident: WorkerId, child: Child, fds: list[int]) -> None:
+        """Let the listeners that a worker has opened listen: it serves."""
+        record = self._supervisor.worker(ident)
+        if record is None or record.life is not Life.STARTING:
+            for fd in fds:
+                os.close(fd)
+            return
+        if fds:
+            try:
+                self._escrow.admit(child.spawn.slot, fds)
+            except GreeterdError as error:
+                child.failure = FailedMessage(error.exit_code, str(error))
+                os.kill(child.pid, signal.SIGKILL)
+                return
+            child.channel.send(GoMessage())
+        self._log.info(
+            "worker ready",
+            worker=child.spawn.slot,
+            worker_pid=child.pid,
+            generation=child.spawn.generation,
+        )
+        self._feed(Ready(ident))
+
+    def _reap(self) -> None:
+        for ident, child in list(self._children.items()):
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                # What it said last comes first: it may have become ready, or told why it failed.
+                self._on_message(ident)
+                self._bury(ident, child, os.waitstatus_to_exitcode(status))
+        if os.getpid() == 1:
+            self._reap_strangers()
+
+    def _reap_strangers(self) -> None:
+        """As PID 1, end the zombies that the kernel gave us for their dead parents."""
+        ours = {child.pid for child in self._children.values()}
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if info is None or info.si_pid in ours:
+                return
+            os.waitpid(info.si_pid, 0)
+
+    def _bury(self, ident: WorkerId, child: Child, exitcode: int) -> None:
+        if child.channel.fileno() >= 0:
+            self._selector.unregister(child.channel)
+            child.channel.close()
+        stack = _read_all(child.stack_fd)
+        os.close(child.stack_fd)
+        del self._children[ident]
+        lost = self._board.settle(child.spawn.slot, child.spawn.place)
+        reason = _describe(exitcode)
+        code = 0 if exitcode == 0 else 70
+        if child.failure is not None:
+            reason, code = child.failure.reason, child.failure.code
+        fields: dict[str, object] = {"worker": child.spawn.slot, "worker_pid": child.pid}
+        if lost:
+            fields["connections_lost"] = lost
+        if stack:
+            fields["stack"] = stack
+        log = self._log.warning if code or lost else self._log.info
+        log("worker exited", reason=reason, generation=child.spawn.generation, **fields)
+        if code:
+            self._last_error = f"worker {child.spawn.slot}: {reason}"
+        self._feed(Exited(ident, reason, code))
+
+    # Commands -------------------------------------------------------------------------------
+
+    def _ticket(self, request: Request) -> Ticket:
+        self._last_ticket += 1
+        ticket = Ticket(self._last_ticket)
+        self._requests[ticket] = request
+        return ticket
+
+    def _reload(self, ticket: Ticket) -> None:
+        """Read the configuration anew; a bad one is refused, and the old one goes on."""
+        self._reload_began = time.monotonic()
+        try:
+            config = self._load()
+            prepare_directory(config.log_dir, self._identity, LOG_DIR_MODE)
+        except GreeterdError as error:
+            self._perform(Finished(ticket, "reload", str(error)))
+            return
+        if fixed := fixed_differences(self._config, config):
+            reason = f"only a restart changes {', '.join(fixed)}"
+            self._perform(Finished(ticket, "reload", reason))
+            return
+        self._last_generation += 1
+        generation = Generation(self._last_generation)
+        self._configs[generation] = config
+        self._feed(Reload(generation, config.worker_count, _policy(config), ticket))
+
+    def _reopen(self) -> str:
+        """Open every log file anew; return why not, or nothing."""
+        for child in self._children.values():
+            child.channel.send(ReopenMessage())
+        try:
+            self._daemon_log.reopen()
+            self._own_log(self._daemon_log)
+        except OSError as error:
+            self._log.warning("cannot reopen the daemon log", reason=str(error))
+            return str(error)
+        self._log.info("logs reopened")
+        return ""
+
+    def _status(self) -> object:
+        return survey(
+            self._supervisor,
+            self._board,
+            self._escrow,
+            Circumstances(
+                pid=os.getpid(),
+                since=self._since,
+                started=self._started,
+                now=time.monotonic(),
+                config=self._config,
+                config_file=self._config_file,
+                last_error=self._last_error,
+                reload=self._last_reload,
+            ),
+        )
+
+    # Actions --------------------------------------------------------------------------------
+
+    def _perform(self, action: Action) -> None:  # noqa: C901, PLR0912 - a case an action
+        match action:
+            case Spawn():
+                self._spawn(action)
+            case Drain(ident, how):
+                self._send(ident, DrainMessage(how.value))
+            case Kill(ident, number, reason):
+                self._kill(ident, number, reason)
+            case SteerAway(slot):
+                self._escrow.steer_away(slot)
+            case CloseSlot(slot):
+                self._escrow.close_slot(slot)
+                self._log.info("worker retired", worker=slot)
+            case GateAll():
+                systemd.notify("STOPPING=1")
+                title_master(self._config.mode, self._addresses, "stopping")
+                self._escrow.gate()
+            case Lend(slot, ident):
+                fds = [sock.fileno() for sock in self._escrow.for_slot(slot) or []]
+                self._send(ident, LendMessage(slot), fds)
+                self._log.warning("listener lent", worker=slot, to=self._slot_of(ident))
+            case TakeBack(slot, ident):
+                self._send(ident, TakeBackMessage(slot))
+                self._log.info("listener taken back", worker=slot, to=self._slot_of(ident))
+            case Started():
+                self._started_serving()
+            case Finished():
+                self._finish(action)
+            case Exit():
+                self._exit = action
+            case Say(level, event, fields):
+                getattr(self._log, level)(event, **dict(fields))
+            case _:
+                assert_never(action)
+
+    def _started_serving(self) -> None:
+        self._was_ready = True
+        self._log.info(
+            "ready",
+            addresses=self._addresses,
+            mode=self._config.mode,
+            workers=len(self._children),
+        )
+        systemd.notify("READY=1", f"STATUS=serving with {len(self._children)} workers")
+        self._readiness.ready()
+
+    def _finish(self, action: Finished) -> None:
+        if action.command == "reload":
+            self._conclude_reload(action.reason)
+        if action.reason:
+            self._last_error = f"{action.command}: {action.reason}"
+            self._log.error(f"{action.command} failed", reason=action.reason)
+        else:
+            self._log.info(
+                f"{action.command} done",
+                generation=self._supervisor.generation,
+                workers=len(self._supervisor.live_slots),
+            )
+        request = self._requests.pop(action.ticket, None)
+        if request is not None:
+            failure = {"error": action.reason} if action.reason else {}
+            request.answer(
+                not action.reason,
+                generation=self._supervisor.generation,
+                workers=len(self._supervisor.live_slots),
+                **failure,
+            )
+
+    def _conclude_reload(self, reason: str) -> None:
+        generation = self._supervisor.generation
+        config = self._configs[generation]
+        self._last_reload = ReloadResult(
+            ok=not reason,
+            generation=generation,
+            at=_wall_clock(),
+            took=time.monotonic() - self._reload_began,
+            error=reason or None,
+        )
+        if config is not self._config:
+            self._config = config
+            self._daemon_log = self._open_log(config)
+            self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
+
+    def _kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
+        child = self._children.get(ident)
+        if child is None:
+            return
+        self._log.warning(
+            "worker is ended",
+            worker=child.spawn.slot,
+            worker_pid=child.pid,
+            signal=SIGNALS[number].name,
+            reason=reason,
+        )
+        # The pid cannot be another's: it is not reaped yet.
+        os.kill(child.pid, SIGNALS[number])
+
+    def _send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> None:
+        child = self._children.get(ident)
+        if child is None or child.channel.fileno() < 0:
+            return
+        if not child.channel.send(message, fds):
+            self._log.warning(
+                "worker does not listen", worker=child.spawn.slot, message=type(message).__name__
+            )
+
+    def _slot_of(self, ident: WorkerId) -> SlotIndex | None:
+        child = self._children.get(ident)
+        return child.spawn.slot if child else None
+
+    # Forking --------------------------------------------------------------------------------
+
+    def _spawn(self, action: Spawn) -> None:
+        ours, theirs = Channel.pair()
+        stack_fd = os.memfd_create("greeterd-stack", os.MFD_CLOEXEC)
+        # What exists now is not looked at again by the children's garbage collectors, so that its
+        # pages stay shared, and so that no dead object of ours closes a descriptor of theirs.
+        gc.freeze()
+        try:
+            with signals.blocked():
+                pid = os.fork()
+                if pid == 0:
+                    self._live_as_worker(action, theirs, stack_fd)
+        except OSError as error:
+            ours.close()
+            os.close(stack_fd)
+            self._log.error("cannot fork", worker=action.slot, reason=error.strerror)
+            self._feed(SpawnFailed(action.worker, f"fork: {error.strerror}"))
+            return
+        finally:
+            theirs.close()
+        child = Child(pid=Pid(pid), spawn=action, channel=ours, stack_fd=stack_fd)
+        self._children[action.worker] = child
+        self._selector.register(
+            ours, selectors.EVENT_READ, lambda _mask: self._on_message(action.worker)
+        )
+        self._feed(Spawned(action.worker, child.pid))
+
+    def _live_as_worker(self, action: Spawn, channel: Channel, stack_fd: int) -> NoReturn:
+        """Be the worker until its end, whatever happens: nothing of the master runs in here."""
+        code = 70
+        log = self._daemon_log.logger.bind(
+            worker=action.slot, generation=action.generation, pid=os.getpid()
+        )
+        try:
+            pipe = signals.become_worker()
+            listeners = self._escrow.for_slot(action.slot)
+            own = [sock.fileno() for sock in listeners or []]
+            _close_others({self._daemon_log.fd, channel.fileno(), stack_fd, *pipe.fds, *own})
+            systemd.forget()
+            faulthandler.enable(file=stack_fd)
+            code = worker.main(
+                worker.Seat(
+                    slot=action.slot,
+                    generation=action.generation,
+                    config=self._configs[action.generation],
+                    addresses=self._escrow.addresses,
+                    listeners=listeners,
+                    row=self._board.row(action.slot, action.place),
+                    identity=self._identity,
+                    channel=channel,
+                    signals=pipe,
+                    daemon_log=self._daemon_log,
+                    log=log,
+                )
+            )
+        except BaseException:
+            log.exception("worker crashed")
+        finally:
+            os._exit(code)
+
+    # Logs -----------------------------------------------------------------------------------
+
+    def _open_log(self, config: Config) -> DaemonLog:
+        path = config.log_dir / "greeterd.log" if config.daemonize else None
+        log = open_daemon_log(path=path, format=config.log_format, level=config.log_level)
+        self._own_log(log)
+        return log
+
+    def _own_log(self, log: DaemonLog) -> None:
+        """Give a log file to the user that workers become, who reopen it, too."""
+        if self._identity is not None and self._config.daemonize:
+            os.fchown(log.fd, self._identity.uid, self._identity.gid)
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(
+        own_listeners=config.mode == "reuseport",
+        rescue=config.rescue,
+        graceful_timeout=config.graceful_timeout,
+        start_timeout=config.start_timeout,
+        worker_timeout=config.worker_timeout,
+        max_restarts=config.max_restarts,
+        restart_window=config.restart_window,
+    )
+
+
+def _describe(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"exit status {exitcode}"
+    try:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"killed by signal {-exitcode}"
+
+
+def _close_others(keep: set[int]) -> None:
+    """Close every descriptor but the standard ones and these: in a worker, all of the master's."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are all that is needed
+        fd = int(name)
+        if fd > 2 and fd not in keep:  # noqa: PLR2004 - stderr
+            with contextlib.suppress(OSError):  # the listing's own descriptor
+                os.close(fd)
+
+
+def _read_all(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, size, 0).decode("utf-8", "backslashreplace") if size else ""
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _wall_clock() -> float:
+    return time.clock_gettime(time.CLOCK_REALTIME)

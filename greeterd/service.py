@@ -1,0 +1,321 @@
+"""Serves accepted connections: reads, decides, logs, replies, closes.
+
+The order within one turn of the worker's loop is the promise: every greeting of the turn goes out
+in one write, only then its replies, only then the connections are closed.  So an end-of-stream or
+an answer that a client sees means that its line exists.  While the log cannot be written
+(`blocked`) the turn stays open: nothing is dropped, nothing is answered, and the worker is to
+stop accepting.
+
+This is the hot path, hence raw descriptors (a socket object costs 5 us a connection), a read
+right after the accept, and epoll only for connections that are not complete by then (registering
+each costs 13 us).  Counters go to the scoreboard row once a turn; at the end of a turn
+connections == greetings + empty + oversize + timeout + reset + exit + open.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from greeterd import scoreboard
+from greeterd.core.protocol import NameReader, Outcome, Refusal, classify, encode_reply
+from greeterd.greetings import GreetingLog
+from greeterd.scoreboard import Row
+
+LINGER_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER on, 0 s: close(2) sends RST instead of FIN."""
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """A connection whose end-of-stream has not come."""
+
+    reader: NameReader
+    client: str
+    deadline: float
+
+
+@dataclass(slots=True)
+class Unsent:
+    """The rest of a reply that did not fit into the socket's buffer."""
+
+    data: bytes
+    deadline: float
+
+
+class Service:
+    """The connections of one worker."""
+
+    def __init__(  # noqa: PLR0913 - the worker's parts, each needed
+        self,
+        *,
+        max_name_bytes: int,
+        client_timeout: float,
+        allow_exit: bool,
+        reply: bool,
+        epoll: select.epoll,
+        greetings: GreetingLog,
+        row: Row,
+        log: FilteringBoundLogger,
+        warn: Callable[[str], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        self._max_name_bytes = max_name_bytes
+        self._client_timeout = client_timeout
+        self._allow_exit = allow_exit
+        self._reply = reply
+        self._epoll = epoll
+        self._greetings = greetings
+        self._row = row
+        self._log = log
+        self._warn = warn
+        self._on_exit = on_exit
+        # Longer than the longest name with its CRLF, so that one read tells oversize.
+        self._read_size = max_name_bytes + 3
+        self._unfinished: dict[int, Unfinished] = {}
+        self._unsent: dict[int, Unsent] = {}
+        self._finished: list[int] = []
+        self._replies: list[tuple[int, str]] = []
+        self._greeted = 0
+        self.exhausted = False
+        """The latest burst ended because descriptors or memory ran out."""
+
+    @property
+    def open(self) -> int:
+        """Connections that cost a descriptor beyond this turn."""
+        return len(self._unfinished) + len(self._unsent)
+
+    @property
+    def blocked(self) -> bool:
+        """Greetings wait for a log that cannot be written."""
+        return self._greeted > 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to serve."""
+        return not (self._unfinished or self._unsent or self._finished or self._greeted)
+
+    def burst(self, listener: socket.socket, limit: int) -> int:
+        """Accept and serve up to `limit` connections; return their number, 0 for none waiting."""
+        accept = listener._accept  # type: ignore[attr-defined]  # noqa: SLF001 - a raw descriptor
+        read, set_blocking, size = os.read, os.set_blocking, self._read_size
+        limit_bytes, allow_exit = self._max_name_bytes, self._allow_exit
+        greet, finish = self._greetings.greet, self._finished.append
+        replies = self._replies if self._reply else None
+        taken = greeted = 0
+        self.exhausted = False
+        try:
+            while taken < limit:
+                fd, peer = accept()
+                taken += 1
+                set_blocking(fd, False)
+                data = more = b""
+                try:
+                    data = read(fd, size)
+                    more = data and read(fd, size)
+                except BlockingIOError:
+                    self._await_rest(fd, peer, data)
+                    continue
+                except OSError:
+                    self._row[scoreboard.RESET] += 1
+                    finish(fd)
+                    continue
+                if more:
+                    self._await_rest(fd, peer, data + more)
+                    continue
+                outcome = classify(data, limit_bytes, allow_exit)
+                if outcome.__class__ is str:
+                    greet(outcome, f"{peer[0]}:{peer[1]}" if len(peer) == 2 else name_peer(peer))  # noqa: PLR2004
+                    greeted += 1
+                    if replies is not None:
+                        replies.append((fd, outcome))
+                    finish(fd)
+                else:
+                    self._refuse(fd, outcome, name_peer(peer))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._row[scoreboard.ACCEPT_ERRORS] += 1
+            self.exhausted = error.errno in EXHAUSTED
+            if self.exhausted:
+                self._warn(f"cannot accept: {error.strerror}")
+        self._greeted += greeted
+        self._row[scoreboard.CONNECTIONS] += taken
+        return taken
+
+    def handle(self, fd: int) -> bool:
+        """Go on with a connection that epoll reported; False when it is none of ours."""
+        if unfinished := self._unfinished.get(fd):
+            self._read_on(fd, unfinished)
+        elif unsent := self._unsent.get(fd):
+            self._send_on(fd, unsent)
+        else:
+            return False
+        return True
+
+    def end_turn(self) -> bool:
+        """Write the turn's greetings, reply, close; False while the log cannot be written."""
+        row = self._row
+        if self._greeted:
+            if not self._greetings.commit():
+                row[scoreboard.LOG_ERRORS] += 1
+                row[scoreboard.OPEN] = len(self._unfinished) + self._greeted
+                return False
+            row[scoreboard.GREETINGS] += self._greeted
+            self._greeted = 0
+        if self._replies:
+            self._send_replies()
+        if finished := self._finished:
+            low, high = min(finished), max(finished)
+            if high - low + 1 == len(finished):
+                # Every number in between is ours, so one close_range(2) does it.
+                os.closerange(low, high + 1)
+            else:
+                for fd in finished:
+                    os.close(fd)
+            finished.clear()
+        row[scoreboard.OPEN] = len(self._unfinished)
+        return True
+
+    def next_deadline(self) -> float | None:
+        """Return when the oldest connection times out; None when there is none."""
+        first = [next(iter(each.values())).deadline for each in self._tables if each]
+        return min(first, default=None)
+
+    def expire(self, now: float) -> None:
+        """Close the connections that have had their time; the tables are in order of age."""
+        for table in self._tables:
+            for fd, each in list(table.items()):
+                if each.deadline > now:
+                    break
+                self._forget(fd)
+                if isinstance(each, Unfinished):
+                    self._row[scoreboard.TIMEOUT] += 1
+                self._finished.append(fd)
+
+    def abandon(self) -> None:
+        """Reset every connection that is not finished."""
+        for fd in [*self._unfinished, *self._unsent]:
+            if fd in self._unfinished:
+                self._row[scoreboard.RESET] += 1
+            self._forget(fd)
+            _close_with_reset(fd)
+
+    # ----------------------------------------------------------------------------------------
+
+    @property
+    def _tables(self) -> tuple[dict[int, Unfinished], dict[int, Unsent]]:
+        return self._unfinished, self._unsent
+
+    def _await_rest(self, fd: int, peer: object, data: bytes) -> None:
+        reader = NameReader(self._max_name_bytes, allow_exit=self._allow_exit)
+        client = name_peer(peer)
+        if reader.feed(data):
+            self._refuse(fd, Refusal.OVERSIZE, client)
+            return
+        self._unfinished[fd] = Unfinished(reader, client, monotonic() + self._client_timeout)
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _read_on(self, fd: int, connection: Unfinished) -> None:
+        try:
+            data = os.read(fd, self._read_size)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._forget(fd)
+            self._row[scoreboard.RESET] += 1
+            self._finished.append(fd)
+            return
+        if not data:
+            self._forget(fd)
+            self._conclude(fd, connection.reader.finish(), connection.client)
+        elif connection.reader.feed(data):
+            self._forget(fd)
+            self._refuse(fd, Refusal.OVERSIZE, connection.client)
+
+    def _conclude(self, fd: int, outcome: Outcome, client: str) -> None:
+        if isinstance(outcome, Refusal):
+            self._refuse(fd, outcome, client)
+            return
+        self._greetings.greet(outcome, client)
+        self._greeted += 1
+        if self._reply:
+            self._replies.append((fd, outcome))
+        self._finished.append(fd)
+
+    def _refuse(self, fd: int, refusal: Refusal, client: str) -> None:
+        match refusal:
+            case Refusal.EMPTY:
+                self._row[scoreboard.EMPTY] += 1
+            case Refusal.EXIT:
+                self._row[scoreboard.EXIT] += 1
+                self._on_exit()
+            case Refusal.OVERSIZE:
+                self._row[scoreboard.OVERSIZE] += 1
+                self._warn(f"name longer than {self._max_name_bytes} bytes, from {client}")
+                _close_with_reset(fd)
+                return
+        self._finished.append(fd)
+
+    def _send_replies(self) -> None:
+        """Answer; what does not fit into a socket's buffer waits for its client."""
+        for fd, name in self._replies:
+            data = encode_reply(name)
+            try:
+                sent = os.write(fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                continue
+            if sent == len(data):
+                self._row[scoreboard.REPLIES] += 1
+                continue
+            self._finished.remove(fd)
+            self._unsent[fd] = Unsent(data[sent:], monotonic() + self._client_timeout)
+            self._epoll.register(fd, select.EPOLLOUT)
+        self._replies.clear()
+
+    def _send_on(self, fd: int, unsent: Unsent) -> None:
+        try:
+            sent = os.write(fd, unsent.data)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._forget(fd)
+            self._finished.append(fd)
+            return
+        unsent.data = unsent.data[sent:]
+        if not unsent.data:
+            self._row[scoreboard.REPLIES] += 1
+            self._forget(fd)
+            self._finished.append(fd)
+
+    def _forget(self, fd: int) -> None:
+        self._unfinished.pop(fd, None)
+        self._unsent.pop(fd, None)
+        self._epoll.unregister(fd)
+
+
+def name_peer(peer: object) -> str:
+    """Return a peer's address as text: host:port, [v6]:port, or `unix`, which has no names."""
+    match peer:
+        case (str(host), int(port)):
+            return f"{host}:{port}"
+        case (str(host), int(port), _, _):
+            return f"[{host}]:{port}"
+        case _:
+            return "unix"
+
+
+def _close_with_reset(fd: int) -> None:
+    with contextlib.suppress(OSError), socket.socket(fileno=fd) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)

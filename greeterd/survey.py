@@ -1,0 +1,143 @@
+"""Describes the daemon: the supervisor's records and the shared counters, as one Status."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from greeterd import __version__
+from greeterd.config import Config
+from greeterd.core.events import Life, SlotIndex
+from greeterd.core.operations import Launch
+from greeterd.core.status import (
+    BACK_OFF,
+    ListenerStatus,
+    ReloadResult,
+    SlotCounters,
+    State,
+    Status,
+    WorkerStatus,
+    total,
+)
+from greeterd.core.supervisor import Supervisor
+from greeterd.core.workers import Slot, Worker
+from greeterd.escrow import Escrow
+from greeterd.listener import local_address
+from greeterd.scoreboard import Scoreboard
+from greeterd.sockdiag import queue_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What the master knows besides: instants are monotonic but for `since` (wall clock)."""
+
+    pid: int
+    since: float
+    started: float
+    now: float
+    config: Config
+    config_file: Path | None
+    last_error: str | None
+    reload: ReloadResult | None
+
+
+def survey(
+    supervisor: Supervisor, board: Scoreboard, escrow: Escrow, about: Circumstances
+) -> Status:
+    """Return the daemon's status at `about.now`; reads, and changes nothing."""
+    slots = [supervisor.slots[index] for index in sorted(supervisor.slots)]
+    counters = {int(slot.index): _counters(board, slot.index) for slot in slots}
+    gone = [
+        _counters(board, SlotIndex(index))
+        for index in range(1, supervisor.highest_slot + 1)
+        if index not in counters
+    ]
+    return Status(
+        version=__version__,
+        pid=about.pid,
+        mode=about.config.mode,
+        wait=about.config.wait_strategy,
+        state=_state(supervisor),
+        generation=supervisor.generation,
+        since=about.since,
+        uptime=about.now - about.started,
+        addresses=[str(address) for address in escrow.addresses],
+        workers=[row for slot in slots for row in _workers(supervisor, board, slot, about.now)],
+        counters=counters,
+        totals=total([*counters.values(), *gone]),
+        listeners=_listeners(escrow),
+        restarts_in_window=supervisor.recent_restarts(about.now),
+        max_restarts=supervisor.policy.max_restarts,
+        restart_window=supervisor.policy.restart_window,
+        last_error=about.last_error,
+        reload=about.reload,
+        log_dir=str(about.config.log_dir),
+        run_dir=str(about.config.run_dir),
+        config=str(about.config_file) if about.config_file else None,
+    )
+
+
+def _state(supervisor: Supervisor) -> State:
+    if supervisor.stopping is not None:
+        return "stopping"
+    if isinstance(supervisor.operation, Launch):
+        return "starting"
+    return "running" if supervisor.operation is None else "reloading"
+
+
+def _counters(board: Scoreboard, slot: SlotIndex) -> SlotCounters:
+    return msgspec.convert(board.total(slot), SlotCounters, from_attributes=True)
+
+
+def _workers(
+    supervisor: Supervisor, board: Scoreboard, slot: Slot, now: float
+) -> list[WorkerStatus]:
+    borrower = supervisor.worker(slot.borrower)
+    lent_to = None if borrower is None else int(borrower.slot)
+    if not slot.workers:
+        waiting = WorkerStatus(
+            slot=slot.index,
+            generation=slot.generation,
+            state=BACK_OFF,
+            age=now - slot.unserved_since,
+            restarts=slot.restarts,
+            backoff=max(0.0, slot.retry_at - now),
+            lent_to=lent_to,
+        )
+        return [waiting]
+    return [
+        _worker(board, slot, worker, now, lent_to if worker.life is Life.READY else None)
+        for worker in sorted(slot.workers, key=lambda each: each.life is Life.DRAINING)
+    ]
+
+
+def _worker(
+    board: Scoreboard, slot: Slot, worker: Worker, now: float, lent_to: int | None
+) -> WorkerStatus:
+    heartbeat_ns = board.read(worker.slot, worker.place).heartbeat_ns
+    return WorkerStatus(
+        slot=worker.slot,
+        generation=worker.generation,
+        state=worker.life.value,
+        pid=worker.pid,
+        age=now - worker.since,
+        heartbeat_age=max(0.0, now - heartbeat_ns / 1e9) if heartbeat_ns else None,
+        restarts=slot.restarts,
+        lent_to=lent_to,
+        leaving=worker.life is Life.DRAINING,
+    )
+
+
+def _listeners(escrow: Escrow) -> list[ListenerStatus]:
+    found = []
+    for slot, sock in escrow.by_slot():
+        try:
+            queue = queue_length(sock)
+        except OSError:
+            continue  # this kernel does not tell; the rest of the status is still true
+        found.append(
+            ListenerStatus(
+                address=str(local_address(sock)), slot=slot, queued=queue.now, limit=queue.limit
+            )
+        )
+    return found

@@ -1,0 +1,419 @@
+"""Serves one slot: accepts, greets, counts, and leaves when it is told to.
+
+One thread, one epoll.  The worker takes orders from its channel and decides nothing about its own
+life but this: on TERM, and when the master is gone (end-of-file on the channel), it drains.
+It writes its own scoreboard row and its slot's log, and nothing else.
+"""
+
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass
+from time import monotonic, monotonic_ns
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from greeterd import scoreboard
+from greeterd.channel import (
+    Channel,
+    DrainMessage,
+    ExitMessage,
+    FailedMessage,
+    FromMaster,
+    FromWorker,
+    GoMessage,
+    LendMessage,
+    ReadyMessage,
+    ReopenMessage,
+    ReturnedMessage,
+    TakeBackMessage,
+)
+from greeterd.config import Config
+from greeterd.core.address import Address
+from greeterd.core.events import How
+from greeterd.core.ratelimit import RateLimit
+from greeterd.errors import GreeterdError
+from greeterd.greetings import GreetingLog, open_greeting_log
+from greeterd.intake import Intake, Source
+from greeterd.listener import open_member
+from greeterd.logs import DaemonLog
+from greeterd.privileges import Identity, drop
+from greeterd.scoreboard import Row
+from greeterd.service import Service
+from greeterd.signals import SignalPipe
+from greeterd.sockdiag import handshakes
+from greeterd.steering import gate_syn
+from greeterd.titles import title_worker
+
+BURST: Final = 64
+"""Connections accepted in one turn of the loop: enough for one large write, few enough that a
+connection which is read in pieces does not wait."""
+HEARTBEAT: Final = 1.0
+"""Seconds that a turn of the loop waits at most."""
+RETRY_AFTER: Final = 0.1
+"""Seconds until a paused worker tries again to write its log, or to accept without descriptors."""
+HANDSHAKE_LIMIT: Final = 5.0
+"""Seconds that a closing listener waits for handshakes in flight at most.  A client's lost ACK is
+repeated after a second, then after two more: two losses in a row are covered."""
+HANDSHAKE_POLL: Final = 0.1
+"""Seconds between two looks at them; one look costs the kernel some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """What a worker is given when it is forked."""
+
+    slot: int
+    generation: int
+    config: Config
+    addresses: list[Address]
+    listeners: list[socket.socket] | None
+    """None: it opens its own."""
+    row: Row
+    identity: Identity | None
+    channel: Channel
+    signals: SignalPipe
+    daemon_log: DaemonLog
+    log: FilteringBoundLogger
+
+
+def main(seat: Seat) -> int:
+    """Be a worker; return the process's exit code.  Blocks until it has drained."""
+    title_worker(seat.slot, seat.generation)
+    opened: list[socket.socket] = []
+    try:
+        if seat.listeners is None:
+            # Before the privileges go: ports below 1024 need them, and the sockets of one reuseport
+            # group must have been made by one user.
+            opened = [open_member(address) for address in seat.addresses]
+        if seat.identity is not None:
+            drop(seat.identity)
+        greetings = open_greeting_log(
+            seat.config.log_dir,
+            worker=seat.slot,
+            generation=seat.generation,
+            pid=os.getpid(),
+            fsync=seat.config.fsync == "always",
+        )
+    except GreeterdError as error:
+        seat.channel.send(FailedMessage(error.exit_code, str(error)))
+        return error.exit_code
+    except OSError as error:
+        seat.channel.send(FailedMessage(70, str(error)))
+        return 70
+    if greetings.repaired_bytes:
+        seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
+    worker = Worker(seat, greetings, seat.listeners or opened)
+    seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened])
+    if not opened or _await_go(seat.channel):
+        worker.run()
+    return 0
+
+
+def _await_go(channel: Channel) -> bool:
+    """Wait until the master lets our listeners listen; False when we are to leave instead."""
+    while True:
+        _readable(channel.fileno(), None)
+        message, _ = channel.receive()
+        if message is None or isinstance(message, DrainMessage):
+            return False
+        if isinstance(message, GoMessage):
+            return True
+
+
+def _readable(fd: int, timeout: float | None) -> bool:
+    # Not select.select(): it cannot take descriptors above 1023.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout))
+
+
+class Worker:
+    """The loop."""
+
+    def __init__(self, seat: Seat, greetings: GreetingLog, listeners: list[socket.socket]) -> None:
+        config = seat.config
+        self._seat = seat
+        self._row = seat.row
+        self._greetings = greetings
+        self._epoll = select.epoll()
+        self._epoll.register(seat.channel.fileno(), select.EPOLLIN)
+        self._epoll.register(seat.signals.fileno(), select.EPOLLIN)
+        self._intake = Intake(self._epoll, config.wait_strategy)
+        for sock in listeners:
+            self._intake.add(sock)
+        self._warnings = RateLimit(1.0)
+        self._service = Service(
+            max_name_bytes=config.max_name_bytes,
+            client_timeout=config.client_timeout,
+            allow_exit=config.allow_exit,
+            reply=config.reply,
+            epoll=self._epoll,
+            greetings=greetings,
+            row=seat.row,
+            log=seat.log,
+            warn=self._warn,
+            on_exit=lambda: self._tell(ExitMessage()),
+        )
+        self._paused_until = 0.0
+        self._paused_for = scoreboard.NOT_BLOCKED
+        self._next_upkeep = 0.0
+        self._next_look = 0.0
+        self._how: How | None = None
+        self._sweep_at: float | None = None
+        self._sweep_limit = 0.0
+        self._in_flight: frozenset[bytes] | None = None
+        self._returns: dict[int, float] = {}
+        """When the listeners that a slot has lent are emptied and closed."""
+
+    def run(self) -> None:
+        """Turn the loop until everything that was taken is served."""
+        self._watch()
+        while not self._finished:
+            self._turn()
+        self._greetings.close()
+
+    @property
+    def _finished(self) -> bool:
+        return self._how is not None and not self._intake.sources and self._service.idle
+
+    def _turn(self) -> None:
+        row = self._row
+        source = self._blocking_source()
+        if source is None:
+            ready = self._epoll.poll(max(0.0, self._next_upkeep - monotonic()))
+        else:
+            ready = self._epoll.poll(0)
+        row[scoreboard.HEARTBEAT_NS] = monotonic_ns()
+        row[scoreboard.TURNS] += 1
+        sources = self._intake.sources
+        woken = []
+        for fd, _ in ready:
+            if fd in sources:
+                woken.append(fd)
+            elif not self._service.handle(fd):
+                self._take_orders(fd)
+        if source is not None:
+            self._burst(source.sock.fileno(), source, 1)
+        for fd in woken:
+            if fd in sources:
+                row[scoreboard.WAKEUPS] += 1
+                taken = self._burst(fd, sources[fd], BURST if self._bursts else 1)
+                row[scoreboard.WASTED_WAKEUPS] += not taken
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+        now = monotonic()
+        if now >= self._next_upkeep or ready:
+            self._keep_up(now)
+
+    @property
+    def _bursts(self) -> bool:
+        # A second accept on a blocking listener would wait for a connection that may not come.
+        return self._seat.config.wait_strategy != "blocking"
+
+    def _burst(self, fd: int, source: Source, limit: int) -> int:
+        taken = self._service.burst(source.sock, limit)
+        if taken:
+            self._intake.note(fd, source, taken)
+            if source.lender is not None:
+                self._row[scoreboard.RESCUED] += taken
+        if self._service.exhausted:
+            self._pause(scoreboard.BLOCKED_BY_DESCRIPTORS)
+        return taken
+
+    def _blocking_source(self) -> Source | None:
+        """Return the listener to block on in accept(2); None when epoll has to be waited for."""
+        source = self._intake.blocking_source
+        if source is None or self._paused_for or self._how is not None or not self._service.idle:
+            self._watch()
+            return None
+        self._intake.watch(on=False)
+        return source
+
+    # Time -----------------------------------------------------------------------------------
+
+    def _keep_up(self, now: float) -> None:
+        """Do what is due, and find out when the loop has to turn next at the latest."""
+        self._service.expire(now)
+        if self._paused_for and now >= self._paused_until:
+            self._resume()
+        elif not self._paused_for and self._service.open >= self._seat.config.max_connections:
+            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+        if now >= self._next_look:
+            self._next_look = now + HEARTBEAT
+            self._look_after_log()
+        self._keep_leaving(now)
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+        deadlines = [now + HEARTBEAT, *self._returns.values()]
+        if self._paused_for:
+            deadlines.append(self._paused_until)
+        if self._sweep_at is not None:
+            deadlines.append(self._sweep_at)
+        if (deadline := self._service.next_deadline()) is not None:
+            deadlines.append(deadline)
+        self._next_upkeep = min(deadlines)
+
+    def _pause(self, reason: int) -> None:
+        """Accept nothing for a while; what waits stays in the listener's queue."""
+        if not self._paused_for:
+            self._row[scoreboard.ACCEPTS_PAUSED] += 1
+        self._paused_for = self._row[scoreboard.BLOCKED] = reason
+        self._paused_until = monotonic() + RETRY_AFTER
+        self._next_upkeep = min(self._next_upkeep, self._paused_until)
+        self._intake.watch(on=False)
+        if reason == scoreboard.BLOCKED_BY_LOG:
+            self._warn(f"cannot write {self._greetings.path}: {self._greetings.blocked}")
+
+    def _resume(self) -> None:
+        """Accept again, if the cause has gone."""
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+            return
+        if self._service.open >= self._seat.config.max_connections:
+            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+            return
+        self._paused_for = self._row[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._paused_for:
+            self._intake.watch(on=True)
+
+    def _look_after_log(self) -> None:
+        try:
+            if self._greetings.reopen_if_moved():
+                self._seat.log.info("log reopened", reason="its file was moved or removed")
+        except OSError as error:
+            self._warn(f"cannot reopen {self._greetings.path}: {error}")
+
+    # Orders ---------------------------------------------------------------------------------
+
+    def _take_orders(self, fd: int) -> None:
+        if fd == self._seat.signals.fileno():
+            # Not a hand-over: TERM may have been sent to the whole process group, and then nobody
+            # else would take what is queued.
+            if signal.SIGTERM in self._seat.signals.read() and self._how is None:
+                self._drain(How.SWEEP)
+            return
+        while True:
+            try:
+                message, fds = self._seat.channel.receive()
+            except BlockingIOError:
+                return
+            if message is None:
+                self._orphaned()
+                return
+            self._obey(message, fds)
+
+    def _obey(self, message: FromMaster | FromWorker, fds: list[int]) -> None:
+        match message:
+            case DrainMessage(how):
+                self._drain(How(how))
+            case ReopenMessage():
+                self._reopen()
+            case LendMessage(slot):
+                for fd in fds:
+                    self._intake.add(socket.socket(fileno=fd), slot)
+            case TakeBackMessage(slot):
+                self._returns[slot] = monotonic() + self._seat.config.drain_grace
+            case _:
+                self._seat.log.error("unexpected message", message=type(message).__name__)
+
+    def _reopen(self) -> None:
+        try:
+            self._seat.daemon_log.reopen()
+            self._greetings.reopen()
+        except OSError as error:
+            self._seat.log.warning("cannot reopen a log", reason=str(error))
+
+    def _orphaned(self) -> None:
+        """Serve what is there and leave: the master has died."""
+        self._epoll.unregister(self._seat.channel.fileno())
+        if self._how is None:
+            self._seat.log.error("the master is gone, draining")
+            for source in self._intake.sources.values():
+                if source.sock.family != socket.AF_UNIX:
+                    gate_syn(source.sock)
+            self._drain(How.SWEEP)
+
+    def _tell(self, message: FromWorker) -> None:
+        if not self._seat.channel.send(message):
+            self._seat.log.error("the master does not listen", message=type(message).__name__)
+
+    def _warn(self, text: str) -> None:
+        suppressed = self._warnings.admit(text.partition(":")[0], monotonic())
+        if suppressed is not None:
+            fields = {"suppressed": suppressed} if suppressed else {}
+            self._seat.log.warning(text, **fields)
+
+    # Leaving --------------------------------------------------------------------------------
+
+    def _drain(self, how: How) -> None:
+        title_worker(self._seat.slot, self._seat.generation, "draining")
+        self._how = how
+        match how:
+            case How.HAND_OVER:
+                self._sweep_at = None
+                self._intake.close(list(self._intake.sources))
+            case How.SWEEP:
+                now = monotonic()
+                self._sweep_at = now + self._seat.config.drain_grace
+                self._sweep_limit = now + HANDSHAKE_LIMIT
+            case How.QUICK:
+                self._sweep_at = None
+                self._intake.close(list(self._intake.sources))
+                self._service.abandon()
+        self._next_upkeep = 0.0
+
+    def _keep_leaving(self, now: float) -> None:
+        if self._paused_for:
+            return
+        for slot in [slot for slot, due in self._returns.items() if now >= due]:
+            if self._swept(self._intake.lent_from(slot)):
+                del self._returns[slot]
+                self._tell(ReturnedMessage(slot))
+        if self._sweep_at is None or now < self._sweep_at:
+            return
+        if self._handshakes_in_flight(now):
+            self._sweep_at = now + HANDSHAKE_POLL
+        elif self._swept(list(self._intake.sources)):
+            self._sweep_at = None
+
+    def _handshakes_in_flight(self, now: float) -> bool:
+        """Whether a client has begun to connect before the gate or the steering was in force.
+
+        Handshakes that begin later go elsewhere, so only those of the first look are waited for.
+        """
+        if now >= self._sweep_limit:
+            return False
+        try:
+            current = frozenset(
+                client
+                for address in self._seat.addresses
+                if not address.is_unix
+                for client in handshakes(address)
+            )
+        except OSError:
+            return False  # the kernel does not tell: the grace has to do
+        self._in_flight = current if self._in_flight is None else self._in_flight & current
+        return bool(self._in_flight)
+
+    def _swept(self, fds: list[int]) -> bool:
+        """Take all that is queued, then close; False when the worker had to pause before that."""
+        for fd in fds:
+            source = self._intake.sources[fd]
+            # A queue holds one connection more than the backlog: what comes after so many came too
+            # late to be waited for, and there may be no end of it where the listener lives on.
+            left = self._seat.config.backlog + 1
+            # Asked first, since a blocking accept on an empty queue would wait.
+            while left > 0 and _readable(fd, 0):
+                left -= self._burst(fd, source, BURST if self._bursts else 1)
+                if not self._service.end_turn():
+                    self._pause(scoreboard.BLOCKED_BY_LOG)
+                if self._paused_for:
+                    return False
+        self._intake.close(fds)
+        return True
