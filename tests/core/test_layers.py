@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"escrow", "intake", "service"}),  # halves of the master and of the worker
-    frozenset({"worker"}),
+    frozenset({"survey", "worker"}),
     frozenset({"master"}),
     frozenset({"bench", "cli"}),
     frozenset({"__main__"}),
