@@ -101,9 +101,10 @@ def _path(text: str) -> str:
         raise ValueError("the path of a unix socket must be absolute: unix:/run/greeterd.sock")
     if text.endswith("/"):
         raise ValueError("the path of a unix socket names a directory")
-    if "\0" in text:
-        raise ValueError("the path of a unix socket holds a NUL byte")
-    size = len(text.encode(errors="surrogateescape"))
+    if " " in text or not text.isprintable():
+        # It would break the lists that addresses are written in, and every line that names it.
+        raise ValueError("the path of a unix socket holds a space or a control character")
+    size = len(text.encode())
     if size > MAX_PATH_BYTES:
         raise ValueError(
             f"the path of a unix socket has {size} bytes, the kernel takes {MAX_PATH_BYTES}"

@@ -1,0 +1,8 @@
+"""Runs the daemon: `python -m greeterd`."""
+
+import sys
+
+from greeterd.cli.daemon import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The program `greeterd`: argv -> Config -> run.
+
+Exit codes are those of `greeterd.errors`; an error is one line on standard error. What is heavy to
+import is imported when it is needed, so that `--version`, `--help` and `--check` are quick and do
+not depend on the machinery that they do not use.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from greeterd import __version__
+from greeterd.errors import ConfigError, GreeterdError
+
+OLDEST_LINUX: Final = (4, 5)
+"""EPOLLEXCLUSIVE, and classic BPF for reuseport sockets (epoll_ctl(2), socket(7))."""
+
+
+def main() -> int:
+    """Run the program; return its exit code."""
+    try:
+        return _run(sys.argv[1:], dict(os.environ))
+    except GreeterdError as error:
+        print(f"greeterd: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    if "--version" in argv:
+        print(f"greeterd {__version__}")
+        return 0
+    system = os.uname()
+    reason = unsupported(system.sysname, system.release)
+    if reason:
+        raise GreeterdError(reason)
+
+    from greeterd.settings import load, print_help, to_toml  # noqa: PLC0415  # 0.1 s of cyclopts
+
+    if {"--help", "-h"} & set(argv):
+        print_help()
+        return 0
+    again = partial(load, argv, environ, directory=_directory(), uid=os.geteuid())
+    loaded = again()
+    if loaded.check:
+        print(to_toml(loaded))
+        return 0
+
+    from greeterd.master import run  # noqa: PLC0415  # --check and --help need none of it
+
+    return run(loaded.config, reload=lambda: again().config)
+
+
+def _directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"the current directory: {error.strerror}") from error
+
+
+def unsupported(system: str, release: str) -> str | None:
+    """Return why the daemon cannot run here, None if it can."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if system == "Linux" and found and (int(found[1]), int(found[2])) >= OLDEST_LINUX:
+        return None
+    oldest = ".".join(map(str, OLDEST_LINUX))
+    return f"greeterd needs Linux {oldest} or newer, this is {system} {release}"

@@ -1,0 +1,303 @@
+"""Decides where each setting comes from: a flag, else a variable, else the file, else its default.
+
+cyclopts decides: its providers add tokens only where an earlier source has left none, and a token
+remembers its source. What cyclopts would let pass is refused before it looks: unknown variables
+and keys, and TOML values of another type than the setting's.
+`load` neither prints nor exits nor keeps anything, so that a reload can call it again.
+`Token.source` is "cli", "environment", "default" or the absolute path of the file.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token
+from cyclopts.config import Dict
+from cyclopts.exceptions import CoercionError, UnusedCliTokensError
+
+from greeterd import __version__
+from greeterd.config import NAMES, Config, contradictions
+from greeterd.errors import ConfigError, GreeterdError, UsageError
+from greeterd.kinds import SWITCH, kind_of
+
+PREFIX: Final = "GREETERD_"
+CLI: Final = "cli"
+ENVIRONMENT: Final = "environment"
+DEFAULT: Final = "default"
+
+_DEFAULTS: Final = Config()
+_GENERAL: Final = Group.create_ordered("General")
+_EPILOGUE: Final = (
+    f"Every setting is also a variable, as {PREFIX}MAX_NAME_BYTES, and a key of FILE, as"
+    " max_name_bytes. A flag goes before a variable, a variable before the file."
+)
+
+Provider = Callable[[App, tuple[str, ...], ArgumentCollection], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, the source of each of its settings, and whether it is only to be shown."""
+
+    config: Config
+    sources: Mapping[str, str]
+    check: bool
+
+
+def load(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    directory: Path | None = None,
+    uid: int | None = None,
+) -> Loaded:
+    """Return the effective configuration; blocks for the file and the user database.
+
+    Relative paths start at `directory`, and the default of `run_dir` is that of `uid`. A reload
+    passes what both were at the start: by then the daemon may have left its directory and become
+    another user.
+
+    Raises:
+        UsageError: the command line is wrong.
+        ConfigError: a variable, the file or the combination is wrong.
+    """
+    here = Path.cwd() if directory is None else directory
+    owner = os.geteuid() if uid is None else uid
+    sources = dict.fromkeys(NAMES, DEFAULT)
+
+    def note_sources(_app: App, _: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        given = (one for one in arguments if one.field_info.name in sources and one.tokens)
+        sources.update((one.field_info.name, _source(one.tokens[0])) for one in given)
+
+    variables = Dict(_variables(environ), source=ENVIRONMENT)
+    app = _app(variables, _file(here), _directories(environ, owner), note_sources)
+    try:
+        command, bound, _ = app.parse_args(list(argv))
+    except CycloptsError as error:
+        raise _refusal(error) from error
+    if command is not _command:
+        raise UsageError(_one_line(f"unexpected argument: {argv[0]}"))
+    config: Config = bound.arguments["config"]
+    config = replace(config, run_dir=here / config.run_dir, log_dir=here / config.log_dir)
+    for one in contradictions(config):
+        settings = ", ".join(f"{name} ({sources[name]})" for name in one.names)
+        raise ConfigError(_one_line(f"{settings}: {one.reason}"))
+    return Loaded(config, sources, check=bound.arguments.get("check", False))
+
+
+def print_help() -> None:
+    """Write the help page to standard output."""
+    _app().help_print([])
+
+
+def to_toml(loaded: Loaded) -> str:
+    """Return the effective configuration as a file of the same effect, its sources as comments."""
+    settings = _settings(_app().assemble_argument_collection())
+    rows = {
+        name: f"{name} = {kind_of(one.parameter).to_toml(getattr(loaded.config, name))}"
+        for name, one in settings.items()
+    }
+    width = max(map(len, rows.values()))
+    notes = {
+        "workers": f", {loaded.config.worker_count} here"
+        if loaded.config.workers == "auto"
+        else "",
+        "wait": f", {loaded.config.wait_strategy} here" if loaded.config.wait == "auto" else "",
+    }
+    lines = [
+        f"{row:{width}}  # {_one_line(loaded.sources[name])}{notes.get(name, '')}"
+        for name, row in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _app(*providers: Provider) -> App:
+    app = App(
+        "greeterd",
+        help="A pre-fork server that greets every client by name.",
+        help_epilogue=_EPILOGUE,
+        version=__version__,
+        config=providers,
+        print_error=False,
+        exit_on_error=False,
+        verbose=False,
+    )
+    app["--help"].group = app["--version"].group = _GENERAL
+    app.default(_command)
+    return app
+
+
+def _command(
+    *,
+    config: Annotated[Config, Parameter(name="*")] = _DEFAULTS,
+    file: Annotated[
+        str,
+        Parameter(
+            name="--config",
+            group=_GENERAL,
+            metavar="FILE",
+            show_default=False,
+            help="TOML file of settings.",
+        ),
+    ] = "",
+    check: Annotated[
+        bool,
+        Parameter(
+            group=_GENERAL,
+            converter=SWITCH,
+            negative=(),
+            show_default=False,
+            help="Print the effective settings, each with its source, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Stand for the program: cyclopts reads the signature, nobody calls it."""
+
+
+def _settings(arguments: ArgumentCollection) -> dict[str, Argument]:
+    found = {one.field_info.name: one for one in arguments}
+    return {name: found[name] for name in NAMES}
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are ours, by key."""
+    known = ("config", *NAMES)
+    found: dict[str, str] = {}
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        key = name.removeprefix(PREFIX).lower()
+        if key not in known or name != _variable(key):
+            meant = [_variable(one) for one in _similar(key, known)]
+            raise ConfigError(_one_line(f"variable {name}: {_unknown(meant)}"))
+        found[key] = environ[name]
+    return found
+
+
+def _file(here: Path) -> Provider:
+    """Return the provider of the file that `--config` or its variable names, if one does."""
+
+    def provide(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        chosen = arguments["--config"].tokens
+        if chosen and chosen[0].value:
+            path = here / chosen[0].value
+            Dict(_read(path, _settings(arguments)), source=str(path))(app, commands, arguments)
+
+    return provide
+
+
+def _read(path: Path, settings: Mapping[str, Argument]) -> dict[str, Any]:
+    """Return the keys of the file, each known and of its type.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, or holds anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            keys = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(_one_line(f"file {path}: {error.strerror}")) from error
+    except ValueError as error:  # bad TOML, bad UTF-8, a NUL byte in the path
+        raise ConfigError(_one_line(f"file {path}: {error}")) from error
+    for key, value in keys.items():
+        where = f"file {path}, key {key}"
+        if key not in settings:
+            raise ConfigError(_one_line(f"{where}: {_unknown(_similar(key, settings))}"))
+        kind = kind_of(settings[key].parameter)
+        if not kind.accepts(value):
+            raise ConfigError(_one_line(f"{where}: {kind.refusal(value)}"))
+    return keys
+
+
+def _directories(environ: Mapping[str, str], uid: int) -> Provider:
+    """Return the provider of the directories that nobody named.
+
+    Its value differs from place to place, so it is no default of `Config`; the empty text asks
+    for it too, and so a file can say "as if I had said nothing".
+    """
+
+    def provide(_app: App, _: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        for name, token in (("log_dir", _log_dir(environ)), ("run_dir", _run_dir(environ, uid))):
+            argument = _settings(arguments)[name]
+            if not any(one.value for one in argument.tokens):
+                argument.tokens[:] = [token]
+
+    return provide
+
+
+def _log_dir(environ: Mapping[str, str]) -> Token:
+    return _unit_directory("LOGS_DIRECTORY", environ) or Token(
+        value=str(_DEFAULTS.log_dir), source=DEFAULT
+    )
+
+
+def _run_dir(environ: Mapping[str, str], uid: int) -> Token:
+    given = _unit_directory("RUNTIME_DIRECTORY", environ)
+    if given is not None:
+        return given
+    variable = "XDG_RUNTIME_DIR"
+    # The XDG Base Directory Specification wants relative paths to be ignored.
+    if environ.get(variable, "").startswith("/"):
+        path = Path(environ[variable], "greeterd")
+        return Token(keyword=variable, value=str(path), source=ENVIRONMENT)
+    if uid == 0:
+        return Token(value=str(_DEFAULTS.run_dir), source=DEFAULT)
+    # Whoever opens the directory makes sure that it is ours: anyone can make one here.
+    shared = environ.get("TMPDIR") or "/tmp"  # noqa: S108  # see above
+    return Token(value=str(Path(shared, f"greeterd-{uid}")), source=DEFAULT)
+
+
+def _unit_directory(variable: str, environ: Mapping[str, str]) -> Token | None:
+    """Return what systemd.exec(5) has set; of several directories, separated by ":", the first."""
+    first, _, _ = environ.get(variable, "").partition(":")
+    return Token(keyword=variable, value=first, source=ENVIRONMENT) if first else None
+
+
+def _source(token: Token) -> str:
+    """Name where a token came from, as `--check` shows it."""
+    keyword = token.keyword or ""
+    if token.source == CLI:
+        return f"flag {keyword}"
+    if token.source == ENVIRONMENT:
+        # The provider writes the key in brackets; a variable of systemd or XDG stands as it is.
+        key = keyword.strip("[]")
+        return f"variable {keyword if key == keyword else _variable(key)}"
+    return DEFAULT if token.source == DEFAULT else f"file {token.source}"
+
+
+def _refusal(error: CycloptsError) -> GreeterdError:
+    """Return our error for one of cyclopts: where, and why."""
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return UsageError(_one_line(f"unexpected argument: {error.unused_tokens[0]}"))
+    argument = error.argument
+    if isinstance(error, CoercionError) and argument is not None:
+        token = error.token or argument.tokens[0]
+        reason = str(error.msg) if error.msg else kind_of(argument.parameter).refusal(token.value)
+        where = _source(token)
+        if token.source not in {CLI, ENVIRONMENT, DEFAULT}:
+            where += f", key {argument.field_info.name}"
+        kind = UsageError if token.source == CLI else ConfigError
+        return kind(_one_line(f"{where}: {reason}"))
+    text = str(error)
+    return UsageError(_one_line(text[:1].lower() + text[1:].removesuffix(".")))
+
+
+def _variable(key: str) -> str:
+    return PREFIX + key.upper()
+
+
+def _similar(key: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(key, list(known), n=1)
+
+
+def _unknown(meant: Iterable[str]) -> str:
+    return "no such setting" + "".join(f"; did you mean {name}?" for name in meant)
+
+
+def _one_line(text: str) -> str:
+    """Return `text` with whatever could break the line or command the terminal escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
