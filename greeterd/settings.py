@@ -41,10 +41,14 @@ Provider = Callable[[App, tuple[str, ...], ArgumentCollection], None]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, the source of each of its settings, and whether it is only to be shown."""
+    """A configuration and the source of each of its settings.
+
+    `file` is what was read for it, absolute; with `check` it is only to be shown.
+    """
 
     config: Config
     sources: Mapping[str, str]
+    file: Path | None
     check: bool
 
 
@@ -86,7 +90,10 @@ def load(
     for one in contradictions(config):
         settings = ", ".join(f"{name} ({sources[name]})" for name in one.names)
         raise ConfigError(_one_line(f"{settings}: {one.reason}"))
-    return Loaded(config, sources, check=bound.arguments.get("check", False))
+    file: str = bound.arguments.get("file", "")
+    return Loaded(
+        config, sources, here / file if file else None, check=bound.arguments.get("check", False)
+    )
 
 
 def print_help() -> None:

@@ -51,7 +51,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     from greeterd.master import run  # noqa: PLC0415  # --check and --help need none of it
 
-    return run(loaded.config, reload=lambda: again().config)
+    return run(loaded.config, reload=lambda: again().config, config_file=loaded.file)
 
 
 def _directory() -> Path:

@@ -151,6 +151,12 @@ def test_the_flag_that_names_the_file_beats_the_variable(tmp_path: Path) -> None
     assert load_in(tmp_path, ["--config", ""], environ).config.workers == "auto"
 
 
+def test_the_file_that_was_read_is_told_by_its_absolute_path(tmp_path: Path) -> None:
+    assert load_in(tmp_path, file="").file == tmp_path / "file"
+    assert load_in(tmp_path, [], {"GREETERD_CONFIG": ""}).file is None
+    assert load_in(tmp_path).file is None
+
+
 def test_a_switch_is_turned_off_by_its_negative_flag(tmp_path: Path) -> None:
     loaded = load_in(tmp_path, ["--no-rescue", "--reply"], {"GREETERD_RESCUE": "true"})
     assert (loaded.config.rescue, loaded.config.reply) == (False, True)
@@ -649,7 +655,8 @@ def test_the_documented_file_lists_every_setting_in_the_order_of_the_code() -> N
 
 
 def test_the_documented_file_changes_nothing_as_it_stands(tmp_path: Path) -> None:
-    assert load_in(tmp_path, file=EXAMPLE.read_text()) == load_in(tmp_path)
+    loaded = load_in(tmp_path, file=EXAMPLE.read_text())
+    assert replace(loaded, file=None) == load_in(tmp_path)
 
 
 @pytest.mark.parametrize("environ", [{}, {"LOGS_DIRECTORY": "/l", "RUNTIME_DIRECTORY": "/r"}])
@@ -710,9 +717,9 @@ def test_the_program_runs_the_master_which_can_load_again(
 ) -> None:
     ran: list[Any] = []
 
-    def run(config: Config, *, reload: Any) -> int:
+    def run(config: Config, *, reload: Any, config_file: Path) -> int:
         monkeypatch.chdir("/")
-        (tmp_path / "file").write_text("workers = 2")
+        config_file.write_text("workers = 2")
         ran.extend([config, reload()])
         return 70
 
