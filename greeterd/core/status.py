@@ -141,13 +141,13 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 def total(rows: Iterable[SlotCounters]) -> SlotCounters:
-    """Return the sum; of the gauges the latest heartbeat and the first reason for being blocked."""
+    """Return the sum; of the gauges the latest heartbeat and the gravest reason to be blocked."""
     rows = tuple(rows)
     sums = {
         name: sum(getattr(row, name) for row in rows) for name in SlotCounters.__struct_fields__
     }
     sums["heartbeat_ns"] = max((row.heartbeat_ns for row in rows), default=0)
-    sums["blocked"] = next((row.blocked for row in rows if row.blocked), 0)
+    sums["blocked"] = max((row.blocked for row in rows), default=0)
     return SlotCounters(**sums)
 
 

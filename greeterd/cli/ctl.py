@@ -1,0 +1,340 @@
+"""The program `greeterctl`: one command to a running daemon, its answer, an exit code that says it.
+
+Every command is synchronous: it returns when the daemon says that what was asked is done, and
+`stop` only when the daemon's process has ended.  Standard output carries results; reasons go to
+standard error, a line each, beginning `greeterctl: `.  With --json everything is one JSON object on
+standard output, failures too.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any, Final
+
+import msgspec
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.validators import Number
+
+from greeterd import __version__
+from greeterd.cli.tables import render_status
+from greeterd.control import (
+    ControlError,
+    NoAnswerError,
+    NotRunningError,
+    ask,
+    connect,
+    exchange,
+    peer_of,
+)
+from greeterd.core.printable import escape
+from greeterd.core.requests import FAILED, MAX_WORKERS, render_answer
+from greeterd.core.status import from_plain
+from greeterd.errors import GreeterdError, UsageError
+
+EXIT_CODES: Final = """\
+Exit codes:
+
+- 0: done
+- 1: the daemon refused, or the command failed; the reason is printed
+- 2: the command line is wrong
+- 69: no greeterd is running: no socket, or nobody answers at it
+- 75: no answer in time; the command may still be under way
+- 77: not permitted: the daemon is another user's
+- 130: interrupted; the command may still be under way
+- 141: the reader of standard output has gone
+"""
+EX_INTERRUPTED: Final = 130
+EX_PIPE: Final = 141
+MAX_TIMEOUT: Final = 86_400.0
+SOCKET_NAME: Final = "control.sock"
+
+_CODES: Final = frozenset({1, 2, 69, 75, 77})
+"""What an answer's `code` may make the exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the options common to all commands say."""
+
+    socket: Path
+    timeout: float
+    json: bool
+
+
+Common = Annotated[Options, Parameter(parse=False)]
+
+app = App(
+    name="greeterctl",
+    help="Tell a running greeterd what to do, and wait until it is done.",
+    help_format="markdown",
+    help_epilogue=EXIT_CODES,
+    version=f"greeterctl {__version__}",
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+app.meta.group_parameters = Group("Options of every command")
+# Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
+app.register_install_completion_command(
+    add_to_startup=False, help="Write a completion script where bash, zsh or fish looks for it."
+)
+
+
+def _check_timeout(_type: object, seconds: float) -> None:
+    if not 0 < seconds <= MAX_TIMEOUT:  # also refuses NaN
+        raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
+
+
+@app.command
+def ping(*, options: Common) -> int:
+    """Ask whether the daemon answers."""
+    asked = monotonic()
+    deadline = asked + options.timeout
+    with connect(options.socket, deadline) as sock:
+        answer = exchange(sock, "ping", deadline)
+        took_ms = 1e3 * (monotonic() - asked)
+        pid = peer_of(sock).pid
+    return _report(options, "ping", answer, f"greeterd answers: pid {pid}, {took_ms:.1f} ms")
+
+
+@app.command
+def status(*, options: Common) -> int:
+    """Show the daemon, its slots and what they count.
+
+    "conns" are connections accepted, "greeted" those that became a greeting, "share" the slot's
+    part of all connections, "queue" the connections that wait in the slot's own listener, "open"
+    those not finished, "beat" the time since the worker last turned its loop.
+    """
+    answer = ask(options.socket, "status", options.timeout)
+    if not answer["ok"] or "status" not in answer:
+        return _report(options, "status", answer, "")
+    if options.json:
+        # As it came: a newer daemon may tell more than this program knows of.
+        _print_json(msgspec.json.encode(answer["status"]))
+        return 0
+    try:
+        told = from_plain(answer["status"])
+    except ValueError as error:
+        raise ControlError(f"status: of another version than this program: {error}") from error
+    _write(render_status(told, sys.stdout))
+    return 0
+
+
+@app.command
+def reload(*, options: Common) -> int:
+    """Read the configuration again and replace every worker; a bad one changes nothing."""
+    answer = ask(options.socket, "reload", options.timeout)
+    generation = answer.get("generation")
+    told = "reloaded" if generation is None else f"reloaded: generation {generation}"
+    return _report(options, "reload", answer, told)
+
+
+@app.command
+def scale(
+    workers: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_WORKERS))],
+    /,
+    *,
+    options: Common,
+) -> int:
+    """Have this many workers.
+
+    Parameters
+    ----------
+    workers
+        How many.
+    """
+    answer = ask(options.socket, "scale", options.timeout, workers=workers)
+    return _report(options, "scale", answer, f"workers: {workers}")
+
+
+@app.command
+def restart(
+    slot: Annotated[int | None, Parameter(validator=Number(gte=1, lte=MAX_WORKERS))] = None,
+    /,
+    *,
+    options: Common,
+) -> int:
+    """Replace the worker of one slot, or of each slot in turn, without a reload.
+
+    Parameters
+    ----------
+    slot
+        Which. [default: each]
+    """
+    answer = ask(options.socket, "restart", options.timeout, slot=slot)
+    told = "restarted: every slot" if slot is None else f"restarted: slot {slot}"
+    return _report(options, "restart", answer, told)
+
+
+@app.command
+def reopen(*, options: Common) -> int:
+    """Open the log files again, after they were rotated."""
+    answer = ask(options.socket, "reopen", options.timeout)
+    return _report(options, "reopen", answer, "reopened: every log")
+
+
+@app.command
+def stop(
+    *, now: Annotated[bool, Parameter(negative=(), show_default=False)] = False, options: Common
+) -> int:
+    """Stop the daemon; return when its process has ended.
+
+    Parameters
+    ----------
+    now
+        Drop unfinished connections instead of serving them.
+    """
+    deadline = monotonic() + options.timeout
+    answer: dict[str, Any] = {"version": 1, "ok": True}
+    with connect(options.socket, deadline) as sock, _process(peer_of(sock).pid) as process:
+        try:
+            answer = exchange(sock, "stop", deadline, now=now)
+        except NotRunningError:
+            # It may end before it answers: then its end is the answer.
+            if process is None:
+                raise
+        if answer["ok"] and process is not None and not _ends(process, deadline):
+            raise NoAnswerError("the daemon still runs, and may be stopping")
+    return _report(options, "stop", answer, "stopped")
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int | None]:
+    """Give a descriptor of a process; None for one that this PID namespace does not show."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _ends(process: int, deadline: float) -> bool:
+    """Wait for the process's end; False if `deadline` comes first."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(max(0.0, 1e3 * (deadline - monotonic()))))
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    run_dir: Path | None = None,
+    socket: Path | None = None,
+    timeout: Annotated[float, Parameter(validator=_check_timeout)] = 60.0,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> int | None:
+    """Run one command with the options of all.
+
+    Parameters
+    ----------
+    run_dir
+        The daemon's run directory. [default: $GREETERD_RUN_DIR, else what greeterd itself uses]
+    socket
+        The daemon's control socket, instead of a run directory.
+    timeout
+        Seconds to wait for the answer.
+    json
+        Print one JSON object, also for a failure.
+    """
+    if run_dir is not None and socket is not None:
+        raise UsageError("--run-dir and --socket exclude each other")
+    if not tokens:
+        raise UsageError("there is no command (see greeterctl --help)")
+    command, bound, ignored = app.parse_args(tokens)
+    if "options" not in ignored:
+        # Such as --help, --version, --install-completion.
+        code: int | None = command(*bound.args, **bound.kwargs)
+        return code
+    where = socket or (run_dir or default_run_dir(os.environ, os.geteuid())) / SOCKET_NAME
+    options = Options(where.absolute(), timeout, json)
+    try:
+        code = command(*bound.args, **bound.kwargs, options=options)
+    except ControlError as error:
+        told = str(error)
+        if isinstance(error, NoAnswerError):
+            told += f" (--timeout {timeout:g})"
+        code = _fail(options, told, error.exit_code)
+    return code
+
+
+def default_run_dir(environ: Mapping[str, str], uid: int) -> Path:
+    """Return the run directory of a greeterd that was started here by this user without one."""
+    if given := environ.get("GREETERD_RUN_DIR"):
+        return Path(given)
+    if first := environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
+        return Path(first)
+    if (session := environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
+        return Path(session, "greeterd")
+    if uid == 0:
+        return Path("/run/greeterd")
+    return Path(environ.get("TMPDIR") or "/tmp", f"greeterd-{uid}")  # noqa: S108 - as greeterd does
+
+
+def _report(options: Options, command: str, answer: Mapping[str, Any], done: str) -> int:
+    """Print the answer; return the exit code."""
+    if not answer["ok"]:
+        code = answer.get("code")
+        reason = answer.get("error", "no reason given")
+        return _fail(options, f"{command}: {reason}", code if code in _CODES else FAILED)
+    if options.json:
+        _print_json(msgspec.json.encode(answer))
+    else:
+        _write(f"{done}\n")
+    return 0
+
+
+def _fail(options: Options, reason: str, code: int) -> int:
+    if options.json:
+        _print_json(render_answer(False, {"error": reason, "code": code}))
+    else:
+        _tell(reason)
+    return code
+
+
+def _print_json(line: bytes) -> None:
+    _write(line.decode().rstrip("\n") + "\n")
+
+
+def _write(text: str) -> None:
+    """Write at once, so that a reader who has gone is noticed here and not at the exit."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _tell(message: str) -> None:
+    print(f"greeterctl: {escape(message)}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    try:
+        code: int | None = app.meta(sys.argv[1:] if arguments is None else list(arguments))
+    except (CycloptsError, UsageError) as error:
+        _tell(str(error))
+        return UsageError.exit_code
+    except GreeterdError as error:
+        _tell(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("interrupted; the command may still be under way")
+        return EX_INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        # The interpreter's last flush of standard output is to fail in silence.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return EX_PIPE
+    return code or 0
