@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import psutil
 
+from greeterd.control import ask
 from tests.support import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,10 +197,10 @@ class Daemon:
     @property
     def pid(self) -> int:
         """The serving master: the run lock's holder, else the process that was started."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int((self.run_dir / "greeterd.pid").read_text().split()[0])
-            if pid in self.processes():
-                return pid
+        with contextlib.suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
+            holder = int((self.run_dir / "greeterd.pid").read_text().split()[0])
+            if self._owns(psutil.Process(holder)):
+                return holder
         return self.process.pid
 
     def worker_pids(self) -> list[int]:
@@ -212,14 +213,14 @@ class Daemon:
 
     def processes(self) -> list[int]:
         """Return every living process that came from the command."""
-        found = []
-        for one in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if one.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if os.getpgid(one.pid) == self.process.pid or one.environ().get(MARK) == self._mark:
-                    found.append(one.pid)
-        return found
+        return [one.pid for one in psutil.process_iter() if self._owns(one)]
+
+    def _owns(self, one: psutil.Process) -> bool:
+        """Tell whether a process lives and came from the command."""
+        with contextlib.suppress(psutil.Error, OSError):
+            ours = os.getpgid(one.pid) == self.process.pid or one.environ().get(MARK) == self._mark
+            return ours and one.status() != psutil.STATUS_ZOMBIE
+        return False
 
     def ctl(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run `greeterctl` on this daemon and return what it printed and its exit code."""
@@ -234,10 +235,10 @@ class Daemon:
         )
 
     def status(self) -> Record:
-        """Return `greeterctl status --json`, parsed."""
-        done = self.ctl("status", "--json")
-        assert done.returncode == 0, done.stderr
-        status: Record = json.loads(done.stdout)
+        """Ask the master for its status, and return what `greeterctl status --json` prints."""
+        answer = ask(self.run_dir / "control.sock", "status", 10.0)
+        assert answer["ok"], answer
+        status: Record = answer["status"]
         return status
 
     # Its end

@@ -1,9 +1,10 @@
 """The harness: it believes nothing that the daemon has not said, and leaves nothing behind.
 
-A stand-in takes the daemon's place, because it can misbehave.
+A stand-in takes the daemon's place where it is to misbehave.
 """
 
 import functools
+import json
 import socket
 import sys
 import tempfile
@@ -174,3 +175,20 @@ def test_nobody_listens_where_a_stopped_daemon_did(stand_in: StartDaemon) -> Non
     daemon.stop()
     with pytest.raises(ConnectionRefusedError):
         connect(daemon.address)
+
+
+def test_status_is_what_greeterctl_prints(daemon: StartDaemon) -> None:
+    real = daemon("--workers", "2")
+    status = real.status()
+    assert status["pid"] == real.pid
+    assert status["addresses"] == real.addresses
+    assert sorted(worker["pid"] for worker in status["workers"]) == real.worker_pids()
+    assert json.loads(real.ctl("status", "--json").stdout).keys() == status.keys()
+
+
+def test_a_daemonized_daemon_is_found_and_ended(daemon: StartDaemon) -> None:
+    real = daemon("--workers", "1", "--daemonize")
+    assert real.pid != real.process.pid
+    assert greet(real.address, "Alice") == ""
+    assert real.stop() == 0
+    assert real.processes() == []
