@@ -80,6 +80,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
+app.meta.suppress_keyboard_interrupt = False
 app.meta.group_parameters = Group("Options of every command")
 # Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
 app.register_install_completion_command(
@@ -286,7 +287,9 @@ def _report(options: Options, command: str, answer: Mapping[str, Any], done: str
     if not answer["ok"]:
         code = answer.get("code")
         reason = answer.get("error", "no reason given")
-        return _fail(options, f"{command}: {reason}", code if code in _CODES else FAILED)
+        if not isinstance(code, int) or code not in _CODES:
+            code = FAILED
+        return _fail(options, f"{command}: {reason}", code)
     if options.json:
         _print_json(msgspec.json.encode(answer))
     else:
