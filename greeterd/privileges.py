@@ -1,0 +1,176 @@
+"""Decides who the daemon becomes, and becomes it for good.
+
+Invariants: names are looked up (`resolve`) before anything is dropped, because the name service
+may be out of reach afterwards. `drop` is called once, in the master, before the first worker is
+forked, after the listeners and the run lock were opened. What `drop` did is proved, not assumed.
+The kernel makes a process that changed its user not dumpable (prctl(2), PR_SET_DUMPABLE); that is
+left so: siblings of the same user cannot ptrace the master.
+"""
+
+import ctypes
+import grp
+import os
+import pwd
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from greeterd.errors import ConfigError, GreeterdError
+
+ROOT = 0
+PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A user as the kernel knows it: ids, and all supplementary groups, sorted."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"uid {self.uid}, gid {self.gid}"
+
+
+def resolve(user: str | None, group: str | None) -> Identity | None:
+    """Look up names or numbers; None when neither is given: the daemon stays who it is.
+
+    `group` replaces the user's own group; alone it keeps the user.
+
+    Raises: ConfigError naming what is unknown, or a number of a user without an entry and
+    without `group`, whose group cannot be known.
+    """
+    if user is None and group is None:
+        return None
+    gid = None if group is None else _find_gid(group)
+    entry = _find_user(str(os.geteuid()) if user is None else user)
+    if isinstance(entry, pwd.struct_passwd):
+        gid = entry.pw_gid if gid is None else gid
+        return Identity(entry.pw_uid, gid, tuple(sorted(set(os.getgrouplist(entry.pw_name, gid)))))
+    if gid is None:
+        raise ConfigError(f"user {user} has no entry in the user database: set a group too")
+    return Identity(entry, gid, (gid,))
+
+
+def drop(identity: Identity) -> None:
+    """Become `identity` irrevocably, and renounce gaining privileges by exec.
+
+    Without root the only identity that can be had is the own one, which costs nothing.
+
+    Raises: ConfigError when not root and `identity` is another; GreeterdError when the kernel
+    let something through (never run on half-dropped).
+    """
+    if os.geteuid() == ROOT:
+        # In this order: without root neither the groups nor the group could be set.
+        os.setgroups(identity.groups)
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+        _prove(identity)
+    elif (identity.uid, identity.gid) != (os.geteuid(), os.getegid()):
+        raise ConfigError(f"only root can become another user ({identity})")
+    _set_no_new_privs()
+
+
+def prepare_directory(path: Path, identity: Identity | None, mode: int) -> None:
+    """Make sure that `path` is a directory in which `identity` (None: we) may create files.
+
+    A missing one is created with its parents (0755); only the last gets `mode` and, by root,
+    the identity as its owner. An existing one is left as it is: with `log_dir = "/var/log"`
+    chowning it would give the whole system's logs away.
+
+    Raises: ConfigError naming the path and the reason.
+    """
+    try:
+        _make_parents(path)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            if not path.is_dir():
+                raise ConfigError(f"directory {path}: is not a directory") from None
+        else:
+            _hand_over(path, identity, mode)
+    except OSError as error:
+        what = f"directory {path} cannot be made: {error.filename}: {error.strerror}"
+        raise ConfigError(what) from error
+    if not _may_write(path, identity):
+        raise ConfigError(f"directory {path}: is not writable by {identity or 'us'}")
+
+
+def _find_user(user: str) -> pwd.struct_passwd | int:
+    try:
+        return pwd.getpwuid(int(user)) if _is_number(user) else pwd.getpwnam(user)
+    except (KeyError, OverflowError):
+        if _is_number(user) and int(user) < 2**32 - 1:  # (uid_t) -1 means "unchanged"
+            return int(user)
+        raise ConfigError(f"unknown user: {user}") from None
+
+
+def _find_gid(group: str) -> int:
+    if _is_number(group) and int(group) < 2**32 - 1:
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"unknown group: {group}") from None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _prove(identity: Identity) -> None:
+    uids, gids = {identity.uid}, {identity.gid}
+    kept = set(os.getresuid()) != uids or set(os.getresgid()) != gids
+    if kept or set(os.getgroups()) != set(identity.groups):
+        raise GreeterdError(f"privileges were not dropped completely to {identity}")
+    if identity.uid == ROOT:
+        return
+    with suppress(PermissionError):
+        os.setresuid(ROOT, ROOT, ROOT)  # CAP_SETUID would let this through
+        raise GreeterdError(f"root could be regained after becoming {identity}")
+
+
+def _set_no_new_privs() -> None:
+    # prctl(2) is variadic: unsigned long must be passed as such, and unused ones as 0.
+    libc = ctypes.CDLL(None, use_errno=True)
+    one, zero = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, one, zero, zero, zero) != 0:
+        raise GreeterdError(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
+
+
+def _make_parents(path: Path) -> None:
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir()
+            parent.chmod(0o755)  # whatever the umask: the identity has to pass
+
+
+def _hand_over(path: Path, identity: Identity | None, mode: int) -> None:
+    # By descriptor: in a directory that others may write, the name could be another's by now.
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise ConfigError(f"directory {path}: was replaced while it was being made")
+        os.fchmod(fd, mode)
+        if identity is not None and os.geteuid() == ROOT:
+            os.fchown(fd, identity.uid, identity.gid)
+    finally:
+        os.close(fd)
+
+
+def _may_write(path: Path, identity: Identity | None) -> bool:
+    if identity is None or os.geteuid() != ROOT:
+        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    # The kernel is asked in the identity's place: it knows access lists, read-only mounts and
+    # the directories above, which mode bits alone do not tell.
+    groups, gid = os.getgroups(), os.getegid()
+    try:
+        os.setgroups(identity.groups)
+        os.setegid(identity.gid)
+        os.seteuid(identity.uid)
+        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    finally:
+        os.seteuid(ROOT)
+        os.setegid(gid)
+        os.setgroups(groups)

@@ -1,0 +1,265 @@
+"""Looking up users, dropping to them in real processes, and making directories for them."""
+
+import grp
+import os
+import pwd
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from greeterd.errors import ConfigError
+from greeterd.privileges import Identity, drop, prepare_directory, resolve
+
+ROOT = Path(__file__).parents[2]
+STRANGER = Identity(54321, 54322, (54322, 54323))
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+needs_no_root = pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root")
+
+
+def python(code: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_nobody_wanted_is_nobody() -> None:
+    assert resolve(None, None) is None
+
+
+def test_a_user_brings_his_group_and_all_supplementary_ones() -> None:
+    me = pwd.getpwnam("nobody")
+    expected = Identity(me.pw_uid, me.pw_gid, tuple(sorted(os.getgrouplist(me.pw_name, me.pw_gid))))
+    assert resolve(me.pw_name, None) == expected
+    assert resolve(str(me.pw_uid), None) == expected
+
+
+def test_a_group_replaces_the_user_s_own() -> None:
+    nobody = pwd.getpwnam("nobody")
+    mail = grp.getgrnam("mail")
+    found = resolve("nobody", "mail")
+    assert found
+    assert (found.uid, found.gid) == (nobody.pw_uid, mail.gr_gid)
+    assert mail.gr_gid in found.groups
+    assert resolve("nobody", str(mail.gr_gid)) == found
+
+
+def test_a_group_alone_keeps_the_user() -> None:
+    found = resolve(None, "mail")
+    assert found
+    assert (found.uid, found.gid) == (os.geteuid(), grp.getgrnam("mail").gr_gid)
+
+
+def test_a_number_needs_no_entry_if_the_group_is_given() -> None:
+    assert resolve("54321", "54322") == Identity(54321, 54322, (54322,))
+    with pytest.raises(ConfigError, match=r"user 54321 has no entry .*: set a group too"):
+        resolve("54321", None)
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "reason"),
+    [
+        ("no-such-user", None, "unknown user: no-such-user"),
+        ("nobody", "no-such-group", "unknown group: no-such-group"),
+        ("4294967295", "0", "unknown user: 4294967295"),  # (uid_t) -1: "unchanged"
+        ("0", "4294967295", "unknown group: 4294967295"),
+        ("9" * 30, "0", "unknown user: 999"),
+        ("-1", "0", "unknown user: -1"),
+        ("", None, "unknown user: $"),
+    ],
+)
+def test_what_is_unknown_is_named(user: str, group: str | None, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve(user, group)
+
+
+DROP = """
+import os, sys
+from greeterd.privileges import Identity, drop
+os.setgroups([0, 4])
+drop(Identity(54321, 54322, (54322, 54323)))
+print(os.getresuid(), os.getresgid(), sorted(os.getgroups()))
+for name in ("setuid", "seteuid", "setgid"):
+    try:
+        getattr(os, name)(0)
+    except PermissionError:
+        print(name, "refused")
+print(*[line.split()[1] for line in open("/proc/self/status") if line.startswith("NoNewPrivs")])
+"""
+
+
+@needs_root
+def test_root_drops_everything_and_cannot_come_back() -> None:
+    done = python(DROP)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "(54321, 54321, 54321) (54322, 54322, 54322) [54322, 54323]",
+        "setuid refused",
+        "seteuid refused",
+        "setgid refused",
+        "1",
+    ]
+
+
+KEEP_SETUID = """
+import ctypes, os
+from greeterd.errors import GreeterdError
+from greeterd.privileges import Identity, drop
+PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 4
+assert ctypes.CDLL(None).prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
+try:
+    drop(Identity(54321, 54322, (54322,)))
+except GreeterdError as error:
+    print(error)
+"""
+
+
+REGAINED = "root could be regained after becoming uid 54321, gid 54322\n"
+
+
+@needs_root
+def test_a_drop_that_can_be_undone_is_an_error() -> None:
+    """With this secure bit the capabilities survive the change of the user."""
+    assert python(KEEP_SETUID).stdout == REGAINED
+
+
+@needs_root
+def test_root_may_stay_root() -> None:
+    code = "from greeterd.privileges import *; drop(Identity(0, 0, (0,))); print(os.getresuid())"
+    assert python(code).stdout == "(0, 0, 0)\n"
+
+
+AS_STRANGER = """
+import os
+from greeterd.errors import ConfigError
+from greeterd.privileges import Identity, drop
+os.setgroups([]); os.setresgid(54322, 54322, 54322); os.setresuid(54321, 54321, 54321)
+drop(Identity(54321, 54322, (54322,)))
+for uid, gid in ((54320, 54322), (54321, 54320), (0, 0)):
+    try:
+        drop(Identity(uid, gid, (gid,)))
+    except ConfigError as error:
+        print(error)
+"""
+
+
+@needs_root
+def test_others_than_root_can_only_stay_who_they_are() -> None:
+    done = python(AS_STRANGER)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "only root can become another user (uid 54320, gid 54322)",
+        "only root can become another user (uid 54321, gid 54320)",
+        "only root can become another user (uid 0, gid 0)",
+    ]
+
+
+@needs_no_root
+def test_an_ordinary_user_cannot_become_another() -> None:
+    with pytest.raises(ConfigError, match="only root"):
+        drop(STRANGER)
+
+
+def reachable(path: Path) -> None:
+    """Let everybody pass the directories above `path` that the test runner made."""
+    for parent in path.parents:
+        if parent.stat().st_uid == os.geteuid() and "pytest" in str(parent):
+            parent.chmod(parent.stat().st_mode | 0o011)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_missing_directory_is_made_with_its_parents_and_mode(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        prepare_directory(tmp_path / "a" / "b", None, 0o750)
+    finally:
+        os.umask(old)
+    assert mode_of(tmp_path / "a" / "b") == 0o750
+    assert (tmp_path / "a" / "b").stat().st_uid == os.geteuid()
+
+
+@needs_root
+def test_root_gives_only_the_last_directory_away(tmp_path: Path) -> None:
+    reachable(tmp_path / "a")
+    old = os.umask(0o077)
+    try:
+        prepare_directory(tmp_path / "a" / "b", STRANGER, 0o750)
+    finally:
+        os.umask(old)
+    found = (tmp_path / "a" / "b").stat()
+    assert (found.st_uid, found.st_gid, mode_of(tmp_path / "a" / "b")) == (54321, 54322, 0o750)
+    assert (tmp_path / "a").stat().st_uid == 0
+    prepare_directory(tmp_path / "a" / "b", STRANGER, 0o700)
+    assert mode_of(tmp_path / "a" / "b") == 0o750, "the second time it is left as it is"
+
+
+@needs_root
+def test_an_existing_directory_is_never_given_away(tmp_path: Path) -> None:
+    reachable(tmp_path / "below")
+    with pytest.raises(ConfigError, match=f"directory {tmp_path}: is not writable by uid 54321"):
+        prepare_directory(tmp_path, STRANGER, 0o750)
+    assert tmp_path.stat().st_uid == 0
+    prepare_directory(tmp_path, Identity(0, 0, (0,)), 0o750)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("uid", "gid", "mode", "writable"),
+    [
+        (54321, 0, 0o300, True),
+        (54321, 0, 0o077, False),
+        (0, 54323, 0o030, True),
+        (0, 54323, 0o707, False),
+        (0, 0, 0o003, True),
+        (0, 0, 0o775, False),
+        (0, 54322, 0o020, False),  # without search permission nothing can be made in it
+    ],
+)
+def test_the_mode_is_read_as_the_kernel_reads_it(
+    tmp_path: Path, uid: int, gid: int, mode: int, writable: bool
+) -> None:
+    path = tmp_path / "directory"
+    path.mkdir()
+    os.chown(path, uid, gid)
+    path.chmod(mode)
+    reachable(path)
+    before = (os.getresuid(), os.getresgid(), os.getgroups())
+    if writable:
+        prepare_directory(path, STRANGER, 0o750)
+    else:
+        with pytest.raises(ConfigError, match="not writable"):
+            prepare_directory(path, STRANGER, 0o750)
+    assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
+
+
+@needs_root
+def test_a_directory_below_one_that_the_user_may_not_enter_is_an_error(tmp_path: Path) -> None:
+    reachable(tmp_path / "a")
+    (tmp_path / "a").mkdir(mode=0o700)
+    with pytest.raises(ConfigError, match="is not writable by uid 54321"):
+        prepare_directory(tmp_path / "a" / "b", STRANGER, 0o750)
+
+
+@needs_no_root
+def test_a_directory_that_we_cannot_write_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="is not writable"):
+        prepare_directory(tmp_path, None, 0o750)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file: is not a directory"):
+        prepare_directory(tmp_path / "file", None, 0o750)
+    with pytest.raises(ConfigError, match=r"file/log cannot be made: .*: Not a directory"):
+        prepare_directory(tmp_path / "file" / "log", None, 0o750)
