@@ -105,11 +105,14 @@ class Channel:
         """
         # socket.recv_fds of CPython 3.11 ignores its flags, so that the descriptors would leak
         # into every program that is executed.
-        data, ancillary, _, _ = self._socket.recvmsg(
-            MAX_MESSAGE_BYTES,
-            socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize),
-            socket.MSG_CMSG_CLOEXEC,
-        )
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(
+                MAX_MESSAGE_BYTES,
+                socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize),
+                socket.MSG_CMSG_CLOEXEC,
+            )
+        except ConnectionResetError:
+            return None, []  # the peer has gone without reading all that we sent
         fds = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

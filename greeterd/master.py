@@ -328,14 +328,12 @@ class Master:
 
     def _on_message(self, ident: WorkerId) -> None:
         """Read all that a worker has sent; its channel is left alone after end-of-file."""
-        child = self._children[ident]
-        while child.channel.fileno() >= 0:
+        child = self._children.get(ident)  # an event of this batch may have buried it
+        while child is not None and child.channel.fileno() >= 0:
             try:
                 message, fds = child.channel.receive()
             except BlockingIOError:
                 return
-            except OSError:
-                message, fds = None, []
             if message is None:
                 self._selector.unregister(child.channel)
                 child.channel.close()

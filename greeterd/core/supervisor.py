@@ -173,17 +173,11 @@ class Supervisor:
             slot.swept = slot.retiring and code == 0
             return
         self._note_failed_step(worker, life, reason, code)
-        fields: dict[str, object] = {
-            "worker": worker.slot,
-            "pid": worker.pid,
-            "generation": worker.generation,
-            "reason": reason,
-        }
         if slot.ready is None:
             healthy = life is Life.READY and now - since >= self.policy.restart_window
             self._count_death(slot, now, healthy=healthy)
-            fields["restart_in"] = round(slot.retry_at - now, 3)
-        self._say("warning", "worker died", **fields)
+            restart_in = round(slot.retry_at - now, 3)
+            self._say("warning", "worker died", worker=slot.index, restart_in=restart_in)
 
     def _note_failed_step(self, worker: Worker, life: Life, reason: str, code: int) -> None:
         """Let the operation fail that waits for a worker which died while it started."""
