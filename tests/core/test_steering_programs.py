@@ -1,0 +1,145 @@
+"""The programs for the kernel, run here on a machine of ten lines."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greeterd import steering
+from greeterd.steering import Program, assemble, cpu_modulo, drop_syn, random_over
+
+SLOTS = 512
+SYN, ACK, FIN, RST, PSH = 0x02, 0x10, 0x01, 0x04, 0x08
+
+
+def run(program: Program, load: Callable[[int, int], int]) -> int:
+    """Execute `program`; `load(operation, offset)` answers its loads. Returns what it returns."""
+    accumulator = counter = 0
+    while True:
+        operation, if_true, if_false, operand = program[counter]
+        counter += 1
+        if operation in {steering.LOAD_WORD, steering.LOAD_BYTE}:
+            accumulator = load(operation, operand)
+        elif operation == steering.MODULO:
+            accumulator %= operand
+        elif operation == steering.ADD:
+            accumulator = (accumulator + operand) % 2**32
+        elif operation == steering.JUMP_IF_AT_LEAST:
+            counter += if_true if accumulator >= operand else if_false
+        elif operation == steering.JUMP_IF_ANY_BIT:
+            counter += if_true if accumulator & operand else if_false
+        elif operation == steering.RETURN:
+            return operand
+        elif operation == steering.RETURN_ACCUMULATOR:
+            return accumulator
+        else:
+            raise AssertionError(f"unknown operation {operation:#x}")
+
+
+def chosen(program: Program, random: int) -> int:
+    """Return the index that the selection gives for this random number."""
+
+    def load(operation: int, offset: int) -> int:
+        assert (operation, offset) == (steering.LOAD_WORD, 0xFFFFF000 + 56)
+        return random
+
+    return run(program, load)
+
+
+def spread(indexes: Sequence[int]) -> Counter[int]:
+    """Count the choices over whole periods of the random number, the last one included."""
+    program = random_over(indexes)
+    period = len(indexes)
+    last = 2**32 // period * period - period
+    return Counter(
+        chosen(program, start + rank) for start in (0, period, last) for rank in range(period)
+    )
+
+
+def gated(flags: int) -> int:
+    """Return how many bytes of a segment with these TCP flags pass the gate."""
+    header = bytes(13) + bytes([flags]) + bytes(6)
+
+    def load(operation: int, offset: int) -> int:
+        assert operation == steering.LOAD_BYTE
+        return header[offset]
+
+    return run(drop_syn(), load)
+
+
+def test_every_subset_of_six_is_chosen_from_evenly_and_exclusively() -> None:
+    for size in range(1, 7):
+        for subset in combinations(range(6), size):
+            assert spread(subset) == dict.fromkeys(subset, 3), subset
+
+
+@given(st.sets(st.integers(0, SLOTS - 1), min_size=1))
+def test_any_set_of_slots_is_chosen_from_evenly_and_exclusively(indexes: set[int]) -> None:
+    assert spread(sorted(indexes)) == dict.fromkeys(indexes, 3)
+
+
+@given(st.sets(st.integers(0, SLOTS - 1), min_size=1), st.integers(0, 2**32 - 1))
+def test_no_random_number_leads_elsewhere(indexes: set[int], random: int) -> None:
+    assert chosen(random_over(indexes), random) in indexes
+
+
+def test_order_and_repetition_of_the_indexes_do_not_matter() -> None:
+    assert random_over([3, 1, 3]) == random_over([1, 3])
+
+
+def test_one_index_needs_no_random_number() -> None:
+    assert random_over([7]) == ((steering.RETURN, 0, 0, 7),)
+
+
+def test_leaving_out_one_of_many_costs_two_instructions() -> None:
+    everyone = range(SLOTS)
+    assert len(random_over(set(everyone) - {100})) == len(random_over(everyone)) + 2
+
+
+def test_the_worst_set_of_slots_is_a_program_that_the_kernel_takes() -> None:
+    assert len(random_over(range(1, SLOTS, 2))) <= steering.MAX_INSTRUCTIONS
+
+
+def test_more_gaps_than_a_program_can_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="instructions"):
+        random_over(range(1, 2 * steering.MAX_INSTRUCTIONS, 2))
+
+
+@pytest.mark.parametrize("indexes", [[], [-1, 2]])
+def test_steering_to_nobody_is_refused(indexes: list[int]) -> None:
+    with pytest.raises(ValueError, match="at least one index"):
+        random_over(indexes)
+
+
+def test_steering_by_cpu_gives_each_cpu_one_index() -> None:
+    def load(operation: int, offset: int) -> int:
+        assert (operation, offset) == (steering.LOAD_WORD, 0xFFFFF000 + 36)
+        return 7
+
+    assert run(cpu_modulo(4), load) == 3
+
+
+def test_steering_by_cpu_over_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one listener"):
+        cpu_modulo(0)
+
+
+@pytest.mark.parametrize("flags", [SYN, SYN | 0xC0, SYN | ACK])
+def test_the_gate_drops_whatever_opens_a_connection(flags: int) -> None:
+    assert gated(flags) == 0
+
+
+@pytest.mark.parametrize("flags", [ACK, ACK | PSH, ACK | FIN, RST, RST | ACK, 0xFF & ~SYN])
+def test_the_gate_passes_all_other_segments_whole(flags: int) -> None:
+    assert gated(flags) == 0xFFFFFFFF
+
+
+def test_an_instruction_is_eight_bytes_of_struct_sock_filter() -> None:
+    assert len(assemble(drop_syn())) == 8 * len(drop_syn())
+    assert assemble(((0x0102, 3, 4, 0x05060708),)) in {
+        bytes([2, 1, 3, 4, 8, 7, 6, 5]),
+        bytes([1, 2, 3, 4, 5, 6, 7, 8]),
+    }
