@@ -12,7 +12,6 @@ import errno
 import os
 import resource
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from cyclopts.validators import Number
 from greeterd import __version__
 from greeterd.client import Failure, Order, Result, Until, send_all
 from greeterd.core.address import Address, parse_address
+from greeterd.core.printable import escape
 from greeterd.errors import GreeterdError, UsageError
 
 EXIT_CODES: Final = """\
@@ -211,7 +211,7 @@ def _address(text: str) -> Address:
     try:
         return parse_address(text)
     except ValueError as error:
-        raise UsageError(f"--address {escape(text)}: {error}") from None
+        raise UsageError(f"--address {text}: {error}") from None
 
 
 def _allow_descriptors(concurrency: int) -> None:
@@ -223,16 +223,6 @@ def _allow_descriptors(concurrency: int) -> None:
     if hard < needed and hard != resource.RLIM_INFINITY:
         raise UsageError(f"--concurrency {concurrency}: {hard} descriptors allowed (ulimit -n)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def escape(text: str) -> str:
-    """Return `text` safe for one line of a terminal: control and format characters as escapes."""
-    return "".join(
-        character
-        if (kind := unicodedata.category(character))[0] != "C" and kind not in ("Zl", "Zp")
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )
 
 
 def show_name(name: bytes) -> str:

@@ -5,26 +5,31 @@ import io
 import os
 import pty
 import re
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import greeterd
-from greeterd.cli.client import EXIT_CODES, escape, main, show_name
+from greeterd.cli.client import EXIT_CODES, main, show_name
 from greeterd.client import Failure, Order, Result, UnreachableError, Until, send_all
 from greeterd.core.address import Address
 from tests.support import until
 
 SOURCE = Path(greeterd.__file__).parents[1]
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
 PROGRAM = "import sys; from greeterd.cli.client import main; sys.exit(main())"
 
 
@@ -83,7 +88,7 @@ def reset(_server: Server, connection: socket.socket) -> None:
     """Read the name and reset the connection."""
     with connection:
         connection.recv(1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
 def hold(server: Server, connection: socket.socket) -> None:
@@ -260,6 +265,41 @@ def test_a_full_unix_queue_is_waited_for(tmp_path: Path) -> None:
     assert [result.failure for result in results] == [None] * 100
 
 
+def test_room_in_a_full_unix_queue_is_noticed_long_before_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "socket")
+    refused = threading.Event()
+
+    class Refused(socket.socket):
+        def connect_ex(self, address: Any, /) -> int:
+            error = super().connect_ex(address)
+            if error == errno.EAGAIN:
+                refused.set()
+            return error
+
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        monkeypatch.setattr("greeterd.client.socket.socket", Refused)
+        results: list[Result] = []
+        order = Order(Address(path=path), Until.HANDED_OVER, timeout=20)
+        sending = threading.Thread(target=lambda: results.extend(send([b"Alice"], order)))
+        sending.start()
+        assert refused.wait(5)
+        listener.accept()[0].close()
+        sending.join(5)
+        assert results == [Result(b"Alice")]
+
+
+def test_waiting_costs_no_processor_time() -> None:
+    with serving(hold) as server:
+        before = time.process_time()
+        send([b"Alice"], Order(server.address, timeout=0.5))
+        assert time.process_time() - before < 0.2
+
+
 def test_nothing_stays_open_when_the_caller_stops_early() -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     with serving(hold_mute) as server:
@@ -279,6 +319,21 @@ def test_a_reset_is_a_failure() -> None:
         assert failures([b"xx"] * 3, order) == [(Failure.RESET, "reset by the server")] * 3
 
 
+def test_a_reset_before_the_first_byte_is_not_taken_for_nobody_listening() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def names() -> Iterator[bytes]:
+            yield b"Alice"
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            connection.close()
+
+        order = Order(Address(*listener.getsockname()), concurrency=2)
+        assert [result.failure for result in send_all(names(), order)] == [Failure.RESET]
+
+
 def test_silence_ends_with_the_timeout_and_says_what_was_awaited() -> None:
     with serving(hold) as server:
         order = Order(server.address, timeout=0.1)
@@ -294,9 +349,17 @@ def test_a_queue_that_stays_full_ends_with_the_timeout(tmp_path: Path) -> None:
         listener.bind(path)
         listener.listen(0)
         first.connect(path)
-        assert failures([b"Alice"], Order(Address(path=path), timeout=0.1)) == [
-            (Failure.TIMEOUT, "no connection within 0.1 s")
-        ]
+
+        def names() -> Iterator[bytes]:
+            yield b"Alice"
+            half = time.monotonic() + 0.05
+            until(lambda: time.monotonic() > half)
+            yield b"Bob"  # so its turns go on when Alice's time is over
+
+        results = list(send_all(names(), Order(Address(path=path), timeout=0.1, concurrency=2)))
+    assert results == [
+        Result(name, Failure.TIMEOUT, "no connection within 0.1 s") for name in (b"Alice", b"Bob")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -379,10 +442,35 @@ def names_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
 
 
 def test_a_greeting_that_was_sent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    with serving(take) as server:
-        assert main(["send", "Alice", "--address", str(server.address)]) == 0
-    assert server.names == [b"Alice"]
+    with serving(reply) as server:
+        assert main(["send", "Alice", "Bob", "--address", str(server.address)]) == 0
+    assert server.names == [b"Alice", b"Bob"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_reply_that_does_not_come_is_exit_1_and_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with serving(take) as server:
+        assert main(["send", "Alice", "--wait-reply", "--address", str(server.address)]) == 1
+    assert capfd.readouterr() == ("", "greeter: 'Alice': closed without a reply\n")
+
+
+def test_no_wait_is_done_when_the_kernel_has_the_name() -> None:
+    with serving(hold) as server:
+        options = ["--no-wait", "--timeout", "5", "--address", str(server.address)]
+        assert main(["send", "Alice", *options]) == 0
+
+
+def test_one_failure_among_several_names_adds_a_summary(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with serving(hold_mute) as server:
+        options = ["--timeout", "0.2", "--address", str(server.address)]
+        assert main(["send", "Alice", "mute", *options]) == 1
+    told, summary = capfd.readouterr().err.splitlines()
+    assert told == "greeter: 'mute': no end-of-stream within 0.2 s"
+    assert summary.startswith("greeter: sent 1, failed 1 (timeout 1), ")
 
 
 def test_replies_go_to_standard_output_as_they_are(
@@ -407,11 +495,28 @@ def test_arguments_are_not_interpreted() -> None:
 def test_lines_of_standard_input_are_names(
     names_in: Callable[[bytes], None], arguments: list[str], concurrency: str
 ) -> None:
-    names_in(b"Alice\n\xff\0 \r\n\r\r\n\nZo\xc3\xab")
+    names_in(b"Alice \n\xff\0 \r\n\r\r\n\nZo\xc3\xab")
     with serving(take) as server:
         options = ["--concurrency", concurrency, "--address", str(server.address)]
         assert main(["send", *arguments, *options]) == 0
-    assert sorted(server.names) == sorted([b"Alice", b"\xff\0 ", b"\r", b"", b"Zo\xc3\xab"])
+    assert sorted(server.names) == sorted([b"Alice ", b"\xff\0 ", b"\r", b"", b"Zo\xc3\xab"])
+
+
+@pytest.mark.parametrize("options", [["--concurrency", "2"], ["--count", "2"]])
+def test_standard_input_is_read_to_its_end_before_a_burst(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(take) as server:
+        sent_before_the_end = []
+
+        def lines() -> Iterator[bytes]:
+            yield from (b"Alice\n", b"Bob\n", b"Carol\n")
+            sent_before_the_end.extend(server.names)
+
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines(), isatty=lambda: False))
+        assert main(["send", *options, "--address", str(server.address)]) == 0
+        assert server.names
+    assert sent_before_the_end == []
 
 
 def test_standard_input_has_its_place_among_the_arguments(
@@ -457,7 +562,7 @@ def test_nobody_listening_is_exit_69_and_one_line(
     [
         ([], "there is no command"),
         (["sned"], 'Unknown command "sned"'),
-        (["send", "--bogus"], "Unknown option: --bogus"),
+        (["send", "--bo\x1bgus"], r"Unknown option: --bo\x1bgus"),
         (["send", "x", "--count", "0"], "--count"),
         (["send", "x", "--concurrency", "0"], "--concurrency"),
         (["send", "x", "--concurrency", "99999999999"], "descriptors"),
@@ -465,7 +570,7 @@ def test_nobody_listening_is_exit_69_and_one_line(
         (["send", "x", "--timeout", "nan"], "--timeout"),
         (["send", "x", "--timeout", "inf"], "--timeout"),
         (["send", "x", "--address", "nowhere"], "--address nowhere: it has no port"),
-        (["send", "x", "--address", os.fsdecode(b"\xff\n:1")], "--address"),
+        (["send", "x", "--address", "\x1b\n"], r"--address \x1b\n: it has no port"),
         (["send", "x", "--wait-reply", "--no-wait"], "exclude each other"),
         (["send"], "no names on standard input"),
         (["send", "--count", "9"], "no names on standard input"),
@@ -498,21 +603,34 @@ def test_version_is_the_package_version(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr().out == f"greeter {greeterd.__version__}\n"
 
 
-def test_escapes_leave_letters_of_every_script_alone() -> None:
-    assert escape("Zoë\u00a0東京 🐍 \\") == "Zoë\u00a0東京 🐍 \\"
-    assert escape("\x1b\x07\x7f\x9b\n\u202e\u2028\udcff") == (
-        r"\x1b\x07\x7f\x9b\n\u202e\u2028\udcff"
-    )
-    assert show_name(b"a\xff\n") == r"'a\xff\n'"
+def test_a_name_in_a_message_is_one_short_escaped_line() -> None:
+    assert show_name("Zoë\n".encode()) == r"'Zoë\n'"
+    assert show_name(b"\x1b\xff" + b"x" * 58) == rf"'\x1b\xff{'x' * 58}'"
+    assert show_name(b"x" * 61) == f"'{'x' * 60}'..."
 
 
 # The program as a process
+
+
+def test_the_descriptor_limit_is_raised_for_the_concurrency_and_never_lowered() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(take) as server:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+            arguments = ["send", "Alice", "--address", str(server.address), "--concurrency"]
+            assert main([*arguments, "1"]) == 0
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 64
+            assert main([*arguments, "100"]) == 0
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def start(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "send", *arguments],
         cwd=SOURCE,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
         stderr=subprocess.PIPE,
         **streams,
     )
@@ -572,6 +690,18 @@ def test_an_interrupt_is_one_line_and_exit_130(names: list[str]) -> None:
     assert program.returncode == 130
     wanted = rb"interrupted: sent 1, failed 0, .*/s" if len(names) > 1 else rb"interrupted"
     assert re.fullmatch(rb"greeter: " + wanted + rb"\n", err)
+
+
+def test_an_interrupt_while_names_are_read_is_one_line_and_exit_130(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines() -> Iterator[bytes]:
+        yield b"Alice\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines(), isatty=lambda: False))
+    assert main(["send", "--concurrency", "2"]) == 130
+    assert capfd.readouterr() == ("", "greeter: interrupted\n")
 
 
 def test_names_of_a_pipe_are_sent_as_they_come() -> None:
