@@ -1,0 +1,249 @@
+"""The daemon log: every record but the greetings, by structlog, to standard error or to a file.
+
+JSON lines, or console lines on a terminal; timestamp, level, event, then key=value. The master and
+its workers write the same place, each record by one write(2). Each process binds who it is:
+`log.logger.bind(process="worker", worker=2, generation=1, pid=4242)`, and reopens for itself.
+
+A log must not stop what it tells of: no record raises into the caller or waits longer than 0.1 s.
+One that cannot be written (disk full, reader gone or asleep) is counted in `lost`, and the next
+one that can be written says how many. No value reaches the log with a control character in it.
+SIGPIPE and SIGXFSZ must be ignored, as CPython leaves them.
+"""
+
+import enum
+import errno
+import json
+import math
+import os
+import select
+import stat
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+from greeterd.core.printable import escape, escape_lines, to_ascii_json
+
+_STDERR = 2
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_MODE = 0o640
+_PATIENCE = 0.1  # seconds; a reader that is alive empties a pipe in less
+_MULTILINE = ("exception", "stack")
+
+Send = Callable[[memoryview], int]
+
+
+def open_daemon_log(*, path: Path | None, format: str, level: str) -> "DaemonLog":  # noqa: A002  the setting's name
+    """Open the daemon log at `path`, or on standard error.
+
+    `format` is auto (console lines on a terminal, else JSON), json or console; `level` is the
+    lowest that is told. Colours only on a terminal, and not if NO_COLOR is set.
+
+    Raises:
+        OSError: `path` cannot be opened.
+
+    """
+    sink = _open_path(path) if path else _open_stream(_STDERR)
+    terminal = os.isatty(sink.fd)
+    console = format == "console" or (format == "auto" and terminal)
+    colours = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    render = _console_processors(colours=colours) if console else [_render_json]
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        sink,
+        processors=[
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            _order,
+            sink.tell_lost,
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+    ).bind()
+    return DaemonLog(logger, sink, path)
+
+
+class DaemonLog:
+    """A logger, and where it writes."""
+
+    __slots__ = ("_path", "_sink", "logger")
+
+    def __init__(self, logger: FilteringBoundLogger, sink: "_Sink", path: Path | None) -> None:
+        self.logger = logger
+        self._sink = sink
+        self._path = path
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; the same number for the log's whole life. May be non-blocking."""
+        return self._sink.fd
+
+    @property
+    def lost(self) -> int:
+        """How many records this process could not write."""
+        return self._sink.lost
+
+    def reopen(self) -> None:
+        """Open the path anew under the same descriptor; nothing happens on standard error.
+
+        Raises:
+            OSError: the path cannot be opened; the old file stays in use.
+
+        """
+        if self._path is None:
+            return
+        new = os.open(self._path, _FLAGS | os.O_CREAT, _MODE)
+        try:
+            os.dup2(new, self._sink.fd, inheritable=False)
+        finally:
+            os.close(new)
+
+    def close(self) -> None:
+        """Close the descriptor; later records are lost. Standard error itself stays open."""
+        self._sink.close()
+
+
+def _open_path(path: Path, flags: int = _FLAGS | os.O_CREAT) -> "_Sink":
+    fd = os.open(path, flags, _MODE)
+    return _Sink(fd, lambda data: os.write(fd, data))
+
+
+def _open_stream(stream: int) -> "_Sink":
+    """Return a sink that never blocks, though O_NONBLOCK on `stream` itself is not ours to set.
+
+    The flag would be set for every process that shares the open file, the user's shell included.
+    """
+    try:
+        mode = os.fstat(stream).st_mode
+    except OSError:  # closed by whoever started us
+        return _open_path(Path(os.devnull), _FLAGS)
+    if not stat.S_ISREG(mode):  # a regular file never blocks, and its offset must be shared
+        with suppress(OSError):  # a socket (systemd's journal); another user's terminal, after su
+            return _open_path(Path(f"/proc/self/fd/{stream}"), _FLAGS)
+    fd = os.dup(stream)
+    return _Sink(fd, lambda data: _write_if_ready(fd, data))
+
+
+def _write_if_ready(fd: int, data: memoryview) -> int:
+    if not _wait_writable(fd, 0):
+        raise BlockingIOError
+    return os.write(fd, data[: select.PIPE_BUF])  # that much a ready pipe takes, a socket more
+
+
+def _wait_writable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(max(0, math.ceil(seconds * 1000))))
+
+
+def _refuse(_data: memoryview) -> int:
+    raise OSError(errno.EBADF, "the log is closed")
+
+
+class _Sink:
+    """What structlog calls with a rendered record; counts what it cannot write."""
+
+    __slots__ = ("_patience", "_send", "_told", "_torn", "fd", "lost")
+
+    def __init__(self, fd: int, send: Send) -> None:
+        self.fd = fd
+        self.lost = 0
+        self._send = send
+        self._told = 0  # of `lost`, how many the log knows of
+        self._torn = False  # the log ends in half a record of ours
+        self._patience = _PATIENCE  # 0 while the reader is asleep: only the first record waits
+
+    def _write(self, record: str) -> None:
+        text = f"\n{record}\n" if self._torn else f"{record}\n"
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        rest = data
+        deadline = time.monotonic() + self._patience
+        try:
+            while rest:
+                try:
+                    rest = rest[self._send(rest) :]
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not _wait_writable(self.fd, left):
+                        raise
+        except OSError:
+            self.lost += 1
+            self._patience = 0.0
+            self._torn = self._torn if len(rest) == len(data) else True
+        else:
+            self._told = self.lost
+            self._patience = _PATIENCE
+            self._torn = False
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self._send = _refuse  # the number may soon be a client's
+
+    debug = info = warning = error = critical = _write
+
+    def tell_lost(self, _logger: object, _method: str, event: EventDict) -> EventDict:
+        """Processor: say in the next record how many did not reach the log before it."""
+        if self.lost != self._told:
+            event["lost_records"] = self.lost - self._told
+        return event
+
+
+def _order(_logger: object, method: str, event: EventDict) -> EventDict:
+    """Put timestamp, level and event first, and make every value one that JSON has."""
+    at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    head = {"timestamp": at, "level": method, "event": _plain(event.pop("event"))}
+    return head | {key: _plain(value) for key, value in event.items()}
+
+
+def _plain(value: object) -> Any:  # noqa: PLR0911  one for each kind of value
+    match value:
+        case str():
+            return str(value)
+        case enum.Enum():
+            return value.name  # a signal, say
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case bytes() | bytearray():
+            return value.decode("utf-8", "backslashreplace")
+        case BaseException():
+            return f"{type(value).__name__}: {value}"
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+        case _:
+            return str(value)  # an address, a path
+
+
+def _render_json(_logger: object, _method: str, event: Mapping[str, Any]) -> str:
+    line = json.dumps(event, ensure_ascii=False)
+    return line if line.isprintable() else to_ascii_json(event)
+
+
+def _console_processors(*, colours: bool) -> list[Processor]:
+    console = structlog.dev.ConsoleRenderer(
+        colors=colours,
+        sort_keys=False,
+        # The exception is text by now; before structlog 26 the default formatter warns of that.
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+    return [_escape_values, console]
+
+
+def _escape_values(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escape strings; within lists and mappings the console renderer's repr() does it."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = escape_lines(value) if key in _MULTILINE else escape(value)
+    return event

@@ -1,0 +1,597 @@
+"""A worker's greeting log on a real file system: disks that fill, files that move, two writers."""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greeterd.greetings import GreetingLog, open_greeting_log
+
+OpenLog = Callable[..., GreetingLog]
+
+
+@pytest.fixture
+def open_log(tmp_path: Path) -> Iterator[OpenLog]:
+    logs: list[GreetingLog] = []
+
+    def opened(*, pid: int = 4242, fsync: bool = False, **more: Any) -> GreetingLog:
+        logs.append(
+            open_greeting_log(tmp_path, worker=3, generation=2, pid=pid, fsync=fsync, **more)
+        )
+        return logs[-1]
+
+    yield opened
+    for log in logs:
+        log.close()
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    data = path.read_bytes()
+    assert data.endswith(b"\n") or not data
+    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+
+
+def names(path: Path) -> list[str]:
+    return [record["name"] for record in records(path)]
+
+
+def turn(log: GreetingLog, *turn_names: str) -> bool:
+    for name in turn_names:
+        log.greet(name, "127.0.0.1:1")
+    return log.commit()
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def reason(log: GreetingLog) -> int | None:
+    return log.blocked.errno if log.blocked else None
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes: writes stop short there, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_has_as_many_lines_as_there_were_greetings(open_log: OpenLog) -> None:
+    log = open_log()
+    for size in (1, 0, 64, 7):
+        assert turn(log, *(f"n{i}" for i in range(size)))
+    assert log.path.name == "worker-3.log"
+    assert log.path.read_bytes().count(b"\n") == 72
+    assert [record["seq"] for record in records(log.path)] == list(range(1, 73))
+
+
+def test_a_record_names_its_writer(open_log: OpenLog) -> None:
+    log = open_log(pid=77)
+    turn(log, "Alice")
+    record = records(log.path)[0]
+    assert list(record) == [
+        *("timestamp", "level", "event", "greeting", "name"),
+        *("worker", "generation", "pid", "seq", "client"),
+    ]
+    assert (record["worker"], record["generation"], record["pid"]) == (3, 2, 77)
+    assert record["level"] == "info"
+
+
+def test_a_turn_is_one_write(open_log: OpenLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log()
+    sizes: list[int] = []
+    write = os.write
+
+    def counted(fd: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", counted)
+    turn(log, *"abcdefgh")
+    assert sizes == [log.path.stat().st_size]
+    assert turn(log)
+    assert len(sizes) == 1
+
+
+def test_nothing_is_written_before_commit(open_log: OpenLog) -> None:
+    log = open_log()
+    log.greet("Alice", "c")
+    assert log.path.read_bytes() == b""
+
+
+def test_greetings_go_through_a_structlog_pipeline(open_log: OpenLog) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def spy(_logger: object, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        seen.append({"method": method, **event})
+        return {**event, "generation": 9}
+
+    log = open_log(processors=[spy])
+    turn(log, "a", "b")
+    assert len(seen) == 1
+    assert seen[0]["method"] == seen[0]["level"] == "info"
+    assert seen[0]["event"] == "greeting"
+    assert seen[0]["batch"] == [("a", "127.0.0.1:1"), ("b", "127.0.0.1:1")]
+    assert [record["generation"] for record in records(log.path)] == [9, 9]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8))
+def test_any_bytes_are_one_printable_line_each(
+    tmp_path_factory: pytest.TempPathFactory, sent: list[bytes]
+) -> None:
+    texts = [data.decode("utf-8", "backslashreplace") for data in sent]
+    directory = tmp_path_factory.mktemp("any")
+    log = open_greeting_log(directory, worker=1, generation=1, pid=1, fsync=False)
+    assert turn(log, *texts)
+    log.close()
+    assert names(log.path) == texts
+    assert all(line.isprintable() for line in log.path.read_text().split("\n"))
+
+
+def test_the_file_is_private_and_not_inherited(open_log: OpenLog) -> None:
+    before = os.umask(0)
+    try:
+        log = open_log()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(log.path.stat().st_mode) == 0o640
+    assert not os.get_inheritable(log.fd)
+    log.reopen()
+    assert not os.get_inheritable(log.fd)
+
+
+# Torn tails.
+
+WHOLE = b'{"name":"a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        (b"", b""),
+        (WHOLE, WHOLE),
+        (WHOLE + b'{"timest', WHOLE),
+        (WHOLE + WHOLE + b'{"name":"b"}', WHOLE + WHOLE),
+        (b"x", b""),
+        (b"\n", b"\n"),
+        (WHOLE + b"\0" * 100_000, WHOLE),
+        (b"x" * 200_000, b""),
+        (b"x" * 65535 + b"\n" + b"y" * 65536, b"x" * 65535 + b"\n"),
+        (b"x" * 65536 + b"\n" + b"y" * 65535, b"x" * 65536 + b"\n"),
+    ],
+    ids=lambda data: f"{data[:9]!r}..{len(data)}",
+)
+def test_a_torn_tail_is_cut_off_at_the_opening(
+    open_log: OpenLog, tmp_path: Path, found: bytes, left: bytes
+) -> None:
+    (tmp_path / "worker-3.log").write_bytes(found)
+    log = open_log()
+    assert log.path.read_bytes() == left
+    assert log.repaired_bytes == len(found) - len(left)
+    turn(log, "Alice")
+    assert log.path.read_bytes().startswith(left + b'{"timestamp"')
+
+
+def test_a_tail_torn_by_a_killed_sibling_is_cut_off_before_the_next_line(
+    open_log: OpenLog,
+) -> None:
+    log = open_log()
+    turn(log, "a")
+    with log.path.open("ab") as sibling:
+        sibling.write(WHOLE + b'{"name":"torn')
+    assert turn(log, "b")
+    assert names(log.path) == ["a", "a", "b"]
+    assert log.repaired_bytes == len(b'{"name":"torn')
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_regular_file_is_refused_by_name(
+    open_log: OpenLog, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "worker-3.log"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    before = open_descriptors()
+    with pytest.raises(OSError, match="not a regular file") as caught:
+        open_log()
+    assert caught.value.filename == str(path)
+    assert open_descriptors() == before
+
+
+def test_a_missing_directory_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere/worker-1\.log"):
+        open_greeting_log(tmp_path / "nowhere", worker=1, generation=1, pid=1, fsync=False)
+
+
+# Writes that stop short.
+
+
+@pytest.mark.parametrize(("lines", "more"), [(0, 0), (0, 1), (1, -1), (1, 0), (1, 1), (3, -1)])
+def test_a_short_write_leaves_no_trace_and_loses_nothing(
+    open_log: OpenLog, lines: int, more: int
+) -> None:
+    log = open_log()
+    turn(log, "z")
+    before = log.path.read_bytes()
+    with largest_file(len(before) * (1 + lines) + more):
+        assert not turn(log, "a", "b", "c")
+        assert log.path.read_bytes() == before
+        assert reason(log) == errno.EFBIG
+        assert not turn(log, "d")
+        assert log.path.read_bytes() == before
+    assert log.commit()
+    assert reason(log) is None
+    assert names(log.path) == ["z", "a", "b", "c", "d"]
+    assert [record["seq"] for record in records(log.path)] == [1, 2, 3, 4, 5]
+
+
+def test_another_worker_can_write_between_a_short_write_and_its_repetition(
+    open_log: OpenLog,
+) -> None:
+    log, sibling = open_log(pid=1), open_log(pid=2)
+    with largest_file(50):
+        assert not turn(log, "mine")
+    assert turn(sibling, "theirs")
+    assert log.commit()
+    assert names(log.path) == ["theirs", "mine"]
+
+
+def test_lines_that_cannot_be_cut_off_again_are_kept_from_other_writers(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, sibling = open_log(pid=1), open_log(pid=2)
+    turn(log, "first")
+
+    def broken(_fd: int, _size: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with largest_file(log.path.stat().st_size + 200), monkeypatch.context() as patched:
+        patched.setattr(os, "ftruncate", broken)
+        assert not turn(log, "a", "b", "c")
+        assert not turn(log, "d")
+    assert log.path.read_bytes()[-1:] != b"\n"  # and one of the lines before it is whole
+    assert not turn(sibling, "theirs")
+    assert isinstance(sibling.blocked, BlockingIOError)
+    assert log.commit()
+    assert sibling.commit()
+    assert names(log.path) == ["first", "a", "b", "c", "d", "theirs"]
+
+
+FULL_DISK = """
+import errno, os, sys
+from pathlib import Path
+from greeterd.greetings import open_greeting_log
+
+disk = Path(sys.argv[1])
+log = open_greeting_log(disk, worker=1, generation=1, pid=1, fsync=sys.argv[2] == "fsync")
+(disk / "ballast").write_bytes(bytes(20000))
+done = 0
+while True:
+    for i in range(7):
+        log.greet(f"name-{done + i}" * 10, "c")
+    if not log.commit():
+        break
+    done += 7
+assert log.blocked.errno == errno.ENOSPC, log.blocked
+data = log.path.read_bytes()
+assert data.count(b"\\n") == done and data.endswith(b"\\n"), (done, data[-300:])
+assert not log.commit()
+(disk / "ballast").unlink()
+assert log.commit()
+data = log.path.read_bytes()
+assert data.count(b"\\n") == done + 7 and data.endswith(b"\\n"), (done, data[-300:])
+print("stopped at", done)
+"""
+
+
+@pytest.mark.parametrize("fsync", ["fsync", "never"])
+def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, fsync: str) -> None:
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("mounts a file system: needs root and unshare")
+    script = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" -c "$3" "$1" "$4"'
+    run = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *("sh", "-c", script, "sh", tmp_path, sys.executable, FULL_DISK, fsync),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert run.stdout.startswith("stopped at"), run.stderr
+    assert int(run.stdout.split()[-1]) > 20
+
+
+# Short writes are provoked by a limit just above the file's size, raised again for the repetition.
+TWO_WRITERS = """
+import os, random, resource, sys
+from pathlib import Path
+from greeterd.greetings import open_greeting_log
+
+log = open_greeting_log(Path(sys.argv[1]), worker=3, generation=1, pid=os.getpid(), fsync=False)
+random.seed(sys.argv[2])
+inf = resource.RLIM_INFINITY
+sent = short = 0
+print("ready", flush=True)
+sys.stdin.readline()
+while sent < 10000:
+    for _ in range(random.randrange(1, 20)):
+        sent += 1
+        log.greet("n" * random.randrange(200), "c")
+    room = random.choice([None, 0, 1, 200, 1000])
+    if room is not None:
+        size = os.fstat(log.fd).st_size + room
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, inf))
+        short += not log.commit()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (inf, inf))
+    while not log.commit():
+        pass
+    os.sched_yield()  # on one processor too, the two are to alternate
+assert short > 50, short
+print(os.getpid(), sent, log.repaired_bytes)
+"""
+
+
+def test_two_writers_with_short_writes_keep_every_line_whole(tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_WRITERS, tmp_path, str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (1, 2)
+    ]
+    for writer in writers:
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    outputs = [writer.communicate(timeout=60)[0].split() for writer in writers]
+    written = records(tmp_path / "worker-3.log")
+    for pid, sent, repaired in outputs:
+        seqs = [record["seq"] for record in written if record["pid"] == int(pid)]
+        assert seqs == list(range(1, int(sent) + 1))
+        assert repaired == "0"
+    pids = [record["pid"] for record in written]
+    assert sum(a != b for a, b in pairwise(pids)) > 20  # they did mix
+
+
+# The lock.
+
+
+def test_a_lock_held_by_a_stranger_delays_but_does_not_stop_the_worker(open_log: OpenLog) -> None:
+    log = open_log()
+    turn(log, "a")
+    with log.path.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        assert not turn(log, "b")
+        assert isinstance(log.blocked, BlockingIOError)
+        assert log.blocked.filename == str(log.path)
+        assert names(log.path) == ["a"]
+    assert log.commit()
+    assert names(log.path) == ["a", "b"]
+
+
+def test_a_locked_file_is_opened_all_the_same_and_repaired_later(
+    open_log: OpenLog, tmp_path: Path
+) -> None:
+    path = tmp_path / "worker-3.log"
+    path.write_bytes(WHOLE + b"torn")
+    with path.open() as stranger:
+        fcntl.flock(stranger, fcntl.LOCK_EX)
+        log = open_log()
+        assert path.read_bytes() == WHOLE + b"torn"
+    assert turn(log, "b")
+    assert names(path) == ["a", "b"]
+    assert log.repaired_bytes == 4
+
+
+def test_the_lock_is_free_between_turns(open_log: OpenLog) -> None:
+    log = open_log()
+    turn(log, "a")
+    with log.path.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# Syncing.
+
+
+class Disk:
+    """Counts the syncs, and refuses them while `broken`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.syncs = 0
+        self.broken = False
+        self._fdatasync = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self.fdatasync)
+
+    def fdatasync(self, fd: int) -> None:
+        """Stand in for os.fdatasync."""
+        if self.broken:
+            raise OSError(errno.EIO, "broken")
+        self._fdatasync(fd)
+        self.syncs += 1
+
+
+@pytest.mark.parametrize(("fsync", "syncs"), [(True, 2), (False, 0)])
+def test_a_turn_is_synced_once_if_asked_for(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch, *, fsync: bool, syncs: int
+) -> None:
+    disk = Disk(monkeypatch)
+    log = open_log(fsync=fsync)
+    turn(log, "a", "b")
+    turn(log)
+    turn(log, "c")
+    assert disk.syncs == syncs
+
+
+def test_the_name_of_a_synced_file_is_synced_too(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fsync(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log = open_log(fsync=True)
+    assert synced == [str(log.path.parent)]
+    open_log(fsync=False)
+    assert len(synced) == 1
+
+
+def test_a_failed_sync_is_repeated_and_the_lines_are_not(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    log = open_log(fsync=True)
+    disk.broken = True
+    assert not turn(log, "a", "b")
+    assert not turn(log, "c")
+    assert reason(log) == errno.EIO
+    disk.broken = False
+    assert log.commit()
+    assert reason(log) is None
+    assert names(log.path) == ["a", "b", "c"]
+    assert disk.syncs == 2
+
+
+def test_lines_that_the_disk_dropped_are_written_again_in_their_place(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    log, sibling = open_log(fsync=True), open_log(fsync=False)
+    disk.broken = True
+    assert not turn(log, "a", "b")
+    size = log.path.stat().st_size
+    assert turn(sibling, "c")
+    with log.path.open("r+b") as file:
+        file.write(bytes(size))
+    disk.broken = False
+    assert log.commit()
+    assert names(log.path) == ["a", "b", "c"]
+
+
+def test_a_file_whose_lines_are_not_synced_is_not_left(
+    open_log: OpenLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    log = open_log(fsync=True)
+    disk.broken = True
+    turn(log, "a")
+    log.path.rename(tmp_path / "old")
+    with pytest.raises(OSError, match="broken"):
+        log.reopen()
+    disk.broken = False
+    log.reopen()
+    assert turn(log, "b")
+    assert (names(tmp_path / "old"), names(log.path)) == (["a"], ["b"])
+
+
+# Files that move.
+
+
+def test_reopening_after_a_rename_goes_on_in_a_new_file(open_log: OpenLog, tmp_path: Path) -> None:
+    log = open_log()
+    turn(log, "a")
+    fd = log.fd
+    log.path.rename(tmp_path / "old")
+    turn(log, "b")
+    log.reopen()
+    turn(log, "c")
+    assert log.fd == fd
+    assert names(tmp_path / "old") == ["a", "b"]
+    assert [(r["name"], r["seq"]) for r in records(log.path)] == [("c", 3)]
+
+
+@pytest.mark.parametrize("move", ["rename", "delete", "replace", "none"])
+def test_a_moved_file_is_noticed(open_log: OpenLog, tmp_path: Path, move: str) -> None:
+    log = open_log()
+    turn(log, "a")
+    match move:
+        case "rename":
+            log.path.rename(tmp_path / "old")
+        case "delete":
+            log.path.unlink()
+        case "replace":
+            (tmp_path / "new").write_bytes(WHOLE + b"torn")
+            (tmp_path / "new").rename(log.path)
+        case _:
+            pass
+    assert log.reopen_if_moved() == (move != "none")
+    assert not log.reopen_if_moved()
+    turn(log, "b")
+    expected = ["a", "b"] if move in {"none", "replace"} else ["b"]
+    assert names(log.path) == expected
+
+
+def test_what_is_pending_goes_to_the_new_file(open_log: OpenLog, tmp_path: Path) -> None:
+    log = open_log()
+    turn(log, "a")
+    with largest_file(log.path.stat().st_size + 10):
+        assert not turn(log, "b")
+    log.path.rename(tmp_path / "old")
+    log.reopen()
+    assert log.commit()
+    assert (names(tmp_path / "old"), names(log.path)) == (["a"], ["b"])
+
+
+def test_a_new_file_of_the_old_size_is_looked_at_too(open_log: OpenLog, tmp_path: Path) -> None:
+    log = open_log()
+    turn(log, "a")
+    (tmp_path / "new").write_bytes(WHOLE + b"x" * (log.path.stat().st_size - len(WHOLE)))
+    (tmp_path / "new").rename(log.path)
+    log.reopen()
+    turn(log, "b")
+    assert names(log.path) == ["a", "b"]
+
+
+def test_a_failed_reopening_keeps_the_old_file(open_log: OpenLog, tmp_path: Path) -> None:
+    log = open_log()
+    turn(log, "a")
+    log.path.rename(tmp_path / "old")
+    log.path.mkdir()
+    before = open_descriptors()
+    with pytest.raises(IsADirectoryError):
+        log.reopen_if_moved()
+    assert open_descriptors() == before
+    assert turn(log, "b")
+    assert names(tmp_path / "old") == ["a", "b"]
+
+
+def test_a_truncated_file_goes_on_from_its_new_end(open_log: OpenLog) -> None:
+    log = open_log()
+    turn(log, "a", "b", "c")
+    os.truncate(log.path, 0)
+    turn(log, "d")
+    assert names(log.path) == ["d"]
+
+
+def test_closing_twice_is_harmless(open_log: OpenLog) -> None:
+    log = open_log()
+    log.close()
+    log.close()
