@@ -24,7 +24,7 @@ def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
     """
     cpus = len(os.sched_getaffinity(0)) if affinity is None else affinity
     quotas = [quota for group in _cgroups(root) for quota in _quotas(group)]
-    return max(1, math.ceil(min([cpus, *quotas])))
+    return math.ceil(min([cpus, *quotas]))  # none is 0 or less, so this is 1 or more
 
 
 def _cgroups(root: Path) -> Iterator[Path]:

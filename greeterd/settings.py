@@ -109,16 +109,13 @@ def to_toml(loaded: Loaded) -> str:
         for name, one in settings.items()
     }
     width = max(map(len, rows.values()))
-    notes = {
-        "workers": f", {loaded.config.worker_count} here"
-        if loaded.config.workers == "auto"
-        else "",
-        "wait": f", {loaded.config.wait_strategy} here" if loaded.config.wait == "auto" else "",
-    }
-    lines = [
-        f"{row:{width}}  # {_one_line(loaded.sources[name])}{notes.get(name, '')}"
-        for name, row in rows.items()
-    ]
+    here = {"workers": loaded.config.worker_count, "wait": loaded.config.wait_strategy}
+    lines: list[str] = []
+    for name, row in rows.items():
+        source = _one_line(loaded.sources[name])
+        is_auto = name in here and getattr(loaded.config, name) == "auto"
+        meant = f", {here[name]} here" if is_auto else ""
+        lines.append(f"{row:{width}}  # {source}{meant}")
     return "\n".join(lines)
 
 

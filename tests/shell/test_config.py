@@ -1,5 +1,6 @@
 """Flags, variables, a file and the system become one configuration, or one refusal."""
 
+import os
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -582,6 +583,7 @@ def fake_root(
         ("400000 100000", 4),
         ("1600000 100000", 8),
         ("0 0", 8),
+        ("100000 0", 8),
         ("", 8),
         ("nonsense", 8),
     ],
@@ -603,11 +605,11 @@ def test_the_smallest_quota_on_the_way_up_counts(group: str, tmp_path: Path) -> 
 
 def test_version_1_has_a_quota_and_a_period_and_minus_one_for_none(tmp_path: Path) -> None:
     files = {
-        "cpu/a/cpu.cfs_quota_us": "-1\n",
+        "cpu/a/cpu.cfs_quota_us": "250000\n",
         "cpu/a/cpu.cfs_period_us": "100000\n",
-        "cpu/cpu.cfs_quota_us": "250000\n",
+        "cpu/cpu.cfs_quota_us": "-1\n",
         "cpu/cpu.cfs_period_us": "100000\n",
-        "memory/b/cpu.max": "100000 100000",
+        "memory/a/cpu.max": "100000 100000",
     }
     cgroup = "9:memory:/b\n4:cpu,cpuacct:/a\n1:name=systemd:/c\n0::/\n"
     root = fake_root(tmp_path, cgroup=cgroup, mounts=MEMORY + V1.format(top="/"), files=files)
@@ -622,14 +624,23 @@ def test_a_container_sees_its_cgroup_as_the_root_of_the_mount(tmp_path: Path) ->
     assert usable_cpus(root, affinity=8) == 2
 
 
-@pytest.mark.parametrize("path", ["/../../elsewhere", "/elsewhere"])
-def test_a_cgroup_outside_of_the_mount_counts_as_its_root(path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("path", "top"), [("/../../elsewhere", "/"), ("/elsewhere", "/docker/x")])
+def test_a_cgroup_outside_of_the_mount_counts_as_its_root(
+    path: str, top: str, tmp_path: Path
+) -> None:
     root = fake_root(
         tmp_path,
         cgroup=f"0::{path}\n",
-        mounts=V2.format(top="/docker/x"),
-        files={"cpu.max": "200000 100000"},
+        mounts=V2.format(top=top),
+        files={"cpu.max": "200000 100000", "../../elsewhere/cpu.max": "100000 100000"},
     )
+    assert usable_cpus(root, affinity=8) == 2
+
+
+def test_a_mount_may_have_a_space_in_its_path(tmp_path: Path) -> None:
+    mounts = V2.format(top="/").replace("/sys/fs/cgroup", r"/sys/fs/cgroup/a\040b")
+    files = {"a b/c/cpu.max": "200000 100000"}
+    root = fake_root(tmp_path, cgroup="0::/c\n", mounts=mounts, files=files)
     assert usable_cpus(root, affinity=8) == 2
 
 
@@ -719,6 +730,7 @@ def test_the_program_runs_the_master_which_can_load_again(
 
     def run(config: Config, *, reload: Any, config_file: Path) -> int:
         monkeypatch.chdir("/")
+        monkeypatch.setattr(os, "geteuid", lambda: 4000)
         config_file.write_text("workers = 2")
         ran.extend([config, reload()])
         return 70
@@ -727,6 +739,8 @@ def test_the_program_runs_the_master_which_can_load_again(
     vars(master)["run"] = run
     monkeypatch.setitem(sys.modules, "greeterd.master", master)
     monkeypatch.setattr(sys, "argv", ["greeterd", "--config", "file"])
+    for variable in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "LOGS_DIRECTORY"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("workers = 1")
     assert daemon.main() == 70
