@@ -1,14 +1,10 @@
-"""Forks the workers and does what the supervisor decides.
+"""Does what the supervisor decides.
 
 One loop, no threads: it waits, turns what happened into events, asks the supervisor, and performs
 its actions.  Events are queued, never nested, so that the actions of one are all performed before
-the next is handled.  This is the only module that forks.  Children are waited for one by one:
-waitpid(-1) would steal those of other code; only as PID 1 are strangers reaped, too.
+the next is handled.
 """
 
-import contextlib
-import faulthandler
-import gc
 import os
 import random
 import resource
@@ -17,9 +13,8 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, assert_never
+from typing import Final, assert_never
 
 from greeterd import signals, systemd, worker
 from greeterd.channel import (
@@ -53,7 +48,6 @@ from greeterd.core.events import (
     Kill,
     Lend,
     Life,
-    Pid,
     Policy,
     Pulse,
     Ready,
@@ -82,6 +76,7 @@ from greeterd.errors import GreeterdError
 from greeterd.escrow import Escrow
 from greeterd.listener import effective_backlog
 from greeterd.logs import DaemonLog, open_daemon_log
+from greeterd.nursery import Child, Death, Nursery
 from greeterd.privileges import prepare_directory, resolve
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import HEARTBEAT_NS, TURNS, Scoreboard
@@ -127,20 +122,6 @@ def _serve(
         lock.release()
 
 
-@dataclass(slots=True, kw_only=True)
-class Child:
-    """A worker's process, as the master knows it."""
-
-    pid: Pid
-    spawn: Spawn
-    channel: Channel
-    stack_fd: int
-    """An anonymous file into which faulthandler writes the stack when the worker is aborted."""
-    failure: FailedMessage | None = None
-    turns: int = 0
-    """Turns of the worker's loop at the last tick."""
-
-
 class Master:
     """The daemon's one process that is not a worker."""
 
@@ -173,7 +154,6 @@ class Master:
         self._supervisor = Supervisor(
             workers=config.worker_count, policy=_policy(config), jitter=random.random
         )
-        self._children: dict[WorkerId, Child] = {}
         self._events: deque[Event] = deque()
         self._handling = False
         self._requests: dict[Ticket, Request] = {}
@@ -189,6 +169,7 @@ class Master:
         self._signals = signals.SignalPipe(signals.MASTER_SIGNALS)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+        self._nursery = Nursery(self._selector, self._on_message)
         self._control = ControlServer(
             config.run_dir / "control.sock",
             self._selector,
@@ -253,7 +234,7 @@ class Master:
     def _pulses(self, now: float) -> tuple[Pulse, ...]:
         found = []
         for each in self._supervisor.workers:
-            child = self._children.get(each.id)
+            child = self._nursery.get(each.id)
             if each.life is not Life.READY or child is None:
                 continue
             row = self._board.row(each.slot, each.place)
@@ -298,7 +279,8 @@ class Master:
                 case signal.SIGTTOU:
                     self._feed(Scale(change=-1))
                 case signal.SIGCHLD:
-                    self._reap()
+                    for death in self._nursery.reap():
+                        self._bury(death)
                 case _:
                     self._log.warning("signal is not handled", signal=number.name)
 
@@ -326,37 +308,22 @@ class Master:
             case _:
                 request.answer(False, error=f"{request.command} is not available")
 
-    def _on_message(self, ident: WorkerId) -> None:
-        """Read all that a worker has sent; its channel is left alone after end-of-file."""
-        child = self._children.get(ident)  # an event of this batch may have buried it
-        while child is not None and child.channel.fileno() >= 0:
-            try:
-                message, fds = child.channel.receive()
-            except BlockingIOError:
-                return
-            if message is None:
-                self._selector.unregister(child.channel)
-                child.channel.close()
-                return
-            self._take(ident, child, message, fds)
-
-    def _take(
-        self, ident: WorkerId, child: Child, message: FromWorker | FromMaster, fds: list[int]
-    ) -> None:
+    def _on_message(self, child: Child, message: FromWorker | FromMaster, fds: list[int]) -> None:
         match message:
             case ReadyMessage():
-                self._admit(ident, child, fds)
+                self._admit(child, fds)
             case FailedMessage():
                 child.failure = message
             case ExitMessage():
-                self._feed(ExitRequested(ident))
+                self._feed(ExitRequested(child.spawn.worker))
             case ReturnedMessage(slot):
-                self._feed(Returned(SlotIndex(slot), ident))
+                self._feed(Returned(SlotIndex(slot), child.spawn.worker))
             case _:
                 self._log.error("unexpected message", worker=child.spawn.slot)
 
-    def _admit(self, ident: WorkerId, child: Child, fds: list[int]) -> None:
+    def _admit(self, child: Child, fds: list[int]) -> None:
         """Let the listeners that a worker has opened listen: it serves."""
+        ident = child.spawn.worker
         record = self._supervisor.worker(ident)
         if record is None or record.life is not Life.STARTING:
             for fd in fds:
@@ -367,61 +334,28 @@ class Master:
                 self._escrow.admit(child.spawn.slot, fds)
             except GreeterdError as error:
                 child.failure = FailedMessage(error.exit_code, str(error))
-                os.kill(child.pid, signal.SIGKILL)
+                self._nursery.kill(child, signal.SIGKILL)
                 return
-            child.channel.send(GoMessage())
-        self._log.info(
-            "worker ready",
-            worker=child.spawn.slot,
-            worker_pid=child.pid,
-            generation=child.spawn.generation,
-        )
+            self._nursery.send(ident, GoMessage())
+        self._log.info("worker ready", **_facts(child))
         self._feed(Ready(ident))
 
-    def _reap(self) -> None:
-        for ident, child in list(self._children.items()):
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if pid:
-                # What it said last comes first: it may have become ready, or told why it failed.
-                self._on_message(ident)
-                self._bury(ident, child, os.waitstatus_to_exitcode(status))
-        if os.getpid() == 1:
-            self._reap_strangers()
-
-    def _reap_strangers(self) -> None:
-        """As PID 1, end the zombies that the kernel gave us for their dead parents."""
-        ours = {child.pid for child in self._children.values()}
-        while True:
-            try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if info is None or info.si_pid in ours:
-                return
-            os.waitpid(info.si_pid, 0)
-
-    def _bury(self, ident: WorkerId, child: Child, exitcode: int) -> None:
-        if child.channel.fileno() >= 0:
-            self._selector.unregister(child.channel)
-            child.channel.close()
-        stack = _read_all(child.stack_fd)
-        os.close(child.stack_fd)
-        del self._children[ident]
+    def _bury(self, death: Death) -> None:
+        child = death.child
         lost = self._board.settle(child.spawn.slot, child.spawn.place)
-        reason = _describe(exitcode)
-        code = 0 if exitcode == 0 else 70
+        reason, code = death.reason, 70 if death.exitcode else 0
         if child.failure is not None:
             reason, code = child.failure.reason, child.failure.code
-        fields: dict[str, object] = {"worker": child.spawn.slot, "worker_pid": child.pid}
+        fields = _facts(child)
         if lost:
             fields["connections_lost"] = lost
-        if stack:
-            fields["stack"] = stack
+        if death.stack:
+            fields["stack"] = death.stack
         log = self._log.warning if code or lost else self._log.info
-        log("worker exited", reason=reason, generation=child.spawn.generation, **fields)
+        log("worker exited", reason=reason, **fields)
         if code:
             self._last_error = f"worker {child.spawn.slot}: {reason}"
-        self._feed(Exited(ident, reason, code))
+        self._feed(Exited(child.spawn.worker, reason, code))
 
     # Commands -------------------------------------------------------------------------------
 
@@ -451,8 +385,7 @@ class Master:
 
     def _reopen(self) -> str:
         """Open every log file anew; return why not, or nothing."""
-        for child in self._children.values():
-            child.channel.send(ReopenMessage())
+        self._nursery.broadcast(ReopenMessage())
         try:
             self._daemon_log.reopen()
             self._own_log(self._daemon_log)
@@ -522,9 +455,9 @@ class Master:
             "ready",
             addresses=self._addresses,
             mode=self._config.mode,
-            workers=len(self._children),
+            workers=len(self._nursery),
         )
-        systemd.notify("READY=1", f"STATUS=serving with {len(self._children)} workers")
+        systemd.notify("READY=1", f"STATUS=serving with {len(self._nursery)} workers")
         self._readiness.ready()
 
     def _finish(self, action: Finished) -> None:
@@ -565,92 +498,52 @@ class Master:
             self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
 
     def _kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
-        child = self._children.get(ident)
-        if child is None:
-            return
-        self._log.warning(
-            "worker is ended",
-            worker=child.spawn.slot,
-            worker_pid=child.pid,
-            signal=SIGNALS[number].name,
-            reason=reason,
-        )
-        # The pid cannot be another's: it is not reaped yet.
-        os.kill(child.pid, SIGNALS[number])
+        child = self._nursery.get(ident)
+        if child is not None:
+            name = SIGNALS[number].name
+            self._log.warning("worker is ended", signal=name, reason=reason, **_facts(child))
+            self._nursery.kill(child, SIGNALS[number])
 
     def _send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> None:
-        child = self._children.get(ident)
-        if child is None or child.channel.fileno() < 0:
-            return
-        if not child.channel.send(message, fds):
+        if not self._nursery.send(ident, message, fds):
             self._log.warning(
-                "worker does not listen", worker=child.spawn.slot, message=type(message).__name__
+                "worker does not listen",
+                worker=self._slot_of(ident),
+                message=type(message).__name__,
             )
 
     def _slot_of(self, ident: WorkerId) -> SlotIndex | None:
-        child = self._children.get(ident)
+        child = self._nursery.get(ident)
         return child.spawn.slot if child else None
 
-    # Forking --------------------------------------------------------------------------------
+    def _spawn(self, spawn: Spawn) -> None:
+        listeners = self._escrow.for_slot(spawn.slot)
+        log = self._daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
 
-    def _spawn(self, action: Spawn) -> None:
-        ours, theirs = Channel.pair()
-        stack_fd = os.memfd_create("greeterd-stack", os.MFD_CLOEXEC)
-        # What exists now is not looked at again by the children's garbage collectors, so that its
-        # pages stay shared, and so that no dead object of ours closes a descriptor of theirs.
-        gc.freeze()
-        try:
-            with signals.blocked():
-                pid = os.fork()
-                if pid == 0:
-                    self._live_as_worker(action, theirs, stack_fd)
-        except OSError as error:
-            ours.close()
-            os.close(stack_fd)
-            self._log.error("cannot fork", worker=action.slot, reason=error.strerror)
-            self._feed(SpawnFailed(action.worker, f"fork: {error.strerror}"))
-            return
-        finally:
-            theirs.close()
-        child = Child(pid=Pid(pid), spawn=action, channel=ours, stack_fd=stack_fd)
-        self._children[action.worker] = child
-        self._selector.register(
-            ours, selectors.EVENT_READ, lambda _mask: self._on_message(action.worker)
-        )
-        self._feed(Spawned(action.worker, child.pid))
-
-    def _live_as_worker(self, action: Spawn, channel: Channel, stack_fd: int) -> NoReturn:
-        """Be the worker until its end, whatever happens: nothing of the master runs in here."""
-        code = 70
-        log = self._daemon_log.logger.bind(
-            worker=action.slot, generation=action.generation, pid=os.getpid()
-        )
-        try:
-            pipe = signals.become_worker()
-            listeners = self._escrow.for_slot(action.slot)
-            own = [sock.fileno() for sock in listeners or []]
-            _close_others({self._daemon_log.fd, channel.fileno(), stack_fd, *pipe.fds, *own})
-            systemd.forget()
-            faulthandler.enable(file=stack_fd)
-            code = worker.main(
-                worker.Seat(
-                    slot=action.slot,
-                    generation=action.generation,
-                    config=self._configs[action.generation],
-                    addresses=self._escrow.addresses,
-                    listeners=listeners,
-                    row=self._board.row(action.slot, action.place),
-                    identity=self._identity,
-                    channel=channel,
-                    signals=pipe,
-                    daemon_log=self._daemon_log,
-                    log=log,
-                )
+        def live(channel: Channel, pipe: signals.SignalPipe) -> int:
+            seat = worker.Seat(
+                slot=spawn.slot,
+                generation=spawn.generation,
+                config=self._configs[spawn.generation],
+                addresses=self._escrow.addresses,
+                listeners=listeners,
+                row=self._board.row(spawn.slot, spawn.place),
+                identity=self._identity,
+                channel=channel,
+                signals=pipe,
+                daemon_log=self._daemon_log,
+                log=log.bind(pid=os.getpid()),
             )
-        except BaseException:
-            log.exception("worker crashed")
-        finally:
-            os._exit(code)
+            return worker.main(seat)
+
+        keep = [self._daemon_log.fd, *(sock.fileno() for sock in listeners or [])]
+        try:
+            child = self._nursery.fork(spawn, live, keep=keep, log=log)
+        except OSError as error:
+            self._log.warning("cannot fork", worker=spawn.slot, reason=error.strerror)
+            self._feed(SpawnFailed(spawn.worker, f"fork: {error.strerror}"))
+            return
+        self._feed(Spawned(spawn.worker, child.pid))
 
     # Logs -----------------------------------------------------------------------------------
 
@@ -678,27 +571,12 @@ def _policy(config: Config) -> Policy:
     )
 
 
-def _describe(exitcode: int) -> str:
-    if exitcode >= 0:
-        return f"exit status {exitcode}"
-    try:
-        return f"killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"killed by signal {-exitcode}"
-
-
-def _close_others(keep: set[int]) -> None:
-    """Close every descriptor but the standard ones and these: in a worker, all of the master's."""
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are all that is needed
-        fd = int(name)
-        if fd > 2 and fd not in keep:  # noqa: PLR2004 - stderr
-            with contextlib.suppress(OSError):  # the listing's own descriptor
-                os.close(fd)
-
-
-def _read_all(fd: int) -> str:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, size, 0).decode("utf-8", "backslashreplace") if size else ""
+def _facts(child: Child) -> dict[str, object]:
+    return {
+        "worker": child.spawn.slot,
+        "worker_pid": child.pid,
+        "generation": child.spawn.generation,
+    }
 
 
 def _raise_descriptor_limit() -> None:

@@ -41,7 +41,7 @@ from greeterd.listener import open_member
 from greeterd.logs import DaemonLog
 from greeterd.privileges import Identity, drop
 from greeterd.scoreboard import Row
-from greeterd.service import Service
+from greeterd.service import EXHAUSTED, SHUT, Service
 from greeterd.signals import SignalPipe
 from greeterd.sockdiag import handshakes
 from greeterd.steering import gate_syn
@@ -219,8 +219,11 @@ class Worker:
             self._intake.note(fd, source, taken)
             if source.lender is not None:
                 self._row[scoreboard.RESCUED] += taken
-        if self._service.exhausted:
+        if self._service.trouble in EXHAUSTED:
+            self._warn(f"cannot accept: {os.strerror(self._service.trouble)}")
             self._pause(scoreboard.BLOCKED_BY_DESCRIPTORS)
+        elif self._service.trouble in SHUT:
+            self._intake.close([fd])
         return taken
 
     def _blocking_source(self) -> Source | None:
@@ -409,11 +412,11 @@ class Worker:
             # late to be waited for, and there may be no end of it where the listener lives on.
             left = self._seat.config.backlog + 1
             # Asked first, since a blocking accept on an empty queue would wait.
-            while left > 0 and _readable(fd, 0):
-                left -= self._burst(fd, source, BURST if self._bursts else 1)
+            while left > 0 and fd in self._intake.sources and _readable(fd, 0):
+                left -= self._burst(fd, source, BURST if self._bursts else 1) or 1
                 if not self._service.end_turn():
                     self._pause(scoreboard.BLOCKED_BY_LOG)
                 if self._paused_for:
                     return False
-        self._intake.close(fds)
+        self._intake.close([fd for fd in fds if fd in self._intake.sources])
         return True

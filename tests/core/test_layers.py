@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
-    frozenset({"escrow", "intake", "service"}),  # halves of the master and of the worker
+    frozenset({"escrow", "intake", "nursery", "service"}),  # halves of the master and of the worker
     frozenset({"survey", "worker"}),
     frozenset({"master"}),
     frozenset({"bench", "cli"}),
@@ -37,7 +37,7 @@ SERVERS = frozenset({"escrow", "intake", "listener", "master", "scoreboard", "se
 """What bench may not know: it meets a server as a user does, by process, socket and log."""
 
 HOMES = {
-    ("os", "fork"): {"greeterd.master", "greeterd.daemon"},
+    ("os", "fork"): {"greeterd.nursery", "greeterd.daemon"},
     ("os", "forkpty"): set[str](),
     ("signal", "signal"): {"greeterd.signals"},
 }
