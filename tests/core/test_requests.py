@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeterd.core.requests import (
@@ -89,6 +89,7 @@ NEAR_MISSES = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.binary() | NEAR_MISSES.map(lambda value: json.dumps(value).encode()))
 def test_no_line_raises_and_what_is_understood_has_its_arguments(line: bytes) -> None:
     read = parse_request(line)
@@ -101,6 +102,7 @@ def test_no_line_raises_and_what_is_understood_has_its_arguments(line: bytes) ->
 LINE = st.binary(max_size=30).map(lambda data: data.replace(b"\n", b""))
 
 
+@settings(deadline=None)
 @given(st.lists(LINE), LINE, st.lists(st.integers(0, 200)))
 def test_lines_are_the_same_however_the_stream_was_cut(
     lines: list[bytes], rest: bytes, cuts: list[int]

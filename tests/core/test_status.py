@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeterd.core.status import (
@@ -97,6 +97,7 @@ def test_the_counters_are_the_scoreboards_cells() -> None:
     assert set(SlotCounters.__struct_fields__) == cells
 
 
+@settings(deadline=None)
 @given(st.lists(COUNTS, max_size=4))
 def test_a_total_is_the_sum_but_of_two_gauges(rows: list[SlotCounters]) -> None:
     summed = total(iter(rows))
@@ -249,6 +250,7 @@ def test_a_duration_has_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@settings(deadline=None)
 @given(st.floats(0, 99 * 86400))
 def test_a_duration_below_a_hundred_days_has_six_characters_at_most(seconds: float) -> None:
     assert len(duration(seconds)) <= 6
