@@ -21,6 +21,7 @@ from cyclopts.exceptions import CoercionError, UnusedCliTokensError
 
 from greeterd import __version__
 from greeterd.config import NAMES, Config, contradictions
+from greeterd.core.printable import escape
 from greeterd.errors import ConfigError, GreeterdError, UsageError
 from greeterd.kinds import SWITCH, kind_of
 
@@ -84,12 +85,12 @@ def load(
     except CycloptsError as error:
         raise _refusal(error) from error
     if command is not _command:
-        raise UsageError(_one_line(f"unexpected argument: {argv[0]}"))
+        raise UsageError(escape(f"unexpected argument: {argv[0]}"))
     config: Config = bound.arguments["config"]
     config = replace(config, run_dir=here / config.run_dir, log_dir=here / config.log_dir)
     for one in contradictions(config):
         settings = ", ".join(f"{name} ({sources[name]})" for name in one.names)
-        raise ConfigError(_one_line(f"{settings}: {one.reason}"))
+        raise ConfigError(escape(f"{settings}: {one.reason}"))
     file: str = bound.arguments.get("file", "")
     return Loaded(
         config, sources, here / file if file else None, check=bound.arguments.get("check", False)
@@ -112,7 +113,7 @@ def to_toml(loaded: Loaded) -> str:
     here = {"workers": loaded.config.worker_count, "wait": loaded.config.wait_strategy}
     lines: list[str] = []
     for name, row in rows.items():
-        source = _one_line(loaded.sources[name])
+        source = escape(loaded.sources[name])
         is_auto = name in here and getattr(loaded.config, name) == "auto"
         meant = f", {here[name]} here" if is_auto else ""
         lines.append(f"{row:{width}}  # {source}{meant}")
@@ -175,7 +176,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
         key = name.removeprefix(PREFIX).lower()
         if key not in known or name != _variable(key):
             meant = [_variable(one) for one in _similar(key, known)]
-            raise ConfigError(_one_line(f"variable {name}: {_unknown(meant)}"))
+            raise ConfigError(escape(f"variable {name}: {_unknown(meant)}"))
         found[key] = environ[name]
     return found
 
@@ -202,16 +203,16 @@ def _read(path: Path, settings: Mapping[str, Argument]) -> dict[str, Any]:
         with path.open("rb") as file:
             keys = tomllib.load(file)
     except OSError as error:
-        raise ConfigError(_one_line(f"file {path}: {error.strerror}")) from error
+        raise ConfigError(escape(f"file {path}: {error.strerror}")) from error
     except ValueError as error:  # bad TOML, bad UTF-8, a NUL byte in the path
-        raise ConfigError(_one_line(f"file {path}: {error}")) from error
+        raise ConfigError(escape(f"file {path}: {error}")) from error
     for key, value in keys.items():
         where = f"file {path}, key {key}"
         if key not in settings:
-            raise ConfigError(_one_line(f"{where}: {_unknown(_similar(key, settings))}"))
+            raise ConfigError(escape(f"{where}: {_unknown(_similar(key, settings))}"))
         kind = kind_of(settings[key].parameter)
         if not kind.accepts(value):
-            raise ConfigError(_one_line(f"{where}: {kind.refusal(value)}"))
+            raise ConfigError(escape(f"{where}: {kind.refusal(value)}"))
     return keys
 
 
@@ -274,7 +275,7 @@ def _source(token: Token) -> str:
 def _refusal(error: CycloptsError) -> GreeterdError:
     """Return our error for one of cyclopts: where, and why."""
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return UsageError(_one_line(f"unexpected argument: {error.unused_tokens[0]}"))
+        return UsageError(escape(f"unexpected argument: {error.unused_tokens[0]}"))
     argument = error.argument
     if isinstance(error, CoercionError) and argument is not None:
         token = error.token or argument.tokens[0]
@@ -283,9 +284,9 @@ def _refusal(error: CycloptsError) -> GreeterdError:
         if token.source not in {CLI, ENVIRONMENT, DEFAULT}:
             where += f", key {argument.field_info.name}"
         kind = UsageError if token.source == CLI else ConfigError
-        return kind(_one_line(f"{where}: {reason}"))
+        return kind(escape(f"{where}: {reason}"))
     text = str(error)
-    return UsageError(_one_line(text[:1].lower() + text[1:].removesuffix(".")))
+    return UsageError(escape(text[:1].lower() + text[1:].removesuffix(".")))
 
 
 def _variable(key: str) -> str:
@@ -298,10 +299,3 @@ def _similar(key: str, known: Iterable[str]) -> list[str]:
 
 def _unknown(meant: Iterable[str]) -> str:
     return "no such setting" + "".join(f"; did you mean {name}?" for name in meant)
-
-
-def _one_line(text: str) -> str:
-    """Return `text` with whatever could break the line or command the terminal escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
