@@ -173,7 +173,8 @@ class _Connection:
             self.close()
 
     def close(self) -> None:
-        """Close; again is harmless."""
+        """Close; again is harmless.  A request that still waits is nobody's from now on."""
+        self.request = None
         self.become(_State.CLOSED)
         self.sock.close()
         self.server.connections.discard(self)

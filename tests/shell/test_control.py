@@ -399,7 +399,8 @@ def test_when_all_places_wait_for_answers_a_new_client_is_turned_away(master: Ma
     waiting[7].close()
     master.hold = False
     assert master.answer(master.client(PING))["ok"]
-    master.requests[7].answer(True)  # it made room, and its answer is harmless
+    assert master.requests[7].gone
+    master.requests[7].answer(True)  # its connection made room, and answering is harmless
 
 
 def test_accepting_pauses_when_descriptors_are_exhausted(master: Master) -> None:
