@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from greeterd.config import MAX_WORKERS as MOST_CONFIGURED
 from greeterd.core.requests import (
     COMMANDS,
     MAX_REQUEST_BYTES,
+    MAX_WORKERS,
     NOT_UNDERSTOOD,
     Command,
     Inbox,
@@ -97,6 +99,10 @@ def test_no_line_raises_and_what_is_understood_has_its_arguments(line: bytes) ->
         assert set(read.arguments) == set(COMMANDS[read.name].__struct_fields__)
     else:
         assert read.reason
+
+
+def test_as_many_workers_can_be_asked_for_as_configured() -> None:
+    assert MAX_WORKERS == MOST_CONFIGURED
 
 
 LINE = st.binary(max_size=30).map(lambda data: data.replace(b"\n", b""))

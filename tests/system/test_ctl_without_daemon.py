@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 import structlog
 
-from greeterd.cli.ctl import EXIT_CODES
+from greeterd.cli.ctl import EXIT_CODES, default_run_dir
 from greeterd.control import ControlServer, Request
 from greeterd.core.status import BACK_OFF, ListenerStatus, SlotCounters, Status, WorkerStatus, total
+from greeterd.settings import load
 from tests.support import until
 from tests.system.harness import program
 
@@ -172,6 +173,22 @@ def test_the_socket_is_looked_for_where_greeterd_would_put_it(
     ctl: Ctl, arguments: list[str], changes: dict[str, str], where: str
 ) -> None:
     assert f"no socket at {where})" in ctl("ping", *arguments, **changes).stderr
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"GREETERD_RUN_DIR": "/a", "RUNTIME_DIRECTORY": "/b"},
+        {"GREETERD_RUN_DIR": "", "RUNTIME_DIRECTORY": "/b:/c", "XDG_RUNTIME_DIR": "/d"},
+        {"XDG_RUNTIME_DIR": "/d"},
+        {"XDG_RUNTIME_DIR": "d"},
+        {"TMPDIR": "/e"},
+    ],
+)
+def test_the_default_run_directory_is_greeterds_own(environ: dict[str, str], uid: int) -> None:
+    assert default_run_dir(environ, uid) == load([], environ, uid=uid).config.run_dir
 
 
 def test_a_failure_is_json_when_json_is_asked_for(ctl: Ctl) -> None:
