@@ -67,7 +67,7 @@ def guard_address(address: Address) -> socket.socket:
     It proves first that nobody else has the address; with SO_REUSEPORT alone a second daemon of the
     same user would join in silence and take half of the clients. Found are strangers that listen,
     whatever their options, and other guards. A stranger that has only bound, with SO_REUSEADDR, is
-    not found (Linux lets both bind); its listen() fails, unless it set SO_REUSEPORT and is our user.
+    not found (Linux lets both bind); its listen() fails, unless it set SO_REUSEPORT as our user.
     Port 0 becomes a port that nobody has; `local_address` tells which.
 
     Raises: ListenError naming the address and the reason.

@@ -99,15 +99,14 @@ def handshakes(address: Address) -> frozenset[bytes]:
     """
     family = socket.AF_INET6 if address.is_v6 else socket.AF_INET
     ours = socket.inet_pton(family, address.host.partition("%")[0]).ljust(16, b"\0")
-    families = {family} if any(ours) else {family, socket.AF_INET}  # [::] may take IPv4 as well
+    # A listener of both families is of AF_INET6, and so are its handshakes over IPv4.
+    request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _TCP_SYN_RECV)
+    request += _INET_ID.pack(address.port, 0, b"", b"")  # the kernel filters by this port
     clients = set()
-    for each in families:
-        request = _INET_REQUEST.pack(each, socket.IPPROTO_TCP, 0, 1 << _TCP_SYN_RECV)
-        request += _INET_ID.pack(address.port, 0, b"", b"")
-        for answer in _ask(request, _NLM_F_DUMP):
-            port, client_port, local, client = _INET_ID.unpack_from(answer, _INET_ID_OFFSET)
-            if port == address.port and (local == ours or not any(ours)):
-                clients.add(client + client_port.to_bytes(2, "big"))
+    for answer in _ask(request, _NLM_F_DUMP):
+        _, client_port, local, client = _INET_ID.unpack_from(answer, _INET_ID_OFFSET)
+        if local == ours or not any(ours):
+            clients.add(client + client_port.to_bytes(2, "big"))
     return frozenset(clients)
 
 
