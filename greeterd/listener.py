@@ -20,7 +20,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,18 +142,6 @@ def set_blocking_accept(sock: socket.socket, timeout: float) -> None:
     limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))  # struct timeval
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     sock.setblocking(True)
-
-
-def close_unix(address: Address, sock: socket.socket) -> None:
-    """Close a unix listener and remove its file, unless somebody answers on it.
-
-    Somebody does when another process still shares the listener (workers that have not left, a
-    master that took over), or has put its own in our place. So call it last, and after an upgrade
-    only close the socket.
-    """
-    sock.close()
-    with suppress(OSError):
-        _remove_stale(Path(address.path))
 
 
 def _open_unix(address: Address, backlog: int, mode: int) -> socket.socket:

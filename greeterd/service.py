@@ -20,6 +20,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from time import monotonic
 from typing import Final
 
@@ -28,7 +29,9 @@ from structlog.typing import FilteringBoundLogger
 from greeterd import scoreboard
 from greeterd.core.protocol import NameReader, Outcome, Refusal, classify, encode_reply
 from greeterd.greetings import GreetingLog
+from greeterd.intake import Source
 from greeterd.scoreboard import Row
+from greeterd.steering import open_gate
 
 LINGER_RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 s: close(2) sends RST instead of FIN."""
@@ -93,6 +96,7 @@ class Service:
         self._finished: list[int] = []
         self._replies: list[tuple[int, str]] = []
         self._greeted = 0
+        self._prepare: Callable[[int, bool], None] = os.set_blocking
         self.trouble = 0
         """The error number that the latest burst ended with, 0 for none."""
 
@@ -111,10 +115,14 @@ class Service:
         """Nothing is left to serve."""
         return not (self._unfinished or self._unsent or self._finished or self._greeted)
 
-    def burst(self, listener: socket.socket, limit: int) -> int:
+    def open_gates(self) -> None:
+        """Let in what comes for the connections accepted from now on (see steering.gate_syn)."""
+        self._prepare = _prepare_gated
+
+    def burst(self, source: Source, limit: int) -> int:
         """Accept and serve up to `limit` connections; return their number, 0 for none waiting."""
-        accept = listener._accept  # type: ignore[attr-defined]  # noqa: SLF001 - a raw descriptor
-        read, set_blocking, size = os.read, os.set_blocking, FIRST_READ
+        accept, name_peer = source.accept, source.name_peer
+        read, prepare, size = os.read, self._prepare, FIRST_READ
         limit_bytes, allow_exit = self._max_name_bytes, self._allow_exit
         greet, finish = self._greetings.greet, self._finished.append
         replies = self._replies if self._reply else None
@@ -124,24 +132,24 @@ class Service:
             while taken < limit:
                 fd, peer = accept()
                 taken += 1
-                set_blocking(fd, False)
+                prepare(fd, False)
                 data = more = b""
                 try:
                     data = read(fd, size)
                     more = data and read(fd, size)
                 except BlockingIOError:
-                    self._await_rest(fd, peer, data)
+                    self._await_rest(fd, name_peer(peer), data)
                     continue
                 except OSError:
                     self._row[scoreboard.RESET] += 1
                     finish(fd)
                     continue
                 if more:
-                    self._await_rest(fd, peer, data + more)
+                    self._await_rest(fd, name_peer(peer), data + more)
                     continue
                 outcome = classify(data, limit_bytes, allow_exit)
-                if outcome.__class__ is str:
-                    greet(outcome, f"{peer[0]}:{peer[1]}" if len(peer) == 2 else name_peer(peer))  # noqa: PLR2004
+                if isinstance(outcome, str):
+                    greet(outcome, name_peer(peer))
                     greeted += 1
                     if replies is not None:
                         replies.append((fd, outcome))
@@ -193,19 +201,22 @@ class Service:
 
     def next_deadline(self) -> float | None:
         """Return when the oldest connection times out; None when there is none."""
-        first = [next(iter(each.values())).deadline for each in self._tables if each]
-        return min(first, default=None)
+        oldest: list[Unfinished | Unsent] = []
+        oldest += islice(self._unfinished.values(), 1)
+        oldest += islice(self._unsent.values(), 1)
+        return min((each.deadline for each in oldest), default=None)
 
     def expire(self, now: float) -> None:
-        """Close the connections that have had their time; the tables are in order of age."""
-        for table in self._tables:
-            for fd, each in list(table.items()):
-                if each.deadline > now:
-                    break
-                self._forget(fd)
-                if isinstance(each, Unfinished):
-                    self._row[scoreboard.TIMEOUT] += 1
-                self._finished.append(fd)
+        """Close the connections that have had their time; both tables are in order of age."""
+        for fd, unfinished in list(self._unfinished.items()):
+            if unfinished.deadline > now:
+                break
+            self._row[scoreboard.TIMEOUT] += 1
+            self._dismiss(fd)
+        for fd, unsent in list(self._unsent.items()):
+            if unsent.deadline > now:
+                break
+            self._dismiss(fd)
 
     def abandon(self) -> None:
         """Reset every connection that is not finished."""
@@ -217,13 +228,8 @@ class Service:
 
     # ----------------------------------------------------------------------------------------
 
-    @property
-    def _tables(self) -> tuple[dict[int, Unfinished], dict[int, Unsent]]:
-        return self._unfinished, self._unsent
-
-    def _await_rest(self, fd: int, peer: object, data: bytes) -> None:
+    def _await_rest(self, fd: int, client: str, data: bytes) -> None:
         reader = NameReader(self._max_name_bytes, allow_exit=self._allow_exit)
-        client = name_peer(peer)
         if reader.feed(data):
             self._refuse(fd, Refusal.OVERSIZE, client)
             return
@@ -236,9 +242,8 @@ class Service:
         except BlockingIOError:
             return
         except OSError:
-            self._forget(fd)
             self._row[scoreboard.RESET] += 1
-            self._finished.append(fd)
+            self._dismiss(fd)
             return
         if not data:
             self._forget(fd)
@@ -295,14 +300,16 @@ class Service:
         except BlockingIOError:
             return
         except OSError:
-            self._forget(fd)
-            self._finished.append(fd)
+            self._dismiss(fd)
             return
         unsent.data = unsent.data[sent:]
         if not unsent.data:
             self._row[scoreboard.REPLIES] += 1
-            self._forget(fd)
-            self._finished.append(fd)
+            self._dismiss(fd)
+
+    def _dismiss(self, fd: int) -> None:
+        self._forget(fd)
+        self._finished.append(fd)
 
     def _forget(self, fd: int) -> None:
         self._unfinished.pop(fd, None)
@@ -310,15 +317,9 @@ class Service:
         self._epoll.unregister(fd)
 
 
-def name_peer(peer: object) -> str:
-    """Return a peer's address as text: host:port, [v6]:port, or `unix`, which has no names."""
-    match peer:
-        case (str(host), int(port)):
-            return f"{host}:{port}"
-        case (str(host), int(port), _, _):
-            return f"[{host}]:{port}"
-        case _:
-            return "unix"
+def _prepare_gated(fd: int, blocking: bool) -> None:
+    open_gate(fd)
+    os.set_blocking(fd, blocking)
 
 
 def _close_with_reset(fd: int) -> None:

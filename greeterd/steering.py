@@ -41,6 +41,9 @@ RETURN_ACCUMULATOR: Final = 0x16
 MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS
 _TCP_FLAGS_OFFSET: Final = 13  # a socket filter of TCP sees the packet from its TCP header on
 _TCP_SYN: Final = 0x02
+_IP_MINTTL: Final = 21  # linux/in.h
+_IPV6_MINHOPCOUNT: Final = 73  # linux/in6.h
+_UNTOUCHED_TTL: Final = 255
 _WHOLE_PACKET: Final = 0xFFFFFFFF
 _NO_INDEX: Final = 0xFFFFFFFF
 
@@ -135,7 +138,37 @@ def gate_syn(listener: socket.socket) -> None:
     listens by then. The gate belongs to the file description: it holds in every process that shares
     it, and the connections accepted later inherit it, which harms none (a SYN has no place there).
     """
-    _attach(listener, SO_ATTACH_FILTER, drop_syn())
+    try:
+        _attach(listener, SO_ATTACH_FILTER, drop_syn())
+    except PermissionError:
+        # Kernels of 2026 (6.18.44 does it) let only CAP_NET_ADMIN filter a TCP socket. Nobody needs
+        # a privilege to ask for packets that no router has touched, though, and a client's SYN has
+        # a smaller TTL than this. The ACK of a handshake under way is not looked at.
+        listener.setsockopt(*_ttl_option(listener), _UNTOUCHED_TTL)
+
+
+def is_gated_by_ttl(listener: socket.socket) -> bool:
+    """Tell whether the connections that `listener` will accept need `open_gate` to be heard."""
+    if listener.family == socket.AF_UNIX:
+        return False
+    return listener.getsockopt(*_ttl_option(listener)) == _UNTOUCHED_TTL
+
+
+def open_gate(fd: int) -> None:
+    """Let the packets of an accepted connection in, if it inherited a gate that looks at TTLs.
+
+    What its client sent before was dropped, and comes again after a retransmission timeout.
+    """
+    with socket.socket(fileno=fd) as sock:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(*_ttl_option(sock), 0)
+        sock.detach()
+
+
+def _ttl_option(sock: socket.socket) -> tuple[int, int]:
+    if sock.family == socket.AF_INET6:
+        return socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT
+    return socket.IPPROTO_IP, _IP_MINTTL
 
 
 def assemble(program: Program) -> bytes:

@@ -44,7 +44,7 @@ from greeterd.scoreboard import Row
 from greeterd.service import EXHAUSTED, SHUT, Service
 from greeterd.signals import SignalPipe
 from greeterd.sockdiag import handshakes
-from greeterd.steering import gate_syn
+from greeterd.steering import gate_syn, is_gated_by_ttl
 from greeterd.titles import title_worker
 
 BURST: Final = 64
@@ -214,7 +214,7 @@ class Worker:
         return self._seat.config.wait_strategy != "blocking"
 
     def _burst(self, fd: int, source: Source, limit: int) -> int:
-        taken = self._service.burst(source.sock, limit)
+        taken = self._service.burst(source, limit)
         if taken:
             self._intake.note(fd, source, taken)
             if source.lender is not None:
@@ -363,6 +363,8 @@ class Worker:
                 self._intake.close(list(self._intake.sources))
             case How.SWEEP:
                 now = monotonic()
+                if any(is_gated_by_ttl(each.sock) for each in self._intake.sources.values()):
+                    self._service.open_gates()
                 self._sweep_at = now + self._seat.config.drain_grace
                 self._sweep_limit = now + HANDSHAKE_LIMIT
             case How.QUICK:

@@ -15,7 +15,6 @@ import pytest
 from greeterd.core.address import Address
 from greeterd.errors import ListenError
 from greeterd.listener import (
-    close_unix,
     effective_backlog,
     guard_address,
     local_address,
@@ -419,39 +418,3 @@ def test_a_path_without_a_directory_is_refused(
 def test_a_directory_of_others_is_refused_without_words_about_ports(unix: Address) -> None:
     with another_user(), pytest.raises(ListenError, match=r"permission denied$"):
         open_shared(unix, backlog=5, unix_mode=0o666)
-
-
-def test_closing_a_unix_listener_removes_its_file(unix: Address) -> None:
-    close_unix(unix, open_shared(unix, backlog=5, unix_mode=0o600))
-    assert not Path(unix.path).exists()
-
-
-def test_closing_leaves_the_file_while_another_process_shares_the_listener(
-    opened: ExitStack, unix: Address
-) -> None:
-    listener = open_shared(unix, backlog=5, unix_mode=0o600)
-    opened.enter_context(listener.dup())
-    close_unix(unix, listener)
-    assert answers(unix)
-
-
-def test_closing_leaves_the_file_of_a_successor(opened: ExitStack, unix: Address) -> None:
-    listener = open_shared(unix, backlog=5, unix_mode=0o600)
-    Path(unix.path).unlink()
-    shared(opened, unix)
-    close_unix(unix, listener)
-    assert answers(unix)
-
-
-def test_closing_leaves_what_is_not_a_socket(unix: Address) -> None:
-    listener = open_shared(unix, backlog=5, unix_mode=0o600)
-    Path(unix.path).unlink()
-    Path(unix.path).write_text("precious")
-    close_unix(unix, listener)
-    assert Path(unix.path).read_text() == "precious"
-
-
-def test_closing_twice_or_without_a_file_is_no_error(unix: Address) -> None:
-    listener = open_shared(unix, backlog=5, unix_mode=0o600)
-    close_unix(unix, listener)
-    close_unix(unix, listener)

@@ -12,7 +12,7 @@ from greeterd import steering
 from greeterd.core.address import Address
 from greeterd.listener import local_address
 from greeterd.sockdiag import drops, half_open, queue_length
-from greeterd.steering import gate_syn, steer, steer_by_cpu
+from greeterd.steering import gate_syn, is_gated_by_ttl, open_gate, steer, steer_by_cpu
 from tests.shell.sockets import (
     connected,
     connecting,
@@ -159,6 +159,18 @@ def test_a_gate_leaves_new_connections_unanswered(opened: ExitStack, address: Ad
     assert half_open(local_address(listener)) == 0
 
 
+@pytest.fixture(params=["by a filter", "by the TTL"])
+def _gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have both kinds of gate, whatever this kernel lets this user do."""
+    if request.param == "by the TTL":
+
+        def refuse() -> steering.Program:
+            raise PermissionError
+
+        monkeypatch.setattr(steering, "drop_syn", refuse)
+
+
+@pytest.mark.usefixtures("_gate")
 @pytest.mark.parametrize("address", LOOPBACKS, ids=str)
 def test_a_gated_listener_finishes_what_had_begun(opened: ExitStack, address: Address) -> None:
     listener = shared(opened, address)
@@ -172,12 +184,15 @@ def test_a_gated_listener_finishes_what_had_begun(opened: ExitStack, address: Ad
     assert half_open(local_address(listener)) == 0
     for client in (queued, under_way):
         taken = opened.enter_context(listener.accept()[0])
+        if is_gated_by_ttl(listener):
+            open_gate(taken.fileno())
         assert taken.getpeername() == client.getsockname()
         client.send(b"Alice")
         taken.settimeout(10.0)
         assert taken.recv(100) == b"Alice"
 
 
+@pytest.mark.usefixtures("_gate")
 def test_a_client_at_the_gate_finds_the_successor(opened: ExitStack) -> None:
     address = keep_port(opened, "127.0.0.1")
     with shared(opened, address) as listener:
