@@ -21,8 +21,9 @@ from greeterd.core.address import parse_address
 from tests.support import until
 from tests.system.harness import ROOT
 
-KINDS = ("ok", "refused", "reset", "timeout", "silent", "error")
-"""What may become of a connection; silent: end-of-stream without the greeting that was due."""
+KINDS = ("ok", "refused", "unreached", "reset", "timeout", "silent", "error")
+"""What may become of a connection. Refused and unreached ones were never made (unreached: no answer
+to the connect within the time); silent: end-of-stream without the greeting that was due."""
 
 Where = str | tuple[str, int]
 
@@ -72,10 +73,14 @@ def fire(address: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What became of a load: names by kind, and the longest time an ok one took."""
+    """What became of a load: names by kind, and the longest time an ok one took.
+
+    `begun` has the instant (monotonic) at which the first connection of each kind was begun.
+    """
 
     names: dict[str, list[str]]
     slowest: float
+    begun: dict[str, float]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -91,6 +96,16 @@ class LoadResult:
     def lost(self) -> dict[str, int]:
         """The counts of all that were not ok."""
         return {kind: count for kind, count in self.counts.items() if kind != "ok"}
+
+    def lost_by_stop(self, began: float) -> dict[str, int]:
+        """Return the counts of all that a stop may not cost, which began at that instant.
+
+        A client that comes after it may find nobody, and be told so or not.
+        """
+        allowed = {
+            kind for kind in ("refused", "unreached") if self.begun.get(kind, began) >= began
+        }
+        return {kind: count for kind, count in self.lost.items() if kind not in allowed}
 
 
 class Load:
@@ -168,7 +183,12 @@ class Load:
             assert code == 0, f"{client.args!r} ended with {code}"
             results.append(json.loads(_output(out).splitlines()[-1]))
         names = {kind: [name for one in results for name in one["names"][kind]] for kind in KINDS}
-        return LoadResult(names, max(one["slowest"] for one in results))
+        begun = {
+            kind: min(one["begun"][kind] for one in results if kind in one["begun"])
+            for kind in KINDS
+            if names[kind]
+        }
+        return LoadResult(names, max(one["slowest"] for one in results), begun)
 
 
 def _output(out: IO[bytes]) -> bytes:

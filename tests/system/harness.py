@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from signal import SIGKILL, SIGQUIT, SIGTERM
 from types import TracebackType
@@ -68,9 +68,10 @@ class Daemon:
     """One run of the daemon in a directory of its own; a context manager.
 
     `arguments` are the command line; an address on port 0, the directories and JSON logs are added
-    where it does not name them. `prefix` is put before the command (nsenter, prlimit, setpriv: such
-    as keep the pid). The constructor waits until the daemon is ready, for `timeout` at most, unless
-    `wait` is false. close() gives a quick stop `patience` before it kills.
+    where neither it nor `without` (what a file is to say) names them. `prefix` is put before the
+    command (nsenter, prlimit, setpriv: such as keep the pid). The constructor waits until the
+    daemon is ready, for `timeout` at most, unless `wait` is false. close() gives a quick stop
+    `patience` before it kills.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Daemon:
         *arguments: str,
         command: Sequence[str] = COMMAND,
         prefix: Sequence[str] = (),
+        without: Collection[str] = (),
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         wait: bool = True,
@@ -98,7 +100,8 @@ class Daemon:
             ("--run-dir", str(self.run_dir)),
             ("--log-format", "json"),
         ):
-            if not any(word == flag or word.startswith(f"{flag}=") for word in arguments):
+            given = any(word == flag or word.startswith(f"{flag}=") for word in arguments)
+            if not given and flag not in without:
                 self.arguments += [flag, value]
         self._patience = patience
         self._mark = uuid.uuid4().hex

@@ -36,6 +36,7 @@ class Load:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.names: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self.begun: dict[str, float] = {}
         self.open: dict[socket.socket, Connection] = {}
         self.selector = selectors.DefaultSelector()
         self.started = 0
@@ -85,7 +86,10 @@ class Load:
         with contextlib.suppress(KeyError):
             self.selector.unregister(sock)
         sock.close()
+        if kind == "timeout" and not connection.sent:
+            kind = "unreached"
         self.names[kind].append(connection.name)
+        self.begun[kind] = min(connection.started, self.begun.get(kind, connection.started))
         if kind == "ok":
             self.slowest = max(self.slowest, time.monotonic() - connection.started)
 
@@ -153,7 +157,8 @@ def main() -> None:
     parser.add_argument("--reply", action="store_true", help="the greeting must come back")
     load = Load(parser.parse_args())
     load.run()
-    print(json.dumps({"names": load.names, "slowest": load.slowest}), flush=True)
+    result = {"names": load.names, "slowest": load.slowest, "begun": load.begun}
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

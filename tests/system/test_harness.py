@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import until
 from tests.system import harness
-from tests.system.clients import Load, connect, fire, greet, run_load, silent_clients
+from tests.system.clients import Load, LoadResult, connect, fire, greet, run_load, silent_clients
 from tests.system.conftest import StartDaemon
 
 COMMAND = (sys.executable, "-m", "tests.system.stand_in")
@@ -147,6 +147,24 @@ def test_a_load_gives_up_on_a_server_that_says_nothing() -> None:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         with Load(address, count=4, timeout=0.2) as load:
             assert load.finish().counts == {"timeout": 4}
+
+
+def test_a_load_tells_a_connection_that_was_never_made() -> None:
+    # A queue of one that is full: the kernel drops what comes next, and the client tries again.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with silent_clients(address, 1), Load(address, count=2, timeout=0.2) as load:
+            assert load.finish().counts == {"unreached": 2}
+
+
+def test_a_refusal_is_no_loss_only_if_it_was_begun_after_the_stop() -> None:
+    result = LoadResult(
+        names={"ok": ["a"], "refused": ["b"], "unreached": [], "reset": ["c"]},
+        slowest=0.0,
+        begun={"ok": 1.0, "refused": 5.0, "reset": 6.0},
+    )
+    assert result.lost_by_stop(4.0) == {"reset": 1}
+    assert result.lost_by_stop(5.5) == {"refused": 1, "reset": 1}
 
 
 def test_a_load_reaches_a_unix_socket(tmp_path: Path) -> None:
