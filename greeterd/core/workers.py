@@ -21,7 +21,7 @@ TRANSITIONS: Final[dict[Life, frozenset[Life]]] = {
 }
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Worker:
     """One process, from the decision to fork it until it is reaped."""
 
@@ -54,7 +54,7 @@ class Worker:
         self.stuck = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
     """A numbered place for one serving worker."""
 
@@ -71,6 +71,8 @@ class Slot:
     """Workers that were started in the place of a dead one, since the slot exists."""
     retry_at: float = 0.0
     unserved_since: float = 0.0
+    died: bool = False
+    """Its worker has died, and the log does not tell yet."""
     borrower: WorkerId | None = None
     returning: bool = False
     steered: bool = False
@@ -91,6 +93,11 @@ class Slot:
     def starting(self) -> Worker | None:
         """The worker that is to serve this slot next."""
         return next((worker for worker in self.workers if worker.life is Life.STARTING), None)
+
+    @property
+    def vacant(self) -> bool:
+        """Nobody serves, or is to, and a worker may be started."""
+        return self.current is None and self.free_place is not None
 
     @property
     def free_place(self) -> int | None:

@@ -1,0 +1,123 @@
+"""Carries out the first start and the commands, one at a time and in order.
+
+A command that was begun is answered once, by `Finished`, when it has done what was asked or has
+failed; `ending` answers those that a stop overtakes.
+"""
+
+from typing import assert_never
+
+from greeterd.core.events import Command, Reload, Restart, Scale, Started
+from greeterd.core.operations import Launch, Operation, Resize, Roll
+from greeterd.core.state import MAX_SLOTS, State
+from greeterd.core.workers import Slot
+
+
+def operate(state: State, now: float) -> None:
+    """Carry the operation on; when it has ended, begin the next command."""
+    if state.operation is None and state.commands:
+        state.operation = _begin(state, state.commands.popleft())
+    match state.operation:
+        case Launch():
+            if all(slot.ready for slot in state.live_slots):
+                state.operation = None
+                state.do(Started())
+        case Roll() as roll:
+            _roll(state, roll, now)
+        case Resize() as resize:
+            _resize(state, resize, now)
+        case None:
+            pass
+        case _:
+            assert_never(state.operation)
+
+
+def _begin(state: State, command: Command) -> Operation | None:
+    """Return the operation that carries the command out; None if it was refused."""
+    live = state.live_slots
+    match command:
+        case Reload():
+            targets = {slot.index: command.generation for slot in live}
+            return Roll(command="reload", targets=targets, ticket=command.ticket, reload=command)
+        case Restart():
+            chosen = [slot for slot in live if command.slot in (None, slot.index)]
+            if not chosen:
+                state.finish(command.ticket, "restart", f"there is no worker {command.slot}")
+                return None
+            targets = {slot.index: slot.generation for slot in chosen}
+            return Roll(command="restart", targets=targets, ticket=command.ticket)
+        case Scale():
+            want = len(live) + command.change if command.workers is None else command.workers
+            if not 1 <= want <= MAX_SLOTS:
+                reason = f"{want} workers: not between 1 and {MAX_SLOTS}"
+                state.finish(command.ticket, "scale", reason)
+                return None
+            return Resize(command="scale", want=want, ticket=command.ticket)
+        case _:
+            assert_never(command)
+
+
+def _roll(state: State, roll: Roll, now: float) -> None:
+    if roll.failure:
+        _end_failed_roll(state, roll)
+        return
+    while roll.targets:
+        index = next(iter(roll.targets))
+        slot = state.slots.get(index)
+        if slot is not None and not slot.retiring and not _replaced(state, roll, slot, now):
+            return
+        del roll.targets[index]
+        roll.replacement = None
+    state.operation = None
+    if roll.reload is not None:
+        state.generation = roll.reload.generation
+        state.policy = roll.reload.policy
+        if roll.reload.workers != len(state.live_slots):
+            resize = Resize(command=roll.command, want=roll.reload.workers, ticket=roll.ticket)
+            state.operation = resize
+            _resize(state, resize, now)
+            return
+    state.finish(roll.ticket, roll.command, roll.undoing)
+
+
+def _replaced(state: State, roll: Roll, slot: Slot, now: float) -> bool:
+    """Start the slot's new worker as soon as it can be, and tell whether it is ready."""
+    if roll.replacement is not None:
+        return slot.starting is None
+    if slot.starting is None and slot.free_place is not None:
+        roll.replaced[slot.index] = slot.generation
+        roll.replacement = state.spawn(slot, roll.targets[slot.index], now)
+    return False
+
+
+def _end_failed_roll(state: State, roll: Roll) -> None:
+    """Go back to what served before where a reload has got on; else tell the failure."""
+    roll.replaced.pop(next(iter(roll.targets)), None)
+    if roll.reload is not None and roll.replaced:
+        state.operation = Roll(
+            command=roll.command, targets=roll.replaced, ticket=roll.ticket, undoing=roll.failure
+        )
+        state.say("warning", "reload is undone", reason=roll.failure)
+        return
+    state.operation = None
+    reason = f"{roll.undoing}; undoing it: {roll.failure}" if roll.undoing else roll.failure
+    state.finish(roll.ticket, roll.command, reason)
+
+
+def _resize(state: State, resize: Resize, now: float) -> None:
+    if not resize.begun:
+        resize.begun = True
+        live = state.live_slots
+        resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]
+        resize.removing = [slot.index for slot in live[resize.want :]]
+        for index in resize.removing:
+            state.slots[index].retiring = True
+    added = [state.slots[index] for index in resize.added if index in state.slots]
+    if resize.failure:
+        for slot in added:
+            slot.retiring = True
+    else:
+        starting = any(slot.ready is None and not slot.retiring for slot in added)
+        if starting or any(index in state.slots for index in resize.removing):
+            return
+    state.operation = None
+    state.finish(resize.ticket, resize.command, resize.failure)

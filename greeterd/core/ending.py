@@ -1,0 +1,54 @@
+"""Ends workers that do not end by themselves, and the daemon when it is to stop."""
+
+from typing import Final
+
+from greeterd.core.events import Command, GateAll, How, Kill, Life, Signal, Stop
+from greeterd.core.operations import Resize, Roll
+from greeterd.core.state import State
+
+ABORT_GRACE: Final = 2.0
+"""Seconds that an aborted worker gets to write its stack before it is killed."""
+STOPPING: Final = "the daemon is stopping"
+
+
+def end_overdue(state: State, now: float) -> None:
+    """Abort what hangs, and kill what neither an abort nor a drain has ended."""
+    for worker in state.workers.values():
+        if worker.deadline is None or now < worker.deadline or worker.killed:
+            continue
+        if worker.aborted or worker.life is Life.DRAINING:
+            worker.doomed = worker.doomed or "not drained in time"
+            worker.killed = True
+            worker.deadline = None
+            state.do(Kill(worker.id, Signal.KILL, worker.doomed))
+        else:
+            worker.doomed = worker.doomed or f"not ready within {state.policy.start_timeout:g} s"
+            worker.aborted = True
+            worker.deadline = now + ABORT_GRACE
+            state.do(Kill(worker.id, Signal.ABORT, worker.doomed))
+
+
+def leave(state: State, stop: Stop, now: float) -> None:
+    """Refuse what was asked, and drain everyone; when nobody is left, end the daemon."""
+    operation, state.operation = state.operation, None
+    if isinstance(operation, Roll | Resize):
+        state.finish(operation.ticket, operation.command, STOPPING)
+    for command in state.commands:
+        state.finish(command.ticket, _name_of(command), STOPPING)
+    state.commands.clear()
+    if not state.gated and not stop.quick:
+        state.gated = True
+        state.do(GateAll())
+    how = How.QUICK if stop.quick else How.SWEEP
+    for worker in state.workers.values():
+        if worker.life is not Life.DRAINING or (stop.quick and worker.leaving is not how):
+            state.drain(worker, how, now)
+    if not state.workers:
+        state.ended = True
+        for ticket in state.stop_tickets:
+            state.finish(ticket, "stop", "")
+        state.do(state.exit)
+
+
+def _name_of(command: Command) -> str:
+    return type(command).__name__.lower()

@@ -1,0 +1,153 @@
+"""Records what an event says; nothing is asked for here.
+
+An event that comes twice, or too late, about a worker that is gone, says nothing.
+"""
+
+from typing import Final, assert_never
+
+from greeterd.core.events import (
+    NO_TICKET,
+    Event,
+    Exit,
+    Exited,
+    ExitRequested,
+    Life,
+    Pulse,
+    Ready,
+    Reload,
+    Restart,
+    Returned,
+    Scale,
+    Spawned,
+    SpawnFailed,
+    Stop,
+    Tick,
+    WorkerId,
+)
+from greeterd.core.operations import Launch, Resize, Roll
+from greeterd.core.state import State
+from greeterd.core.workers import Slot, Worker, backoff_delay
+
+STUCK_AFTER: Final = 0.4
+"""Seconds of waiting connections without a turn of the loop that make a worker stuck."""
+
+
+def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR0912 - a case an event
+    """Record what the event says."""
+    match event:
+        case Spawned():
+            if worker := state.worker(event.worker):
+                worker.pid = event.pid
+        case SpawnFailed():
+            _bury(state, event.worker, event.reason, 70, now)
+        case Ready():
+            _note_ready(state, event.worker, now)
+        case Exited():
+            _bury(state, event.worker, event.reason, event.code, now)
+        case ExitRequested():
+            if worker := state.worker(event.worker):
+                state.exit_requests.append(worker.slot)
+        case Returned():
+            _note_returned(state, event)
+        case Stop():
+            _note_stop(state, event)
+        case Reload() | Restart() | Scale():
+            state.commands.append(event)
+        case Tick():
+            for pulse in event.pulses:
+                _feel(state, pulse, now)
+        case _:
+            assert_never(event)
+
+
+def _note_ready(state: State, ident: WorkerId, now: float) -> None:
+    worker = state.worker(ident)
+    if worker is None or worker.life is not Life.STARTING:
+        return
+    worker.become(Life.READY, now)
+    if not worker.doomed:
+        worker.deadline = None
+    slot = state.slots[worker.slot]
+    slot.served = True
+    slot.generation = worker.generation
+
+
+def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> None:
+    worker = state.workers.pop(ident, None)
+    if worker is None:
+        return
+    slot = state.slots[worker.slot]
+    life, since = worker.life, worker.since
+    worker.become(Life.GONE, now)
+    slot.workers.remove(worker)
+    reason = f"{worker.doomed}; {reason}" if worker.doomed else reason
+    if life is Life.DRAINING:
+        # Only a worker that ended in peace has emptied the listener behind it.
+        slot.swept = slot.retiring and code == 0
+        return
+    if life is Life.STARTING:
+        _note_failed_start(state, worker, reason, code)
+    if slot.ready is None:
+        healthy = life is Life.READY and now - since >= state.policy.restart_window
+        _count_death(state, slot, now, healthy=healthy)
+
+
+def _note_failed_start(state: State, worker: Worker, reason: str, code: int) -> None:
+    """Let the operation fail that waits for this worker."""
+    failure = f"worker {worker.slot} did not start: {reason}"
+    match state.operation:
+        case Launch():
+            state.end(Exit(code or 70, failure))
+        case Roll() as roll if roll.replacement == worker.id:
+            roll.failure = failure
+        case Resize() as resize if worker.slot in resize.added:
+            if not state.slots[worker.slot].served:
+                resize.failure = failure
+        case _:
+            pass
+
+
+def _count_death(state: State, slot: Slot, now: float, *, healthy: bool) -> None:
+    slot.failures = 1 if healthy else slot.failures + 1
+    slot.retry_at = now + backoff_delay(slot.failures, state.jitter())
+    slot.unserved_since = now
+    slot.restarts += 1
+    slot.died = True
+    horizon = now - state.policy.restart_window
+    state.restarts = [when for when in state.restarts if when > horizon]
+    state.restarts.append(now)
+    if len(state.restarts) > state.policy.max_restarts and state.stopping is None:
+        window = f"{state.policy.restart_window:g} s"
+        state.end(Exit(70, f"{len(state.restarts)} workers died within {window}"))
+
+
+def _note_returned(state: State, event: Returned) -> None:
+    slot = state.slots.get(event.slot)
+    if slot is None or slot.borrower != event.worker:
+        return
+    slot.borrower = None
+    slot.returning = False
+    slot.swept = slot.retiring and not slot.workers
+
+
+def _note_stop(state: State, event: Stop) -> None:
+    if event.ticket != NO_TICKET:
+        state.stop_tickets.append(event.ticket)
+    if state.stopping is None or (event.quick and not state.stopping.quick):
+        state.end(state.exit, quick=event.quick)
+
+
+def _feel(state: State, pulse: Pulse, now: float) -> None:
+    worker = state.worker(pulse.worker)
+    if worker is None or worker.life is not Life.READY:
+        return
+    if pulse.turned:
+        worker.stalled_since = None
+        worker.stuck = False
+    elif pulse.queued and worker.stalled_since is None:
+        worker.stalled_since = now
+    if worker.stalled_since is not None and now - worker.stalled_since >= STUCK_AFTER:
+        worker.stuck = True
+    if pulse.age > state.policy.worker_timeout and not worker.doomed:
+        worker.deadline = now
+        worker.doomed = f"no heartbeat for {pulse.age:.1f} s"

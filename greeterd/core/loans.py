@@ -1,0 +1,70 @@
+"""Lends the listener of a slot that cannot serve it to a sibling, and ends the loan.
+
+Only where each slot has a listener of its own.  A slot has one borrower at a time; one that is
+stuck or gone is forgotten, and another takes its place.
+"""
+
+from typing import Final
+
+from greeterd.core.events import Lend, Life, TakeBack
+from greeterd.core.state import State
+from greeterd.core.workers import Slot, Worker
+
+UNSERVED_AFTER: Final = 0.5
+"""Seconds without a ready worker after which a slot's listener is lent to a sibling."""
+
+
+def settle(state: State) -> None:
+    """Forget the borrowers that are gone or leave, and call back from one that is stuck."""
+    for slot in state.slots.values():
+        if slot.borrower is None:
+            continue
+        borrower = state.worker(slot.borrower)
+        if borrower is None or borrower.life is not Life.READY or borrower.stuck:
+            if borrower is not None and borrower.stuck and not slot.returning:
+                state.do(TakeBack(slot.index, borrower.id))
+            if state.stopping is None or borrower is None:
+                slot.borrower = None
+                slot.returning = False
+
+
+def lend(state: State, now: float) -> None:
+    """Let a sibling serve the listener of a slot that cannot, and end the loan when it can."""
+    if not state.policy.own_listeners:
+        return
+    for slot in state.slots.values():
+        emptying = slot.retiring and not slot.workers and not slot.swept
+        if slot.borrower is None:
+            sibling = find_sibling(state, slot)
+            if sibling is not None and (emptying or _needs_rescue(state, slot, now)):
+                slot.borrower = sibling.id
+                state.do(Lend(slot.index, sibling.id))
+        elif not slot.returning and (emptying or not _needs_rescue(state, slot, now)):
+            slot.returning = True
+            state.do(TakeBack(slot.index, slot.borrower))
+
+
+def find_sibling(state: State, slot: Slot) -> Worker | None:
+    """Return the ready worker of another slot that carries the fewest loans."""
+    loans = [other.borrower for other in state.slots.values()]
+    return min(
+        (
+            other.ready
+            for other in state.live_slots
+            if other is not slot and other.ready is not None and not other.ready.stuck
+        ),
+        key=lambda worker: (loans.count(worker.id), worker.slot),
+        default=None,
+    )
+
+
+def _needs_rescue(state: State, slot: Slot, now: float) -> bool:
+    if not state.policy.rescue or not slot.served:
+        return False
+    if slot.ready is not None:
+        return slot.ready.stuck
+    if slot.retiring and slot.workers:
+        return False
+    if slot.borrower is not None or state.stopping is not None:
+        return True
+    return now < slot.retry_at or now - slot.unserved_since >= UNSERVED_AFTER

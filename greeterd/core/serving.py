@@ -1,0 +1,65 @@
+"""Keeps the live slots served, and empties and closes those that retire."""
+
+from greeterd.core.events import CloseSlot, Exit, How, Life, SteerAway
+from greeterd.core.loans import find_sibling
+from greeterd.core.state import State
+
+
+def drain_replaced(state: State, now: float) -> None:
+    """Where two workers are ready, the older one leaves: start first, stop second."""
+    for slot in state.slots.values():
+        ready = [worker for worker in slot.workers if worker.life is Life.READY]
+        for worker in ready[:-1]:
+            state.drain(worker, How.HAND_OVER, now)
+
+
+def respawn(state: State, now: float) -> None:
+    """Start a worker in the place of a dead one, when its back-off is over."""
+    for slot in state.live_slots:
+        if slot.died:
+            slot.died = False
+            restart_in = round(slot.retry_at - now, 3)
+            state.say("warning", "worker died", worker=slot.index, restart_in=restart_in)
+        if slot.vacant and now >= slot.retry_at:
+            state.spawn(slot, slot.generation, now)
+
+
+def grant_exits(state: State) -> None:
+    """One slot less for each request: that worker's, or another's when it retires already."""
+    for index in state.exit_requests:
+        live = state.live_slots
+        if len(live) == 1:
+            state.say("info", "the last worker was asked to exit")
+            state.end(Exit(0, ""))
+            break
+        victim = live[0] if state.slots[index].retiring else state.slots[index]
+        victim.retiring = True
+        state.say("info", "worker retires", worker=victim.index)
+    state.exit_requests.clear()
+
+
+def retire(state: State, now: float) -> None:
+    """Empty and close the slots that are to go.
+
+    One at a time where each has a listener of its own, since a listener that closes changes the
+    index of another, and with two on their way out no program would be right for both.
+    """
+    how = How.SWEEP if state.policy.own_listeners else How.HAND_OVER
+    for index in sorted(index for index, slot in state.slots.items() if slot.retiring):
+        slot = state.slots[index]
+        has_listener = state.policy.own_listeners and slot.served
+        if has_listener and not slot.steered:
+            slot.steered = True
+            state.do(SteerAway(index))
+        for worker in slot.workers:
+            if worker.life is not Life.DRAINING:
+                state.drain(worker, how, now)
+        if not slot.workers and (
+            not has_listener
+            or slot.swept
+            or (slot.borrower is None and find_sibling(state, slot) is None)
+        ):
+            del state.slots[index]
+            state.do(CloseSlot(index))
+        elif has_listener:
+            return
