@@ -42,15 +42,16 @@ def retire(state: State, now: float) -> None:
     """Empty and close the slots that are to go.
 
     One at a time where each has a listener of its own, since a listener that closes changes the
-    index of another, and with two on their way out no program would be right for both.
+    index of another, and with two on their way out no program would be right for both.  The highest
+    goes first, but for one that is on its way already.
     """
     how = How.SWEEP if state.policy.own_listeners else How.HAND_OVER
-    for index in sorted(index for index, slot in state.slots.items() if slot.retiring):
-        slot = state.slots[index]
+    retiring = [slot for slot in state.slots.values() if slot.retiring]
+    for slot in sorted(retiring, key=lambda slot: (slot.steered, slot.index), reverse=True):
         has_listener = state.policy.own_listeners and slot.served
         if has_listener and not slot.steered:
             slot.steered = True
-            state.do(SteerAway(index))
+            state.do(SteerAway(slot.index))
         for worker in slot.workers:
             if worker.life is not Life.DRAINING:
                 state.drain(worker, how, now)
@@ -59,7 +60,7 @@ def retire(state: State, now: float) -> None:
             or slot.swept
             or (slot.borrower is None and find_sibling(state, slot) is None)
         ):
-            del state.slots[index]
-            state.do(CloseSlot(index))
+            del state.slots[slot.index]
+            state.do(CloseSlot(slot.index))
         elif has_listener:
             return
