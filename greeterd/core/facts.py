@@ -11,6 +11,7 @@ from greeterd.core.events import (
     Exit,
     Exited,
     ExitRequested,
+    How,
     Life,
     Pulse,
     Ready,
@@ -82,8 +83,8 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
     slot.workers.remove(worker)
     reason = f"{worker.doomed}; {reason}" if worker.doomed else reason
     if life is Life.DRAINING:
-        # Only a worker that ended in peace has emptied the listener behind it.
-        slot.swept = slot.retiring and code == 0
+        # Only one that was told to has emptied the listener, and only if it ended in peace.
+        slot.swept = slot.swept or (slot.steered and worker.leaving is How.SWEEP and code == 0)
         return
     if life is Life.STARTING:
         _note_failed_start(state, worker, reason, code)
@@ -127,7 +128,7 @@ def _note_returned(state: State, event: Returned) -> None:
         return
     slot.borrower = None
     slot.returning = False
-    slot.swept = slot.retiring and not slot.workers
+    slot.swept = slot.steered
 
 
 def _note_stop(state: State, event: Stop) -> None:

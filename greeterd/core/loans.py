@@ -1,7 +1,8 @@
 """Lends the listener of a slot that cannot serve it to a sibling, and ends the loan.
 
 Only where each slot has a listener of its own.  A slot has one borrower at a time; one that is
-stuck or gone is forgotten, and another takes its place.
+stuck or gone is forgotten, and another takes its place.  A slot that retires and has no worker to
+empty its listener is lent, too, and called back at once: a borrower empties what it gives back.
 """
 
 from typing import Final
@@ -33,13 +34,13 @@ def lend(state: State, now: float) -> None:
     if not state.policy.own_listeners:
         return
     for slot in state.slots.values():
-        emptying = slot.retiring and not slot.workers and not slot.swept
+        rescue = not slot.steered and _needs_rescue(state, slot, now)
         if slot.borrower is None:
             sibling = find_sibling(state, slot)
-            if sibling is not None and (emptying or _needs_rescue(state, slot, now)):
+            if sibling is not None and (rescue or slot.unswept):
                 slot.borrower = sibling.id
                 state.do(Lend(slot.index, sibling.id))
-        elif not slot.returning and (emptying or not _needs_rescue(state, slot, now)):
+        elif not slot.returning and not rescue:
             slot.returning = True
             state.do(TakeBack(slot.index, slot.borrower))
 
@@ -63,8 +64,6 @@ def _needs_rescue(state: State, slot: Slot, now: float) -> bool:
         return False
     if slot.ready is not None:
         return slot.ready.stuck
-    if slot.retiring and slot.workers:
-        return False
     if slot.borrower is not None or state.stopping is not None:
         return True
     return now < slot.retry_at or now - slot.unserved_since >= UNSERVED_AFTER

@@ -50,16 +50,15 @@ def retire(state: State, now: float) -> None:
     for slot in sorted(retiring, key=lambda slot: (slot.steered, slot.index), reverse=True):
         has_listener = state.policy.own_listeners and slot.served
         if has_listener and not slot.steered:
+            if slot.returning:
+                return  # so that what is given back from now on has been emptied since
             slot.steered = True
             state.do(SteerAway(slot.index))
         for worker in slot.workers:
             if worker.life is not Life.DRAINING:
                 state.drain(worker, how, now)
-        if not slot.workers and (
-            not has_listener
-            or slot.swept
-            or (slot.borrower is None and find_sibling(state, slot) is None)
-        ):
+        held = slot.workers or slot.borrower is not None
+        if not held and (not has_listener or slot.swept or find_sibling(state, slot) is None):
             del state.slots[slot.index]
             state.do(CloseSlot(slot.index))
         elif has_listener:

@@ -76,8 +76,9 @@ class Slot:
     borrower: WorkerId | None = None
     returning: bool = False
     steered: bool = False
+    """No new connection reaches its listener, because it retires."""
     swept: bool = False
-    """The listener of a slot that retires without a worker has been emptied by a sibling."""
+    """A worker has emptied its listener since it was steered away."""
 
     @property
     def current(self) -> Worker | None:
@@ -98,6 +99,12 @@ class Slot:
     def vacant(self) -> bool:
         """Nobody serves, or is to, and a worker may be started."""
         return self.current is None and self.free_place is not None
+
+    @property
+    def unswept(self) -> bool:
+        """Its listener is to be emptied, and none of its own workers does that."""
+        sweeping = any(worker.leaving is How.SWEEP for worker in self.workers)
+        return self.steered and not self.swept and not sweeping
 
     @property
     def free_place(self) -> int | None:
