@@ -65,11 +65,12 @@ def _note_ready(state: State, ident: WorkerId, now: float) -> None:
     worker = state.worker(ident)
     if worker is None or worker.life is not Life.STARTING:
         return
-    worker.become(Life.READY, now)
-    if not worker.doomed:
-        worker.deadline = None
     slot = state.slots[worker.slot]
     slot.served = True
+    if worker.aborted:
+        return  # too late: it is about to die, and must not take the place of one that serves
+    worker.become(Life.READY, now)
+    worker.deadline = None
     slot.generation = worker.generation
 
 
