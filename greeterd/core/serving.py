@@ -27,15 +27,14 @@ def respawn(state: State, now: float) -> None:
 def grant_exits(state: State) -> None:
     """One slot less for each request: that worker's, or another's when it retires already."""
     for index in state.exit_requests:
-        live = state.live_slots
-        if len(live) == 1:
-            state.say("info", "the last worker was asked to exit")
-            state.end(Exit(0, ""))
-            break
-        victim = live[0] if state.slots[index].retiring else state.slots[index]
-        victim.retiring = True
-        state.say("info", "worker retires", worker=victim.index)
+        slot = state.slots[index]
+        for victim in state.live_slots[:1] if slot.retiring else [slot]:
+            victim.retiring = True
+            state.say("info", "worker retires", worker=victim.index)
     state.exit_requests.clear()
+    if not state.live_slots:
+        state.say("info", "the last worker retires")
+        state.end(Exit(0, ""))
 
 
 def retire(state: State, now: float) -> None:
