@@ -105,8 +105,10 @@ def _end_failed_roll(state: State, roll: Roll) -> None:
 
 def _resize(state: State, resize: Resize, now: float) -> None:
     if not resize.begun:
-        resize.begun = True
         live = state.live_slots
+        if resize.want - len(live) > MAX_SLOTS - len(state.slots):
+            return  # the numbers are still taken by slots that retire
+        resize.begun = True
         resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]
         resize.removing = [slot.index for slot in live[resize.want :]]
         for index in resize.removing:

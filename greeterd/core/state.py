@@ -79,7 +79,7 @@ class State:
 
     def add_slot(self, now: float) -> Slot:
         """Add the slot with the lowest number that is free."""
-        index = next(SlotIndex(n) for n in range(1, MAX_SLOTS + 2) if n not in self.slots)
+        index = next(SlotIndex(n) for n in range(1, MAX_SLOTS + 1) if n not in self.slots)
         slot = Slot(index=index, generation=self.generation, retry_at=now, unserved_since=now)
         self.slots[index] = slot
         self.highest_slot = max(self.highest_slot, index)
