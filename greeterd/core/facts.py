@@ -69,6 +69,8 @@ def _note_ready(state: State, ident: WorkerId, now: float) -> None:
     slot.served = True
     if worker.aborted:
         return  # too late: it is about to die, and must not take the place of one that serves
+    if slot.ready is None:
+        slot.served_since = now
     worker.become(Life.READY, now)
     worker.deadline = None
     slot.generation = worker.generation
@@ -79,7 +81,7 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
     if worker is None:
         return
     slot = state.slots[worker.slot]
-    life, since = worker.life, worker.since
+    life = worker.life
     worker.become(Life.GONE, now)
     slot.workers.remove(worker)
     reason = f"{worker.doomed}; {reason}" if worker.doomed else reason
@@ -90,8 +92,11 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
     if life is Life.STARTING:
         _note_failed_start(state, worker, reason, code)
     if slot.ready is None:
-        healthy = life is Life.READY and now - since >= state.policy.restart_window
-        _count_death(state, slot, now, healthy=healthy)
+        if life is Life.READY:
+            slot.unserved_since = now
+            if now - slot.served_since >= state.policy.restart_window:
+                slot.failures = 0
+        _count_death(state, slot, now)
 
 
 def _note_failed_start(state: State, worker: Worker, reason: str, code: int) -> None:
@@ -109,10 +114,9 @@ def _note_failed_start(state: State, worker: Worker, reason: str, code: int) -> 
             pass
 
 
-def _count_death(state: State, slot: Slot, now: float, *, healthy: bool) -> None:
-    slot.failures = 1 if healthy else slot.failures + 1
+def _count_death(state: State, slot: Slot, now: float) -> None:
+    slot.failures += 1
     slot.retry_at = now + backoff_delay(slot.failures, state.jitter())
-    slot.unserved_since = now
     slot.restarts += 1
     slot.died = True
     horizon = now - state.policy.restart_window

@@ -66,10 +66,12 @@ class Slot:
     """A worker has been ready here, so the slot has a listener."""
     retiring: bool = False
     failures: int = 0
-    """Deaths in a row, none of them after a healthy `restart_window`."""
+    """Deaths in a row, none of them after a `restart_window` in which the slot was served."""
     restarts: int = 0
     """Workers that were started in the place of a dead one, since the slot exists."""
     retry_at: float = 0.0
+    served_since: float = 0.0
+    """Since when one ready worker has followed the other."""
     unserved_since: float = 0.0
     died: bool = False
     """Its worker has died, and the log does not tell yet."""
