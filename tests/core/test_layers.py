@@ -19,7 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
-    frozenset({"escrow", "intake", "nursery", "service"}),  # halves of the master and of the worker
+    frozenset({"escrow", "intake", "nursery"}),
+    frozenset({"service"}),  # halves of the master and of the worker
     frozenset({"survey", "worker"}),
     frozenset({"master"}),
     frozenset({"bench", "cli"}),
