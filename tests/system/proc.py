@@ -1,14 +1,19 @@
-"""What /proc tells of a process: where it sleeps, its listeners, what its epoll waits for.
+"""What the kernel tells of a process: where it sleeps, its listeners, what its epoll waits for.
 
-Linux only, and only of processes that may be inspected (own ones, or any by root).
+Linux only, and only of processes that may be traced: descendants, or any by root.
 """
 
+import ctypes
 import os
 import re
+import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
+from greeterd.listener import local_address
+
+PIDFD_GETFD = 438  # pidfd_getfd(2), Linux 5.6; the same number on every architecture
 
 
 def sleeps_in(pid: int) -> str:
@@ -18,18 +23,39 @@ def sleeps_in(pid: int) -> str:
 
 
 def listeners(pid: int) -> dict[int, str]:
-    """Return the process's listening TCP sockets: descriptor -> host:port."""
-    found = psutil.Process(pid).net_connections("tcp")
-    return {
-        one.fd: f"{one.laddr.ip}:{one.laddr.port}"
-        for one in found
-        if one.status == psutil.CONN_LISTEN
-    }
+    """Return the process's listening sockets: descriptor -> address."""
+    found = {}
+    for fd, sock in _sockets(pid):
+        with sock:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found[fd] = str(local_address(sock))
+    return found
 
 
 def inodes(pid: int) -> set[str]:
-    """Return the socket inodes behind the process's listeners: one socket has one, if shared."""
-    return {str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in listeners(pid)}
+    """Return the inodes of the process's TCP listeners; processes that share one name the same."""
+    return {
+        str(Path(f"/proc/{pid}/fd/{fd}").readlink())
+        for fd, address in listeners(pid).items()
+        if not address.startswith("unix:")
+    }
+
+
+def _sockets(pid: int) -> Iterator[tuple[int, socket.socket]]:
+    """Yield duplicates of a process's sockets; /proc/net/tcp would list the whole host's."""
+    pidfd = os.pidfd_open(pid)
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if not str(entry.readlink()).startswith("socket:"):
+                    continue
+                copy = libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)
+                if copy < 0:
+                    raise OSError(ctypes.get_errno(), f"pidfd_getfd {entry}")
+                yield int(entry.name), socket.socket(fileno=copy)
+    finally:
+        os.close(pidfd)
 
 
 def epoll_masks(pid: int) -> dict[int, int]:
