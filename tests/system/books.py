@@ -1,0 +1,106 @@
+"""What the logs, the scoreboard and the kernel say, and whether they say the same.
+
+A reader only: the greeting logs, the status, /proc. Counts are exact once the daemon is quiet.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.support import until
+from tests.system.harness import Daemon, Record
+
+FULL_SIZE = "TEST_FULL_SIZE"
+OUTCOMES = ("greetings", "empty", "oversize", "timeout", "reset", "exit", "open")
+_LISTEN = "0A"  # TCP_LISTEN of include/net/tcp_states.h, as /proc/net/tcp writes it
+
+
+def sized(small: int, full: int) -> int:
+    """Return how much to do: `full` where the environment has TEST_FULL_SIZE, else `small`."""
+    return full if os.environ.get(FULL_SIZE) else small
+
+
+# The scoreboard
+
+
+def balanced(totals: Record) -> bool:
+    """Tell whether every connection is open or has had exactly one outcome."""
+    return bool(totals["connections"] == sum(totals[outcome] for outcome in OUTCOMES))
+
+
+def quiet_totals(daemon: Daemon, *, connections: int, timeout: float = 10.0) -> Record:
+    """Wait until so many connections have come and ended; return the totals, which balance."""
+
+    def quiet() -> Record | None:
+        totals: Record = daemon.status()["totals"]
+        over = totals["connections"] >= connections and not totals["open"]
+        return totals if over and balanced(totals) else None
+
+    totals = until(quiet, timeout=timeout, what=f"{connections} connections: {daemon.status()}")
+    assert totals is not None
+    assert totals["connections"] == connections, totals
+    return totals
+
+
+def outcomes(totals: Record) -> dict[str, int]:
+    """Return the outcomes that occurred, and how often."""
+    return {name: totals[name] for name in OUTCOMES if totals[name]}
+
+
+# The logs
+
+
+def names(greetings: Iterable[Record]) -> Counter[str]:
+    """Return how often each name was greeted."""
+    return Counter(one["name"] for one in greetings)
+
+
+def assert_gap_free(greetings: Iterable[Record]) -> None:
+    """Assert that `seq` counts 1, 2, 3... for each (worker, pid), in the order of the file."""
+    runs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for one in greetings:
+        runs[one["worker"], one["pid"]].append(one["seq"])
+    for run, numbers in runs.items():
+        assert numbers == list(range(1, len(numbers) + 1)), f"(worker, pid) {run}"
+
+
+# The kernel
+
+
+def listening(address: str, *, pid: int | str = "self") -> set[int]:
+    """Return the inodes of the IPv4 sockets that listen on `address`, in `pid`'s network."""
+    port = int(address.rpartition(":")[2])
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return {
+        int(row[9])
+        for row in rows
+        if row[3] == _LISTEN and int(row[1].partition(":")[2], 16) == port
+    }
+
+
+def held_sockets(pid: int) -> set[int]:
+    """Return the inodes of the sockets that a process has open."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        match = re.fullmatch(r"socket:\[(\d+)\]", entry.readlink().name)
+        if match:
+            found.add(int(match[1]))
+    return found
+
+
+def held_connections(pid: int, listeners: set[int]) -> int:
+    """Return how many connections a process has open: accepted, and not closed.
+
+    Those are its sockets but for the unix ones and the listeners. /proc/net/tcp would tell too, but
+    after a load it is long, and leaves out what moves while it is read.
+    """
+    rows = Path("/proc/net/unix").read_text().splitlines()[1:]
+    unix = {int(row.split()[6]) for row in rows}
+    return len(held_sockets(pid) - unix - listeners)
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state, as proc_pid_stat(5) has it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
