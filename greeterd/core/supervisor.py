@@ -108,6 +108,7 @@ def reconcile(state: State, now: float) -> list[Action]:
     while progress < len(state.actions) and not state.ended:
         progress = len(state.actions)
         ending.end_overdue(state, now)
+        loans.settle(state)
         if state.stopping is None:
             serving.grant_exits(state)
         if state.stopping is None:
@@ -115,7 +116,6 @@ def reconcile(state: State, now: float) -> list[Action]:
             serving.drain_replaced(state, now)
             serving.retire(state, now)
             serving.respawn(state, now)
-        loans.settle(state)
         loans.lend(state, now)
         if state.stopping is not None:
             ending.leave(state, state.stopping, now)
