@@ -16,17 +16,17 @@ UNSERVED_AFTER: Final = 0.5
 
 
 def settle(state: State) -> None:
-    """Forget the borrowers that are gone or leave, and call back from one that is stuck."""
+    """Forget the borrowers that are gone or leave, and call back from one that does not serve."""
     for slot in state.slots.values():
         if slot.borrower is None:
             continue
         borrower = state.worker(slot.borrower)
-        if borrower is None or borrower.life is not Life.READY or borrower.stuck:
-            if borrower is not None and borrower.stuck and not slot.returning:
-                state.do(TakeBack(slot.index, borrower.id))
-            if state.stopping is None or borrower is None:
-                slot.borrower = None
-                slot.returning = False
+        if borrower is not None and (borrower.able or state.stopping is not None):
+            continue  # when all leave, those who have borrowed empty what they hold
+        if borrower is not None and borrower.life is Life.READY and not slot.returning:
+            state.do(TakeBack(slot.index, borrower.id))
+        slot.borrower = None
+        slot.returning = False
 
 
 def lend(state: State, now: float) -> None:
@@ -36,8 +36,8 @@ def lend(state: State, now: float) -> None:
     for slot in state.slots.values():
         rescue = not slot.steered and _needs_rescue(state, slot, now)
         if slot.borrower is None:
-            sibling = find_sibling(state, slot)
-            if sibling is not None and (rescue or slot.unswept):
+            sibling = _find_sibling(state, slot) if rescue or slot.unswept else None
+            if sibling is not None:
                 slot.borrower = sibling.id
                 state.do(Lend(slot.index, sibling.id))
         elif not slot.returning and not rescue:
@@ -45,14 +45,14 @@ def lend(state: State, now: float) -> None:
             state.do(TakeBack(slot.index, slot.borrower))
 
 
-def find_sibling(state: State, slot: Slot) -> Worker | None:
+def _find_sibling(state: State, slot: Slot) -> Worker | None:
     """Return the ready worker of another slot that carries the fewest loans."""
     loans = [other.borrower for other in state.slots.values()]
     return min(
         (
             other.ready
             for other in state.live_slots
-            if other is not slot and other.ready is not None and not other.ready.stuck
+            if other is not slot and other.ready is not None and other.ready.able
         ),
         key=lambda worker: (loans.count(worker.id), worker.slot),
         default=None,
@@ -63,7 +63,7 @@ def _needs_rescue(state: State, slot: Slot, now: float) -> bool:
     if not state.policy.rescue or not slot.served:
         return False
     if slot.ready is not None:
-        return slot.ready.stuck
+        return not slot.ready.able
     if slot.borrower is not None or state.stopping is not None:
         return True
     return now < slot.retry_at or now - slot.unserved_since >= UNSERVED_AFTER

@@ -1,7 +1,6 @@
 """Keeps the live slots served, and empties and closes those that retire."""
 
 from greeterd.core.events import CloseSlot, Exit, How, Life, SteerAway
-from greeterd.core.loans import find_sibling
 from greeterd.core.state import State
 
 
@@ -42,7 +41,8 @@ def retire(state: State, now: float) -> None:
 
     One at a time where each has a listener of its own, since a listener that closes changes the
     index of another, and with two on their way out no program would be right for both.  The highest
-    goes first, but for one that is on its way already.
+    goes first, but for one that is on its way already.  A listener that no sibling has emptied in
+    time is closed as it is.
     """
     how = How.SWEEP if state.policy.own_listeners else How.HAND_OVER
     retiring = [slot for slot in state.slots.values() if slot.retiring]
@@ -56,9 +56,12 @@ def retire(state: State, now: float) -> None:
         for worker in slot.workers:
             if worker.life is not Life.DRAINING:
                 state.drain(worker, how, now)
-        held = slot.workers or slot.borrower is not None
-        if not held and (not has_listener or slot.swept or find_sibling(state, slot) is None):
-            del state.slots[slot.index]
-            state.do(CloseSlot(slot.index))
-        elif has_listener:
+        if not slot.workers:
+            slot.close_by = slot.close_by or now + state.policy.graceful_timeout
+            emptied = not has_listener or (slot.swept and slot.borrower is None)
+            if emptied or now >= slot.close_by:
+                del state.slots[slot.index]
+                state.do(CloseSlot(slot.index))
+                continue
+        if has_listener:
             return

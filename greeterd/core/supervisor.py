@@ -39,8 +39,10 @@ class Supervisor:
             if worker.deadline is not None and not worker.killed:
                 yield worker.deadline
         if self._state.stopping is None:
-            for slot in self._state.live_slots:
-                if slot.vacant:
+            for slot in self._state.slots.values():
+                if slot.close_by is not None:
+                    yield slot.close_by
+                elif slot.vacant and not slot.retiring:
                     yield slot.retry_at
 
     @property

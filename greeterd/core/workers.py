@@ -45,6 +45,11 @@ class Worker:
     """Since when connections wait while it does not turn its loop."""
     stuck: bool = False
 
+    @property
+    def able(self) -> bool:
+        """It serves, as far as is known, and will go on."""
+        return self.life is Life.READY and not self.stuck and not self.aborted
+
     def become(self, life: Life, now: float) -> None:
         """Change the life; AssertionError for a change that `TRANSITIONS` does not list."""
         assert life in TRANSITIONS[self.life], f"{self.life} -> {life}"
@@ -81,6 +86,8 @@ class Slot:
     """No new connection reaches its listener, because it retires."""
     swept: bool = False
     """A worker has emptied its listener since it was steered away."""
+    close_by: float | None = None
+    """When it is closed though nobody has emptied its listener; set when its workers are gone."""
 
     @property
     def current(self) -> Worker | None:
