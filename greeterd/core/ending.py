@@ -43,6 +43,7 @@ def leave(state: State, stop: Stop, now: float) -> None:
     for worker in state.workers.values():
         if worker.life is not Life.DRAINING or (stop.quick and worker.leaving is not how):
             state.drain(worker, how, now)
+        worker.end_by(now + state.timeout(how))
     if not state.workers:
         state.ended = True
         for ticket in state.stop_tickets:

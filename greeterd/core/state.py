@@ -105,15 +105,17 @@ class State:
 
     def drain(self, worker: Worker, how: How, now: float) -> None:
         """Tell the worker to leave in time."""
-        timeout = QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
         if worker.life is not Life.DRAINING:
             worker.become(Life.DRAINING, now)
             if not worker.aborted:
                 worker.deadline = None
         worker.leaving = how
-        limit = now + timeout
-        worker.deadline = limit if worker.deadline is None else min(worker.deadline, limit)
+        worker.end_by(now + self.timeout(how))
         self.do(Drain(worker.id, how))
+
+    def timeout(self, how: How) -> float:
+        """Return the seconds that a worker gets to leave in this way."""
+        return QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
 
     def finish(self, ticket: Ticket, command: str, reason: str) -> None:
         """Answer a command; the reason is empty when it did what was asked."""

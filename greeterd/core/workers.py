@@ -58,6 +58,10 @@ class Worker:
         self.stalled_since = None
         self.stuck = False
 
+    def end_by(self, instant: float) -> None:
+        """Bring the deadline forward to this instant; it is never put off."""
+        self.deadline = instant if self.deadline is None else min(self.deadline, instant)
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
