@@ -70,6 +70,19 @@ class Intake:
         """Return the descriptors of the listeners that this slot has lent."""
         return [fd for fd, source in self.sources.items() if source.lender == slot]
 
+    def overlooked(self) -> list[int]:
+        """Return the exclusive listeners with connections that nobody may have been woken for.
+
+        The kernel wakes one waiter for a connection. If that one is killed, or runs out of
+        descriptors, before it accepts, the others sleep on until the next connection.
+        """
+        if not self._exclusive or not self._registered:
+            return []
+        poll = select.poll()
+        for fd in self.sources:
+            poll.register(fd, select.POLLIN)
+        return [fd for fd, _ in poll.poll(0)]
+
     @property
     def blocking_source(self) -> Source | None:
         """The one listener that a blocking accept may wait on; None when epoll has to."""

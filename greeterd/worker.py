@@ -162,6 +162,7 @@ class Worker:
         self._blocking = config.wait_strategy == "blocking"
         # A second accept on a blocking listener would wait for what may never come.
         self._burst_limit = 1 if self._blocking else BURST
+        self._full = False
         self._now = 0.0
         self._paused_until = 0.0
         self._paused_for = scoreboard.NOT_BLOCKED
@@ -189,14 +190,18 @@ class Worker:
         row = self._row
         row[scoreboard.TURNS] += 1
         sources = self._intake.sources
-        woken = []
+        woken, orders = [], []
         for fd, _ in self._wait():
             if fd in sources:
                 woken.append(fd)
             elif not self._service.handle(fd):
-                self._take_orders(fd)
+                orders.append(fd)
         if woken:
             self._accept(woken)
+        # Only now: an exclusive waiter that was woken is the only one, so an order to leave must
+        # not come before it has taken what it was woken for.
+        for fd in orders:
+            self._take_orders(fd)
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
         elif self._service.open >= self._max_connections and not self._paused_for:
@@ -209,14 +214,19 @@ class Worker:
     def _accept(self, woken: list[int]) -> None:
         # Where a CPU is wanted by others, let them run first: a client that is about to connect is
         # part of this burst then, and not of a turn of its own, which halves the CPU time of a
-        # greeting with 4 busy workers on 2 CPUs.  On an idle CPU it returns at once.
-        os.sched_yield()
+        # greeting with 4 busy workers on 2 CPUs.  On an idle CPU it returns at once.  When the last
+        # burst was full there is enough to do already.
+        if not self._full:
+            os.sched_yield()
+        self._full = False
         for fd in woken:
             source = self._intake.sources.get(fd)
             if source is not None:
                 self._row[scoreboard.WAKEUPS] += 1
-                if not self._burst(fd, source, self._burst_limit):
+                taken = self._burst(fd, source, self._burst_limit)
+                if not taken:
                     self._row[scoreboard.WASTED_WAKEUPS] += 1
+                self._full |= taken == BURST
 
     def _wait(self) -> list[tuple[int, int]]:
         """Wait for something to happen, one interval at most; return what epoll reports."""
@@ -258,6 +268,8 @@ class Worker:
         if now >= self._next_look:
             self._next_look = now + HEARTBEAT
             self._look_after_log()
+            if overlooked := self._intake.overlooked():
+                self._accept(overlooked)
         self._keep_leaving(now)
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
