@@ -75,12 +75,12 @@ def fire(address: str, name: str) -> None:
 class LoadResult:
     """What became of a load: names by kind, and the longest time an ok one took.
 
-    `begun` has the instant (monotonic) at which the first connection of each kind was begun.
+    `since` has the instant (monotonic) at which the first connection of each kind ended so.
     """
 
     names: dict[str, list[str]]
     slowest: float
-    begun: dict[str, float]
+    since: dict[str, float]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,10 +100,10 @@ class LoadResult:
     def lost_by_stop(self, began: float) -> dict[str, int]:
         """Return the counts of all that a stop may not cost, which began at that instant.
 
-        A client that comes after it may find nobody, and be told so or not.
+        Who has not connected by then may find nobody, and be told so or not.
         """
         allowed = {
-            kind for kind in ("refused", "unreached") if self.begun.get(kind, began) >= began
+            kind for kind in ("refused", "unreached") if self.since.get(kind, began) >= began
         }
         return {kind: count for kind, count in self.lost.items() if kind not in allowed}
 
@@ -183,12 +183,12 @@ class Load:
             assert code == 0, f"{client.args!r} ended with {code}"
             results.append(json.loads(_output(out).splitlines()[-1]))
         names = {kind: [name for one in results for name in one["names"][kind]] for kind in KINDS}
-        begun = {
-            kind: min(one["begun"][kind] for one in results if kind in one["begun"])
+        since = {
+            kind: min(one["since"][kind] for one in results if kind in one["since"])
             for kind in KINDS
             if names[kind]
         }
-        return LoadResult(names, max(one["slowest"] for one in results), begun)
+        return LoadResult(names, max(one["slowest"] for one in results), since)
 
 
 def _output(out: IO[bytes]) -> bytes:

@@ -36,7 +36,7 @@ class Load:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.names: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        self.begun: dict[str, float] = {}
+        self.since: dict[str, float] = {}
         self.open: dict[socket.socket, Connection] = {}
         self.selector = selectors.DefaultSelector()
         self.started = 0
@@ -89,9 +89,10 @@ class Load:
         if kind == "timeout" and not connection.sent:
             kind = "unreached"
         self.names[kind].append(connection.name)
-        self.begun[kind] = min(connection.started, self.begun.get(kind, connection.started))
+        now = time.monotonic()
+        self.since.setdefault(kind, now)
         if kind == "ok":
-            self.slowest = max(self.slowest, time.monotonic() - connection.started)
+            self.slowest = max(self.slowest, now - connection.started)
 
     def expire(self, now: float) -> None:
         """End the connections that have waited too long; the oldest come first."""
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--reply", action="store_true", help="the greeting must come back")
     load = Load(parser.parse_args())
     load.run()
-    result = {"names": load.names, "slowest": load.slowest, "begun": load.begun}
+    result = {"names": load.names, "slowest": load.slowest, "since": load.since}
     print(json.dumps(result), flush=True)
 
 

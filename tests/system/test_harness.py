@@ -157,11 +157,11 @@ def test_a_load_tells_a_connection_that_was_never_made() -> None:
             assert load.finish().counts == {"unreached": 2}
 
 
-def test_a_refusal_is_no_loss_only_if_it_was_begun_after_the_stop() -> None:
+def test_a_refusal_is_no_loss_if_it_came_after_the_stop() -> None:
     result = LoadResult(
         names={"ok": ["a"], "refused": ["b"], "unreached": [], "reset": ["c"]},
         slowest=0.0,
-        begun={"ok": 1.0, "refused": 5.0, "reset": 6.0},
+        since={"ok": 1.0, "refused": 5.0, "reset": 6.0},
     )
     assert result.lost_by_stop(4.0) == {"reset": 1}
     assert result.lost_by_stop(5.5) == {"refused": 1, "reset": 1}

@@ -1,0 +1,21 @@
+"""Over a link with 40 ms of round-trip time: workers leave, and nobody who has connected is failed.
+
+On bare loopback a handshake is over before a listener can close; here many are in flight.
+"""
+
+import pytest
+
+from tests.system.sizes import sized
+from tests.system.slow_link import ONE_WAY, scale_down_and_stop
+
+
+@pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+def test_scale_down_and_the_final_stop_fail_nobody(mode: str) -> None:
+    outcome = scale_down_and_stop(mode, removals=sized(15, 6))
+    print(outcome.clients.counts, f"slowest {outcome.clients.slowest:.2f} s")
+    print(f"stopped in {outcome.stop_took:.2f} s")
+    assert outcome.exit_code == 0
+    assert outcome.failed == {}
+    assert outcome.unlogged == 0
+    assert outcome.clients.counts["ok"] > 300
+    assert outcome.clients.slowest >= 4 * ONE_WAY
