@@ -154,6 +154,7 @@ def _feel(state: State, pulse: Pulse, now: float) -> None:
         worker.stalled_since = now
     if worker.stalled_since is not None and now - worker.stalled_since >= STUCK_AFTER:
         worker.stuck = True
-    if pulse.age > state.policy.worker_timeout and not worker.doomed:
+    overdue, worker.overdue = worker.overdue, pulse.age > state.policy.worker_timeout
+    if overdue and worker.overdue and not worker.doomed:
         worker.deadline = now
         worker.doomed = f"no heartbeat for {pulse.age:.1f} s"

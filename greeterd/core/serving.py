@@ -57,7 +57,8 @@ def retire(state: State, now: float) -> None:
             if worker.life is not Life.DRAINING:
                 state.drain(worker, how, now)
         if not slot.workers:
-            slot.close_by = slot.close_by or now + state.policy.graceful_timeout
+            if slot.close_by is None:
+                slot.close_by = now + state.policy.graceful_timeout
             emptied = not has_listener or (slot.swept and slot.borrower is None)
             if emptied or now >= slot.close_by:
                 del state.slots[slot.index]

@@ -44,6 +44,9 @@ class Worker:
     stalled_since: float | None = None
     """Since when connections wait while it does not turn its loop."""
     stuck: bool = False
+    overdue: bool = False
+    """Its heartbeat was too old at the last look.  Only the second look in a row counts: when all
+    processes were frozen, the master may be the first to go on."""
 
     @property
     def able(self) -> bool:
@@ -57,6 +60,7 @@ class Worker:
         self.since = now
         self.stalled_since = None
         self.stuck = False
+        self.overdue = False
 
     def end_by(self, instant: float) -> None:
         """Bring the deadline forward to this instant; it is never put off."""
