@@ -3,8 +3,6 @@
 A reader only: the greeting logs, the status, /proc. Counts are exact once the daemon is quiet.
 """
 
-import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,14 +10,8 @@ from pathlib import Path
 from tests.support import until
 from tests.system.harness import Daemon, Record
 
-FULL_SIZE = "TEST_FULL_SIZE"
 OUTCOMES = ("greetings", "empty", "oversize", "timeout", "reset", "exit", "open")
 _LISTEN = "0A"  # TCP_LISTEN of include/net/tcp_states.h, as /proc/net/tcp writes it
-
-
-def sized(small: int, full: int) -> int:
-    """Return how much to do: `full` where the environment has TEST_FULL_SIZE, else `small`."""
-    return full if os.environ.get(FULL_SIZE) else small
 
 
 # The scoreboard
@@ -69,38 +61,43 @@ def assert_gap_free(greetings: Iterable[Record]) -> None:
 # The kernel
 
 
-def listening(address: str, *, pid: int | str = "self") -> set[int]:
-    """Return the inodes of the IPv4 sockets that listen on `address`, in `pid`'s network."""
+def listening(address: str) -> set[str]:
+    """Return the inodes of the IPv4 sockets that listen on the port of `address`.
+
+    Slow after a load: /proc/net/tcp then has a line for each connection that was.
+    """
     port = int(address.rpartition(":")[2])
-    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {
-        int(row[9])
+        f"socket:[{row[9]}]"
         for row in rows
         if row[3] == _LISTEN and int(row[1].partition(":")[2], 16) == port
     }
 
 
-def held_sockets(pid: int) -> set[int]:
+def held_sockets(pid: int) -> set[str]:
     """Return the inodes of the sockets that a process has open."""
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        match = re.fullmatch(r"socket:\[(\d+)\]", entry.readlink().name)
-        if match:
-            found.add(int(match[1]))
-    return found
+    links = (entry.readlink().name for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return {link for link in links if link.startswith("socket:")}
 
 
-def held_connections(pid: int, listeners: set[int]) -> int:
+def held_connections(pid: int, listeners: set[str]) -> int:
     """Return how many connections a process has open: accepted, and not closed.
 
-    Those are its sockets but for the unix ones and the listeners. /proc/net/tcp would tell too, but
-    after a load it is long, and leaves out what moves while it is read.
+    Those are its sockets but for the unix ones and the listeners.
     """
     rows = Path("/proc/net/unix").read_text().splitlines()[1:]
-    unix = {int(row.split()[6]) for row in rows}
+    unix = {f"socket:[{row.split()[6]}]" for row in rows}
     return len(held_sockets(pid) - unix - listeners)
 
 
 def state_of(pid: int) -> str:
     """Return the letter of a process's state, as proc_pid_stat(5) has it."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def worker_of(daemon: Daemon, slot: int) -> int:
+    """Return the pid of the slot's ready worker, 0 for none."""
+    workers = daemon.status()["workers"]
+    ready = (one["pid"] for one in workers if one["slot"] == slot and one["state"] == "ready")
+    return next(ready, 0)

@@ -138,8 +138,8 @@ def kind_of(code: int | None) -> str:
     match code:
         case errno.ECONNREFUSED | errno.ENOENT:
             return "refused"
-        case errno.ECONNRESET | errno.EPIPE:
-            return "reset"
+        case errno.ECONNRESET | errno.EPIPE | errno.ENOTCONN:
+            return "reset"  # ENOTCONN: it came between the sending and the half-close
         case errno.ETIMEDOUT:
             return "timeout"
         case _:
