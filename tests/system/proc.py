@@ -4,6 +4,7 @@ Linux only, and only of processes that may be traced: descendants, or any by roo
 """
 
 import ctypes
+import errno
 import os
 import re
 import socket
@@ -51,8 +52,11 @@ def _sockets(pid: int) -> Iterator[tuple[int, socket.socket]]:
                 if not str(entry.readlink()).startswith("socket:"):
                     continue
                 copy = libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)
+                error = ctypes.get_errno()
+                if copy < 0 and error == errno.EBADF:
+                    continue  # closed since the link was read
                 if copy < 0:
-                    raise OSError(ctypes.get_errno(), f"pidfd_getfd {entry}")
+                    raise OSError(error, f"pidfd_getfd {entry}")
                 yield int(entry.name), socket.socket(fileno=copy)
     finally:
         os.close(pidfd)
