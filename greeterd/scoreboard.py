@@ -1,6 +1,6 @@
 """Counts what every worker does, in memory that the master shares with its workers.
 
-One row of 64-bit cells per (slot, place), in one anonymous mapping made before the first fork.
+One row of 64-bit cells per (slot, place), in one anonymous file mapped before the first fork.
 A slot has at most two workers at a time, serving and leaving; each has its own place, so a row has
 one writer at a time and needs no lock. Anyone may read any row. A row is never cleared: counters go
 on from one worker of the place to the next, and a slot's total is the sum of its two rows.
@@ -18,6 +18,7 @@ In the hot path index a row with this module's constants, and add a turn's sums 
 """
 
 import mmap
+import os
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final, TypeAlias
@@ -51,7 +52,9 @@ BLOCKED_BY_LIMIT: Final = 3
 PLACES: Final = 2
 _CELL_BYTES: Final = 8
 _CACHE_LINE_BYTES: Final = 64  # rows share no line, or writers on two CPUs would slow each other
-_ROW_BYTES: Final = -(-CELLS * _CELL_BYTES // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
+# Room for cells to come: an upgrade finds the rows of the version before, so cells are only ever
+# added at the end, and a row never grows.
+_ROW_BYTES: Final = 4 * _CACHE_LINE_BYTES
 _ROW_CELLS: Final = _ROW_BYTES // _CELL_BYTES
 
 Row: TypeAlias = "memoryview[int]"
@@ -108,14 +111,19 @@ class Scoreboard:
     Memory is taken only for rows that are used, so it may be made for all slots there can ever be.
     """
 
-    __slots__ = ("_cells", "slots")
+    __slots__ = ("_cells", "fd", "slots")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, fd: int | None = None) -> None:
+        """Make the rows, or find them in the memory of a predecessor, `fd` of its scoreboard."""
         if slots < 1:
             raise ValueError("a scoreboard has at least one slot")
         self.slots: Final = slots
-        # The mapping lives as long as a view of it does: there is nothing to close.
-        self._cells: Final = memoryview(mmap.mmap(-1, slots * PLACES * _ROW_BYTES)).cast("Q")
+        size = slots * PLACES * _ROW_BYTES
+        # A descriptor, so that the memory outlives the program that made it: see succession.
+        self.fd: Final = os.memfd_create("greeterd-scoreboard") if fd is None else fd
+        if fd is None:
+            os.ftruncate(self.fd, size)
+        self._cells: Final = memoryview(mmap.mmap(self.fd, size)).cast("Q")
 
     def row(self, slot: int, place: int) -> Row:
         """Return the live row of (slot from 1, place 0 or 1), for its one writer.

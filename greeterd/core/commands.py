@@ -6,8 +6,18 @@ failed; `ending` answers those that a stop overtakes.
 
 from typing import assert_never
 
-from greeterd.core.events import Command, Reload, Restart, Scale, Started
-from greeterd.core.operations import Launch, Operation, Resize, Roll
+from greeterd.core.events import (
+    Command,
+    EndTrial,
+    Reload,
+    Replace,
+    Restart,
+    Scale,
+    Started,
+    StartTrial,
+    Upgrade,
+)
+from greeterd.core.operations import Launch, Operation, Resize, Roll, Trial
 from greeterd.core.state import MAX_SLOTS, State
 from greeterd.core.workers import Slot
 
@@ -15,7 +25,7 @@ from greeterd.core.workers import Slot
 def operate(state: State, now: float) -> None:
     """Carry the operation on; when it has ended, begin the next command."""
     if state.operation is None and state.commands:
-        state.operation = _begin(state, state.commands.popleft())
+        state.operation = _begin(state, state.commands.popleft(), now)
     match state.operation:
         case Launch():
             if all(slot.ready for slot in state.live_slots):
@@ -25,33 +35,41 @@ def operate(state: State, now: float) -> None:
             _roll(state, roll, now)
         case Resize() as resize:
             _resize(state, resize, now)
+        case Trial() as trial:
+            _try(state, trial, now)
         case None:
             pass
         case _:
             assert_never(state.operation)
 
 
-def _begin(state: State, command: Command) -> Operation | None:
+def _begin(state: State, command: Command, now: float) -> Operation | None:
     """Return the operation that carries the command out; None if it was refused."""
     live = state.live_slots
     match command:
         case Reload():
             targets = {slot.index: command.generation for slot in live}
-            return Roll(command="reload", targets=targets, ticket=command.ticket, reload=command)
+            return Roll(
+                command=command.name, targets=targets, ticket=command.ticket, reload=command
+            )
         case Restart():
             chosen = [slot for slot in live if command.slot in (None, slot.index)]
             if not chosen:
-                state.finish(command.ticket, "restart", f"there is no worker {command.slot}")
+                state.finish(command.ticket, command.name, f"there is no worker {command.slot}")
                 return None
             targets = {slot.index: slot.generation for slot in chosen}
-            return Roll(command="restart", targets=targets, ticket=command.ticket)
+            return Roll(command=command.name, targets=targets, ticket=command.ticket)
         case Scale():
             want = len(live) + command.change if command.workers is None else command.workers
             if not 1 <= want <= MAX_SLOTS:
                 reason = f"{want} workers: not between 1 and {MAX_SLOTS}"
-                state.finish(command.ticket, "scale", reason)
+                state.finish(command.ticket, command.name, reason)
                 return None
-            return Resize(command="scale", want=want, ticket=command.ticket)
+            return Resize(command=command.name, want=want, ticket=command.ticket)
+        case Upgrade():
+            state.do(StartTrial())
+            deadline = now + state.policy.start_timeout
+            return Trial(command=command.name, deadline=deadline, ticket=command.ticket)
         case _:
             assert_never(command)
 
@@ -123,3 +141,26 @@ def _resize(state: State, resize: Resize, now: float) -> None:
             return
     state.operation = None
     state.finish(resize.ticket, resize.command, resize.failure)
+
+
+def _try(state: State, trial: Trial, now: float) -> None:
+    """Let the new image take the place as soon as it has shown that it can start."""
+    if not trial.ended and now >= trial.deadline:
+        trial.ended = True
+        trial.failure = f"the new image was not ready within {state.policy.start_timeout:g} s"
+        state.do(EndTrial())
+    if trial.failure:
+        state.operation = None
+        state.finish(trial.ticket, trial.command, trial.failure)
+    elif trial.ended and not trial.replaced and not any(map(_unsettled, state.slots.values())):
+        trial.replaced = True
+        # What was asked of this image is not told to the next.
+        for command in state.commands:
+            state.finish(command.ticket, command.name, "the daemon was upgraded first: ask again")
+        state.commands.clear()
+        state.do(Replace(trial.ticket))
+
+
+def _unsettled(slot: Slot) -> bool:
+    """Tell whether something is under way that the new image could not go on with."""
+    return slot.starting is not None or slot.retiring

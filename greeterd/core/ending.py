@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from greeterd.core.events import Command, GateAll, How, Kill, Life, Signal, Stop
-from greeterd.core.operations import Resize, Roll
+from greeterd.core.events import EndTrial, GateAll, How, Kill, Life, Signal, Stop
+from greeterd.core.operations import Resize, Roll, Trial
 from greeterd.core.state import State
 
 ABORT_GRACE: Final = 2.0
@@ -31,10 +31,12 @@ def end_overdue(state: State, now: float) -> None:
 def leave(state: State, stop: Stop, now: float) -> None:
     """Refuse what was asked, and drain everyone; when nobody is left, end the daemon."""
     operation, state.operation = state.operation, None
-    if isinstance(operation, Roll | Resize):
+    if isinstance(operation, Trial):
+        state.do(EndTrial())
+    if isinstance(operation, Roll | Resize | Trial):
         state.finish(operation.ticket, operation.command, STOPPING)
     for command in state.commands:
-        state.finish(command.ticket, _name_of(command), STOPPING)
+        state.finish(command.ticket, command.name, STOPPING)
     state.commands.clear()
     if not state.gated and not stop.quick:
         state.gated = True
@@ -49,7 +51,3 @@ def leave(state: State, stop: Stop, now: float) -> None:
         for ticket in state.stop_tickets:
             state.finish(ticket, "stop", "")
         state.do(state.exit)
-
-
-def _name_of(command: Command) -> str:
-    return type(command).__name__.lower()

@@ -6,7 +6,7 @@ A worker is named by its `WorkerId`, which is never used twice; a pid is only an
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import ClassVar, NewType
 
 SlotIndex = NewType("SlotIndex", int)
 """A numbered place from 1; it names the worker, its log file and its scoreboard rows."""
@@ -133,6 +133,23 @@ class Reload:
     workers: int
     policy: Policy
     ticket: Ticket = NO_TICKET
+    name: str = "reload"
+    """What it is called in answers: the last step of an upgrade is a reload, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Put a new image of the program in this one's place, once it has proved that it can start."""
+
+    ticket: Ticket = NO_TICKET
+    name: ClassVar[str] = "upgrade"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEnded:
+    """The new image has started, or `reason` tells why not."""
+
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +158,7 @@ class Restart:
 
     slot: SlotIndex | None
     ticket: Ticket = NO_TICKET
+    name: ClassVar[str] = "restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +168,7 @@ class Scale:
     workers: int | None = None
     change: int = 0
     ticket: Ticket = NO_TICKET
+    name: ClassVar[str] = "scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +186,19 @@ class Tick:
     pulses: tuple[Pulse, ...] = ()
 
 
-Command = Reload | Restart | Scale
-Event = Spawned | SpawnFailed | Ready | Exited | ExitRequested | Returned | Command | Stop | Tick
+Command = Reload | Restart | Scale | Upgrade
+Event = (
+    Spawned
+    | SpawnFailed
+    | Ready
+    | Exited
+    | ExitRequested
+    | Returned
+    | TrialEnded
+    | Command
+    | Stop
+    | Tick
+)
 
 # Actions ------------------------------------------------------------------------------------
 
@@ -237,6 +267,23 @@ class TakeBack:
 
 
 @dataclass(frozen=True, slots=True)
+class StartTrial:
+    """Start the new image beside this one, without clients; answered by TrialEnded."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndTrial:
+    """Kill the new image that is being tried, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Become the new image; TrialEnded if that fails, and nothing after it if not."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Every worker of the first generation is ready."""
 
@@ -276,6 +323,9 @@ Action = (
     | GateAll
     | Lend
     | TakeBack
+    | StartTrial
+    | EndTrial
+    | Replace
     | Started
     | Finished
     | Exit

@@ -23,9 +23,11 @@ from greeterd.core.events import (
     SpawnFailed,
     Stop,
     Tick,
+    TrialEnded,
+    Upgrade,
     WorkerId,
 )
-from greeterd.core.operations import Launch, Resize, Roll
+from greeterd.core.operations import Launch, Resize, Roll, Trial
 from greeterd.core.state import State
 from greeterd.core.workers import Slot, Worker, backoff_delay
 
@@ -52,13 +54,21 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
             _note_returned(state, event)
         case Stop():
             _note_stop(state, event)
-        case Reload() | Restart() | Scale():
+        case Reload() | Restart() | Scale() | Upgrade():
             state.commands.append(event)
+        case TrialEnded(reason):
+            _note_trial(state, reason)
         case Tick():
             for pulse in event.pulses:
                 _feel(state, pulse, now)
         case _:
             assert_never(event)
+
+
+def _note_trial(state: State, reason: str) -> None:
+    if isinstance(state.operation, Trial) and not state.operation.failure:
+        state.operation.ended = True
+        state.operation.failure = reason
 
 
 def _note_ready(state: State, ident: WorkerId, now: float) -> None:

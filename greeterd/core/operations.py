@@ -52,4 +52,18 @@ class Resize:
     failure: str = ""
 
 
-Operation = Launch | Roll | Resize
+@dataclass(slots=True, kw_only=True)
+class Trial:
+    """A new image of the program is tried, and takes this one's place when it can start."""
+
+    command: str
+    deadline: float
+    ticket: Ticket = NO_TICKET
+    ended: bool = False
+    """It has started, or failed, or was killed."""
+    failure: str = ""
+    replaced: bool = False
+    """The new image was asked to take the place; there is no way back but a failure."""
+
+
+Operation = Launch | Roll | Resize | Trial

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from greeterd.core import commands, ending, facts, loans, serving
 from greeterd.core.events import Action, Event, Generation, Policy, SlotIndex, Stop, WorkerId
-from greeterd.core.operations import Operation
+from greeterd.core.operations import Operation, Trial
 from greeterd.core.state import MAX_SLOTS, State
 from greeterd.core.workers import Slot, Worker
 
@@ -25,6 +25,27 @@ class Supervisor:
         for _ in range(workers):
             self._state.add_slot(0.0)
 
+    @classmethod
+    def adopt(
+        cls,
+        *,
+        policy: Policy,
+        jitter: Callable[[], float],
+        generation: Generation,
+        slots: Iterable[Slot],
+        last_worker: WorkerId,
+    ) -> "Supervisor":
+        """Return the successor of a supervisor whose slots, with their workers, go on serving."""
+        heir = cls(workers=0, policy=policy, jitter=jitter)
+        heir._state.operation = None
+        heir._state.generation = generation
+        heir._state.last_worker = last_worker
+        for slot in slots:
+            heir._state.slots[slot.index] = slot
+            heir._state.workers.update({worker.id: worker for worker in slot.workers})
+        heir._state.highest_slot = max(heir._state.slots)
+        return heir
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """Record the event, and return what is to be done now, in this order."""
         facts.apply(self._state, event, now)
@@ -38,6 +59,9 @@ class Supervisor:
         for worker in self._state.workers.values():
             if worker.deadline is not None and not worker.killed:
                 yield worker.deadline
+        operation = self._state.operation
+        if isinstance(operation, Trial) and not operation.ended:
+            yield operation.deadline
         if self._state.stopping is None:
             for slot in self._state.slots.values():
                 if slot.close_by is not None:
