@@ -2,8 +2,6 @@
 
 A worker that is killed takes with it what it had accepted and not yet answered. All else lives on:
 the connections in the queues, the listeners, the log file, the books.
-
-TEST_SIZE=full kills 50 workers in each mode, as often in mid-flight as looked at first.
 """
 
 import contextlib
@@ -32,12 +30,12 @@ from tests.system.books import (
 from tests.system.clients import Load, connect, fire, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
-from tests.system.sizes import sized
 
 WORKERS = 4
-KILLS = sized(50, 12)
-# A slot that has served for half a second is healthy, so that no back-off builds up.
-PATIENT = ("--restart-window=0.5", "--max-restarts=1000")
+KILLS = 50
+# A slot that has served for as long as that is healthy again, so that no back-off builds up.
+HEALTHY_AFTER = 0.2
+PATIENT = (f"--restart-window={HEALTHY_AFTER}", "--max-restarts=1000")
 
 both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
@@ -71,9 +69,14 @@ class Killer:
         assert self.listeners.setdefault(slot, ours) == ours
         assert len(ours) == 1
 
+    def healthy(self, slot: int) -> int:
+        """Return the pid of the slot's worker if its death will count as the first, else 0."""
+        rows = [each for each in self.daemon.status()["workers"] if each["slot"] == slot]
+        return int(rows[0]["pid"]) if rows[0]["age"] > HEALTHY_AFTER else 0
+
     def kill(self, slot: int) -> None:
-        """Kill the slot's worker, and wait until another has taken its place."""
-        pid = worker_of(self.daemon, slot)
+        """Kill the slot's worker when it is healthy, and wait until another has its place."""
+        pid = until(lambda: self.healthy(slot), what=f"a healthy worker in slot {slot}")
         self.remember(slot, pid)
         if self.look:
             stop(pid)
