@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -43,6 +43,13 @@ EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 SHUT: Final = frozenset({errno.EINVAL, errno.EBADF})
 """Errors of accept(2) that last: it is no listener any more.  All others are the connection's own
 (ECONNABORTED, and on Linux the network's, too): the next call goes on."""
+
+
+class Warn(Protocol):
+    """Tells of what a client can provoke at will: the events are of the code, and rate-limited."""
+
+    def __call__(self, event: str, **fields: object) -> None:
+        """Tell the event, unless it was told a moment ago."""
 
 
 @dataclass(slots=True)
@@ -76,7 +83,7 @@ class Service:
         greetings: GreetingLog,
         row: Row,
         log: FilteringBoundLogger,
-        warn: Callable[[str], None],
+        warn: Warn,
         on_exit: Callable[[], None],
     ) -> None:
         self._max_name_bytes = max_name_bytes
@@ -271,7 +278,7 @@ class Service:
                 self._on_exit()
             case Refusal.OVERSIZE:
                 self._row[scoreboard.OVERSIZE] += 1
-                self._warn(f"name longer than {self._max_name_bytes} bytes, from {client}")
+                self._warn("name too long", limit_bytes=self._max_name_bytes, client=client)
                 _close_with_reset(fd)
                 return
         self._finished.append(fd)

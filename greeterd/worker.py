@@ -243,7 +243,7 @@ class Worker:
             if source.lender is not None:
                 self._row[scoreboard.RESCUED] += taken
         if self._service.trouble in EXHAUSTED:
-            self._warn(f"cannot accept: {os.strerror(self._service.trouble)}")
+            self._warn("cannot accept", reason=os.strerror(self._service.trouble))
             self._pause(scoreboard.BLOCKED_BY_DESCRIPTORS)
         elif self._service.trouble in SHUT:
             self._intake.close([fd])
@@ -292,7 +292,8 @@ class Worker:
         self._next_upkeep = min(self._next_upkeep, self._paused_until)
         self._intake.watch(on=False)
         if reason == scoreboard.BLOCKED_BY_LOG:
-            self._warn(f"cannot write {self._greetings.path}: {self._greetings.blocked}")
+            why = str(self._greetings.blocked)
+            self._warn("cannot write greetings", path=str(self._greetings.path), reason=why)
 
     def _resume(self) -> None:
         """Accept again, if the cause has gone."""
@@ -314,7 +315,7 @@ class Worker:
             if self._greetings.reopen_if_moved():
                 self._seat.log.info("log reopened", reason="its file was moved or removed")
         except OSError as error:
-            self._warn(f"cannot reopen {self._greetings.path}: {error}")
+            self._warn("cannot reopen a log", reason=str(error))
 
     # Orders ---------------------------------------------------------------------------------
 
@@ -371,11 +372,12 @@ class Worker:
         if not self._seat.channel.send(message):
             self._seat.log.error("the master does not listen", message=type(message).__name__)
 
-    def _warn(self, text: str) -> None:
-        suppressed = self._warnings.admit(text.partition(":")[0], monotonic())
+    def _warn(self, event: str, **fields: object) -> None:
+        suppressed = self._warnings.admit(event, monotonic())
         if suppressed is not None:
-            fields = {"suppressed": suppressed} if suppressed else {}
-            self._seat.log.warning(text, **fields)
+            if suppressed:
+                fields["suppressed"] = suppressed
+            self._seat.log.warning(event, **fields)
 
     # Leaving --------------------------------------------------------------------------------
 
