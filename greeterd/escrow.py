@@ -13,10 +13,12 @@ import socket
 from pathlib import Path
 
 from greeterd import listener, steering
+from greeterd.config import Config
 from greeterd.core.address import Address, parse_address
 from greeterd.core.events import SlotIndex
 from greeterd.errors import ListenError
 from greeterd.sockdiag import queue_length
+from greeterd.succession import InheritedListeners
 
 BLOCKING_TIMEOUT = 0.1
 """Seconds that a blocking accept lasts at most: how late such a worker notices anything else."""
@@ -25,12 +27,16 @@ BLOCKING_TIMEOUT = 0.1
 class Escrow:
     """The listeners, guards and steering of one daemon."""
 
-    def __init__(
-        self, bind: tuple[str, ...], *, own: bool, backlog: int, unix_mode: int, blocking: bool
-    ) -> None:
-        self._own = own
-        self._backlog = backlog
-        self._blocking = blocking
+    def __init__(self, config: Config, inherited: InheritedListeners | None = None) -> None:
+        """Open what the configuration names, or take over what a predecessor had opened.
+
+        Raises:
+            ListenError: an address cannot be opened.
+
+        """
+        self._own = config.mode == "reuseport"
+        self._backlog = config.backlog
+        self._blocking = config.wait_strategy == "blocking"
         self._shared: list[socket.socket] = []
         self._guards: list[socket.socket] = []
         self._slots: dict[SlotIndex, list[socket.socket]] = {}
@@ -38,14 +44,39 @@ class Escrow:
         """The slots by the index of their listener, which is the same at every address."""
         self._avoided: SlotIndex | None = None
         self._unix_files: dict[Path, tuple[int, int]] = {}
-        try:
-            for text in bind:
-                self._open(parse_address(text), unix_mode)
-        except ListenError:
-            self.close()
-            raise
+        if inherited is not None:
+            self._adopt(inherited)
+        else:
+            try:
+                for text in config.bind:
+                    self._open(parse_address(text), config.unix_mode)
+            except ListenError:
+                self.close()
+                raise
         self.addresses = [listener.local_address(sock) for sock in self._guards or self._shared]
         """As bound: port 0 is resolved."""
+
+    def _adopt(self, inherited: InheritedListeners) -> None:
+        self._shared = [socket.socket(fileno=fd) for fd in inherited.shared]
+        self._guards = [socket.socket(fileno=fd) for fd in inherited.guards]
+        self._slots = {
+            SlotIndex(slot): [socket.socket(fileno=fd) for fd in fds]
+            for slot, fds in inherited.slots.items()
+        }
+        self._order = [SlotIndex(slot) for slot in inherited.order]
+        self._unix_files = {Path(name): inode for name, inode in inherited.unix_files.items()}
+
+    def bequest(self) -> InheritedListeners:
+        """Return what a successor needs to take all of this over."""
+        return InheritedListeners(
+            shared=[sock.fileno() for sock in self._shared],
+            guards=[sock.fileno() for sock in self._guards],
+            slots={
+                int(slot): [sock.fileno() for sock in socks] for slot, socks in self._slots.items()
+            },
+            order=[int(slot) for slot in self._order],
+            unix_files={str(path): inode for path, inode in self._unix_files.items()},
+        )
 
     def _open(self, address: Address, unix_mode: int) -> None:
         if self._own:

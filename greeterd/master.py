@@ -10,13 +10,15 @@ import random
 import resource
 import selectors
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, assert_never
 
-from greeterd import signals, systemd, worker
+from greeterd import __version__, signals, succession, systemd, worker
 from greeterd.channel import (
     Channel,
     DrainMessage,
@@ -31,13 +33,14 @@ from greeterd.channel import (
     ReturnedMessage,
     TakeBackMessage,
 )
-from greeterd.config import Config, fixed_differences
+from greeterd.config import FIXED, Config, fixed_differences
 from greeterd.control import ControlServer, Request
 from greeterd.core.events import (
     NO_TICKET,
     Action,
     CloseSlot,
     Drain,
+    EndTrial,
     Event,
     Exit,
     Exited,
@@ -52,6 +55,7 @@ from greeterd.core.events import (
     Pulse,
     Ready,
     Reload,
+    Replace,
     Restart,
     Returned,
     Say,
@@ -62,26 +66,32 @@ from greeterd.core.events import (
     Spawned,
     SpawnFailed,
     Started,
+    StartTrial,
     SteerAway,
     Stop,
     TakeBack,
     Tick,
     Ticket,
+    TrialEnded,
+    Upgrade,
     WorkerId,
 )
 from greeterd.core.status import ReloadResult
 from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.daemon import Readiness, launch
-from greeterd.errors import GreeterdError
+from greeterd.errors import ConfigError, GreeterdError
 from greeterd.escrow import Escrow
+from greeterd.legacy import adopt_children, adopt_supervisor, bequeath
 from greeterd.listener import effective_backlog
 from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.nursery import Child, Death, Nursery
 from greeterd.privileges import prepare_directory, resolve
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.succession import Estate, Trial
 from greeterd.survey import Circumstances, survey
 from greeterd.titles import title_master
+from greeterd.trial import rehearse
 
 TICK: Final = 1.0
 RESCUE_TICK: Final = 0.2
@@ -94,26 +104,48 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
     """Run the daemon with this configuration; return its exit code when it has ended.
 
     `reload` returns the configuration anew, and raises a GreeterdError when that is wrong.
+
+    In a process that was a daemon's master already, go on as that daemon's new image.
     """
+    directory = Path.cwd()
+    estate = succession.inherited()
+    if estate is not None:
+        if config.daemonize:
+            os.chdir("/")
+        changed = succession.differences(estate, _fixed(config))
+        if changed:
+            raise ConfigError(f"only a restart changes {', '.join(changed)}")
+        if succession.is_trial():
+            rehearse(config, estate)
+            return 0
+    source = Source(reload, config_file, directory)
     return launch(
-        lambda readiness: _serve(config, reload, config_file, readiness),
-        detach=config.daemonize,
+        lambda readiness: _serve(config, source, readiness, estate),
+        detach=config.daemonize and estate is None,
         umask=config.umask,
     )
 
 
-def _serve(
-    config: Config,
-    reload: Callable[[], Config],
-    config_file: Path | None,
-    readiness: Readiness,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the configuration comes from."""
+
+    load: Callable[[], Config]
+    file: Path | None
+    directory: Path
+    """In which the daemon was started, and relative names are looked up."""
+
+
+def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
     identity = resolve(config.user, config.group)
     prepare_directory(config.log_dir, identity, LOG_DIR_MODE)
     owners = {identity.uid} if identity else set()
-    lock = RunLock.acquire(config.run_dir, owners=owners)
+    if estate is None:
+        lock = RunLock.acquire(config.run_dir, owners=owners)
+    else:
+        lock = RunLock.adopt(estate.lock_fd, config.run_dir)
     try:
-        master = Master(config, reload, config_file, readiness)
+        master = Master(config, source, readiness, lock, estate)
         try:
             return master.run()
         finally:
@@ -128,37 +160,37 @@ class Master:
     def __init__(
         self,
         config: Config,
-        reload: Callable[[], Config],
-        config_file: Path | None,
+        source: Source,
         readiness: Readiness,
+        lock: RunLock,
+        estate: Estate | None,
     ) -> None:
         self._config = config
         self._configs = {Generation(1): config}
-        self._load = reload
-        self._config_file = config_file
+        self._source = source
+        self._lock = lock
         self._readiness = readiness
         self._identity = resolve(config.user, config.group)
         self._since, self._started = _wall_clock(), time.monotonic()
         self._daemon_log = self._open_log(config)
         self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
         _raise_descriptor_limit()
-        self._escrow = Escrow(
-            config.bind,
-            own=config.mode == "reuseport",
-            backlog=config.backlog,
-            unix_mode=config.unix_mode,
-            blocking=config.wait_strategy == "blocking",
-        )
+        self._escrow = Escrow(config, inherited=estate.listeners if estate else None)
         self._addresses = [str(address) for address in self._escrow.addresses]
-        self._board = Scoreboard(MAX_SLOTS)
-        self._supervisor = Supervisor(
-            workers=config.worker_count, policy=_policy(config), jitter=random.random
+        self._board = Scoreboard(MAX_SLOTS, estate.board_fd if estate else None)
+        self._supervisor = (
+            adopt_supervisor(estate, _policy(config), random.random)
+            if estate
+            else Supervisor(
+                workers=config.worker_count, policy=_policy(config), jitter=random.random
+            )
         )
         self._events: deque[Event] = deque()
         self._handling = False
         self._requests: dict[Ticket, Request] = {}
         self._last_ticket = 0
-        self._last_generation = 1
+        self._last_generation = estate.last_generation if estate else 1
+        self._trial: Trial | None = None
         self._last_error: str | None = None
         self._last_reload: ReloadResult | None = None
         self._reload_began = 0.0
@@ -176,18 +208,41 @@ class Master:
             self._on_request,
             allowed_uids=frozenset({os.geteuid()}),
             log=self._log,
+            listener=socket.socket(fileno=estate.control_fd) if estate else None,
         )
+        if estate is not None:
+            self._succeed(estate)
+
+    def _succeed(self, estate: Estate) -> None:
+        """Go on where the predecessor in this process has stopped: its workers serve meanwhile."""
+        self._since, self._started, self._was_ready = estate.since, estate.started, True
+        adopt_children(estate, self._nursery)
+        for slot in estate.slots:
+            for each in [slot.generation, *(one.generation for one in slot.workers)]:
+                # What the old generation was told is not known here.
+                self._configs[Generation(each)] = self._config
+        for fd in estate.idle_fds:
+            self._control.adopt(fd)
+        ticket = NO_TICKET
+        if estate.client_fd is not None:
+            ticket = self._ticket(self._control.adopt_request(estate.client_fd, "upgrade"))
+        self._log.info("new image", version=__version__, before=estate.program)
+        self._begin_reload(self._config, ticket, "upgrade")
+        # A child may have died while nobody waited for it.
+        self._reap()
+        signals.release()
 
     def run(self) -> int:
         """Turn the loop until the last worker is gone; return the exit code."""
         title_master(self._config.mode, self._addresses)
-        self._log.info(
-            "starting",
-            mode=self._config.mode,
-            wait=self._config.wait_strategy,
-            addresses=self._addresses,
-            workers=len(self._supervisor.slots),
-        )
+        if not self._was_ready:
+            self._log.info(
+                "starting",
+                mode=self._config.mode,
+                wait=self._config.wait_strategy,
+                addresses=self._addresses,
+                workers=len(self._supervisor.slots),
+            )
         backlog = effective_backlog(self._config.backlog)
         if backlog < self._config.backlog:
             self._log.warning("backlog is capped", backlog=self._config.backlog, somaxconn=backlog)
@@ -278,9 +333,10 @@ class Master:
                     self._feed(Scale(change=1))
                 case signal.SIGTTOU:
                     self._feed(Scale(change=-1))
+                case signal.SIGUSR2:
+                    self._feed(Upgrade())
                 case signal.SIGCHLD:
-                    for death in self._nursery.reap():
-                        self._bury(death)
+                    self._reap()
                 case _:
                     self._log.warning("signal is not handled", signal=number.name)
 
@@ -302,6 +358,8 @@ class Master:
             case "reopen":
                 reason = self._reopen()
                 request.answer(not reason, **({"error": reason} if reason else {}))
+            case "upgrade":
+                self._feed(Upgrade(ticket=self._ticket(request)))
             case "stop":
                 quick = request.arguments.get("now", False)
                 self._feed(Stop(quick=quick, ticket=self._ticket(request)))
@@ -340,6 +398,13 @@ class Master:
         self._log.info("worker ready", **_facts(child))
         self._feed(Ready(ident))
 
+    def _reap(self) -> None:
+        for death in self._nursery.reap(others=[self._trial.pid] if self._trial else []):
+            self._bury(death)
+        if self._trial is not None and (verdict := self._trial.verdict()) is not None:
+            self._trial = None
+            self._feed(TrialEnded(verdict))
+
     def _bury(self, death: Death) -> None:
         child = death.child
         lost = self._board.settle(child.spawn.slot, child.spawn.place)
@@ -367,9 +432,8 @@ class Master:
 
     def _reload(self, ticket: Ticket) -> None:
         """Read the configuration anew; a bad one is refused, and the old one goes on."""
-        self._reload_began = time.monotonic()
         try:
-            config = self._load()
+            config = self._source.load()
             prepare_directory(config.log_dir, self._identity, LOG_DIR_MODE)
         except GreeterdError as error:
             self._perform(Finished(ticket, "reload", str(error)))
@@ -378,10 +442,14 @@ class Master:
             reason = f"only a restart changes {', '.join(fixed)}"
             self._perform(Finished(ticket, "reload", reason))
             return
+        self._begin_reload(config, ticket, "reload")
+
+    def _begin_reload(self, config: Config, ticket: Ticket, name: str) -> None:
+        self._reload_began = time.monotonic()
         self._last_generation += 1
         generation = Generation(self._last_generation)
         self._configs[generation] = config
-        self._feed(Reload(generation, config.worker_count, _policy(config), ticket))
+        self._feed(Reload(generation, config.worker_count, _policy(config), ticket, name))
 
     def _reopen(self) -> str:
         """Open every log file anew; return why not, or nothing."""
@@ -406,7 +474,7 @@ class Master:
                 started=self._started,
                 now=time.monotonic(),
                 config=self._config,
-                config_file=self._config_file,
+                config_file=self._source.file,
                 last_error=self._last_error,
                 reload=self._last_reload,
             ),
@@ -438,6 +506,13 @@ class Master:
             case TakeBack(slot, ident):
                 self._send(ident, TakeBackMessage(slot))
                 self._log.info("listener taken back", worker=slot, to=self._slot_of(ident))
+            case StartTrial():
+                self._start_trial()
+            case EndTrial():
+                if self._trial is not None:
+                    self._trial.kill()
+            case Replace(ticket):
+                self._replace(ticket)
             case Started():
                 self._started_serving()
             case Finished():
@@ -448,6 +523,44 @@ class Master:
                 getattr(self._log, level)(event, **dict(fields))
             case _:
                 assert_never(action)
+
+    def _start_trial(self) -> None:
+        try:
+            self._trial = Trial(self._estate(NO_TICKET), self._source.directory)
+        except OSError as error:
+            self._feed(TrialEnded(f"the new image cannot be executed: {error.strerror}"))
+            return
+        self._log.info("trying the new image", trial_pid=self._trial.pid)
+
+    def _replace(self, ticket: Ticket) -> None:
+        """Become the new image; only a failure comes back."""
+        self._log.info("becoming the new image")
+        systemd.notify("STATUS=upgrading")
+        signals.hold()
+        try:
+            succession.become(self._estate(ticket), self._source.directory)
+        except OSError as error:
+            signals.release()
+            self._feed(TrialEnded(f"the new image cannot be executed: {error.strerror}"))
+
+    def _estate(self, ticket: Ticket) -> Estate:
+        request = self._requests.get(ticket)
+        return Estate(
+            program=__version__,
+            fixed=dict(_fixed(self._config)),
+            listeners=self._escrow.bequest(),
+            slots=bequeath(self._supervisor, self._nursery),
+            board_fd=self._board.fd,
+            lock_fd=self._lock.fd,
+            control_fd=self._control.listener_fd,
+            client_fd=None if request is None or request.gone else request.fd,
+            idle_fds=self._control.idle_fds(),
+            generation=self._supervisor.generation,
+            last_generation=self._last_generation,
+            last_worker=self._supervisor.last_worker,
+            since=self._since,
+            started=self._started,
+        )
 
     def _started_serving(self) -> None:
         self._was_ready = True
@@ -461,7 +574,7 @@ class Master:
         self._readiness.ready()
 
     def _finish(self, action: Finished) -> None:
-        if action.command == "reload":
+        if action.command == "reload" or (action.command == "upgrade" and not action.reason):
             self._conclude_reload(action.reason)
         if action.reason:
             self._last_error = f"{action.command}: {action.reason}"
@@ -557,6 +670,10 @@ class Master:
         """Give a log file to the user that workers become, who reopen it, too."""
         if self._identity is not None and self._config.daemonize:
             os.fchown(log.fd, self._identity.uid, self._identity.gid)
+
+
+def _fixed(config: Config) -> list[tuple[str, str]]:
+    return [(name, str(getattr(config, name))) for name in sorted(FIXED)]
 
 
 def _policy(config: Config) -> Policy:

@@ -12,6 +12,7 @@ import gc
 import os
 import selectors
 import signal
+import socket
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
@@ -107,9 +108,19 @@ class Nursery:
         finally:
             theirs.close()
         child = Child(pid=Pid(pid), spawn=spawn, channel=ours, stack_fd=stack_fd)
-        self._children[spawn.worker] = child
-        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._listen(child))
+        self._enter(child)
         return child
+
+    def adopt(self, spawn: Spawn, pid: Pid, channel_fd: int, stack_fd: int) -> None:
+        """Take over a child that a predecessor in this process has forked."""
+        channel = Channel(socket.socket(fileno=channel_fd))
+        self._enter(Child(pid=pid, spawn=spawn, channel=channel, stack_fd=stack_fd))
+
+    def _enter(self, child: Child) -> None:
+        self._children[child.spawn.worker] = child
+        self._selector.register(
+            child.channel, selectors.EVENT_READ, lambda _mask: self._listen(child)
+        )
 
     def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> bool:
         """Send a message; False when the child lives but does not read."""
@@ -127,8 +138,11 @@ class Nursery:
         """Send a signal; the pid cannot be another's, since it is not reaped."""
         os.kill(child.pid, number)
 
-    def reap(self) -> Iterator[Death]:
-        """Yield the children that have ended, each after its last messages were heard."""
+    def reap(self, others: Collection[int] = ()) -> Iterator[Death]:
+        """Yield the children that have ended, each after its last messages were heard.
+
+        `others` are children that somebody else waits for.
+        """
         for ident, child in list(self._children.items()):
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
@@ -139,7 +153,7 @@ class Nursery:
                 os.close(child.stack_fd)
                 yield Death(child, os.waitstatus_to_exitcode(status), stack)
         if os.getpid() == 1:
-            self._reap_strangers()
+            self._reap_strangers({child.pid for child in self._children.values()} | {*others})
 
     def _listen(self, child: Child) -> None:
         """Read all that the child has sent; an event that came too late finds it closed."""
@@ -158,15 +172,14 @@ class Nursery:
             self._selector.unregister(child.channel)
             child.channel.close()
 
-    def _reap_strangers(self) -> None:
+    def _reap_strangers(self, known: set[int]) -> None:
         """As PID 1, end the zombies that the kernel gave us for their dead parents."""
-        ours = {child.pid for child in self._children.values()}
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if info is None or info.si_pid in ours:
+            if info is None or info.si_pid in known:
                 return
             os.waitpid(info.si_pid, 0)
 

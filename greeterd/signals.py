@@ -71,6 +71,16 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def hold() -> None:
+    """Block the master's signals until `release`: the next program in this process takes them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS)
+
+
+def release() -> None:
+    """Let the master's signals in."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
+
+
 def become_worker() -> SignalPipe:
     """Leave the master's pipe and handlers for a worker's own; called once, before unblocking."""
     signal.set_wakeup_fd(-1)
@@ -78,7 +88,7 @@ def become_worker() -> SignalPipe:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pipe = SignalPipe(WORKER_SIGNALS)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
+    release()
     return pipe
 
 

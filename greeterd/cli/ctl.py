@@ -182,6 +182,14 @@ def reopen(*, options: Common) -> int:
 
 
 @app.command
+def upgrade(*, options: Common) -> int:
+    """Put the installed version of greeterd in the running one's place; return when it serves."""
+    answer = ask(options.socket, "upgrade", options.timeout)
+    told = f"upgraded: generation {answer.get('generation')} serves"
+    return _report(options, "upgrade", answer, told)
+
+
+@app.command
 def stop(
     *, now: Annotated[bool, Parameter(negative=(), show_default=False)] = False, options: Common
 ) -> int:

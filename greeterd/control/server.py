@@ -192,6 +192,11 @@ class Request:
         self._answered = False
 
     @property
+    def fd(self) -> int:
+        """The connection's descriptor."""
+        return self._connection.sock.fileno()
+
+    @property
     def gone(self) -> bool:
         """The client has closed; one that only ended its sending still wants its answer."""
         if self._connection.request is not self:
@@ -232,7 +237,9 @@ class ControlServer:
         allowed_uids: frozenset[int],
         log: "FilteringBoundLogger",
         clock: Callable[[], float] = time.monotonic,
+        listener: socket.socket | None = None,
     ) -> None:
+        """Listen at `path`, or go on with the `listener` that a predecessor has opened there."""
         self.path = path
         self.selector = selector
         self.on_request = on_request
@@ -241,9 +248,36 @@ class ControlServer:
         self.clock = clock
         self.connections: set[_Connection] = set()
         self._paused_until: float | None = None
-        self._listener = listen_at(path)
+        self._listener = listen_at(path) if listener is None else listener
         self._inode = inode_of(path)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    @property
+    def listener_fd(self) -> int:
+        """The listening socket's descriptor."""
+        return self._listener.fileno()
+
+    def idle_fds(self) -> list[int]:
+        """Return the connections that may have sent a request, but nothing of it was read."""
+        return [
+            each.sock.fileno()
+            for each in self.connections
+            if each.state is _State.READING and not each.inbox
+        ]
+
+    def adopt(self, fd: int) -> "_Connection":
+        """Go on with a connection that a predecessor has accepted."""
+        sock = socket.socket(fileno=fd)
+        connection = _Connection(self, sock, peer_of(sock))
+        self.connections.add(connection)
+        return connection
+
+    def adopt_request(self, fd: int, command: str) -> "Request":
+        """Go on with a connection that waits for the answer to this command."""
+        connection = self.adopt(fd)
+        connection.become(_State.WAITING)
+        connection.request = Request(connection, command, {})
+        return connection.request
 
     def filenos(self) -> list[int]:
         """Return every descriptor of the server."""

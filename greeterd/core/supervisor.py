@@ -95,6 +95,11 @@ class Supervisor:
         return self._state.highest_slot
 
     @property
+    def last_worker(self) -> WorkerId:
+        """The name that was given last."""
+        return WorkerId(self._state.last_worker)
+
+    @property
     def workers(self) -> Iterable[Worker]:
         """Every worker that is not gone."""
         return self._state.workers.values()

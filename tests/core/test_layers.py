@@ -20,8 +20,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"escrow", "intake", "nursery"}),
+    frozenset({"legacy"}),
     frozenset({"service"}),  # halves of the master and of the worker
     frozenset({"survey", "worker"}),
+    frozenset({"trial"}),
     frozenset({"master"}),
     frozenset({"bench", "cli"}),
     frozenset({"__main__"}),

@@ -1,0 +1,225 @@
+"""Hands the daemon over to a new image of the program in the same process: execve(2).
+
+The process keeps its pid, and so all that hangs on it: the shell's job, the container's PID 1, the
+service manager's main process, the parentage of the workers.  What it keeps beside that is what the
+estate lists: descriptors, which survive the exec, and the records that say what they are.
+The estate is JSON in an anonymous file whose descriptor the variable ESTATE names; it is read by a
+later version of this module, so a field may be added, with a default, and none changes its meaning.
+
+Before that, the same estate is given to a child that runs the new image for trial: it does all that
+a start does, short of serving, and tells by its exit code whether it could.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from greeterd.errors import GreeterdError
+
+ESTATE: Final = "_GREETERD_ESTATE"
+TRIAL: Final = "_GREETERD_TRIAL"
+VERSION: Final = 1
+MAX_REASON_BYTES: Final = 4096
+
+
+class InheritedWorker(Struct, frozen=True, kw_only=True):
+    """A child that goes on serving, or leaving."""
+
+    worker: int
+    pid: int
+    place: int
+    generation: int
+    life: str
+    since: float
+    deadline: float | None = None
+    leaving: str | None = None
+    channel_fd: int
+    stack_fd: int
+
+
+class InheritedSlot(Struct, frozen=True, kw_only=True):
+    """A slot with its workers; a reuseport slot with its listeners, one an address."""
+
+    index: int
+    generation: int
+    served: bool
+    failures: int
+    restarts: int
+    retry_at: float
+    served_since: float
+    unserved_since: float
+    workers: list[InheritedWorker] = []
+
+
+class InheritedListeners(Struct, frozen=True, kw_only=True):
+    """The escrow: descriptors by address, and the order in which the kernel counts the slots."""
+
+    shared: list[int] = []
+    guards: list[int] = []
+    slots: dict[int, list[int]] = {}
+    order: list[int] = []
+    unix_files: dict[str, tuple[int, int]] = {}
+
+
+class Estate(Struct, frozen=True, kw_only=True):
+    """All that the new image takes over."""
+
+    version: int = VERSION
+    program: str
+    """The version of greeterd that has written this."""
+    fixed: dict[str, str]
+    """The settings that only a restart changes, as they are."""
+    listeners: InheritedListeners
+    slots: list[InheritedSlot]
+    board_fd: int
+    lock_fd: int
+    control_fd: int
+    client_fd: int | None = None
+    """The control connection that waits for the upgrade."""
+    idle_fds: list[int] = []
+    """The control connections that wait for nothing yet."""
+    generation: int
+    last_generation: int
+    last_worker: int
+    since: float
+    started: float
+
+    def fds(self) -> set[int]:
+        """Return every descriptor that has to survive."""
+        listeners = self.listeners
+        workers = [worker for slot in self.slots for worker in slot.workers]
+        return {
+            self.board_fd,
+            self.lock_fd,
+            self.control_fd,
+            *([] if self.client_fd is None else [self.client_fd]),
+            *self.idle_fds,
+            *listeners.shared,
+            *listeners.guards,
+            *(fd for fds in listeners.slots.values() for fd in fds),
+            *(worker.channel_fd for worker in workers),
+            *(worker.stack_fd for worker in workers),
+        }
+
+
+class Trial:
+    """The child in which the new image shows that it can start."""
+
+    def __init__(self, estate: Estate, directory: Path) -> None:
+        """Start it.  Raises: OSError if it cannot be executed."""
+        self._said = os.memfd_create("greeterd-trial")
+        memory = _write(estate)
+        try:
+            self._process = subprocess.Popen(
+                sys.orig_argv,
+                executable=sys.executable,
+                cwd=directory,
+                env=_environment(memory) | {TRIAL: "1"},
+                pass_fds=[*estate.fds(), memory],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+            )
+        except OSError:
+            os.close(self._said)
+            raise
+        finally:
+            os.close(memory)
+
+    @property
+    def pid(self) -> int:
+        """The child's."""
+        return self._process.pid
+
+    def verdict(self) -> str | None:
+        """Return why the new image cannot start, empty when it can, None while it tries."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        size = os.fstat(self._said).st_size
+        tail = os.pread(self._said, MAX_REASON_BYTES, max(0, size - MAX_REASON_BYTES))
+        os.close(self._said)
+        if code == 0:
+            return ""
+        words = tail.decode("utf-8", "backslashreplace").strip().splitlines()
+        last = words[-1].removeprefix("greeterd: ") if words else "it said nothing"
+        return f"the new image cannot start (exit status {code}): {last}"
+
+    def kill(self) -> None:
+        """End it; its own children see that it is gone."""
+        self._process.kill()
+
+
+def become(estate: Estate, directory: Path) -> None:
+    """Become the new image.  Returns only by an error; everything is as before then.
+
+    Raises:
+        OSError: the program cannot be executed.
+
+    """
+    memory = _write(estate)
+    keep = {*estate.fds(), memory}
+    before = Path.cwd()
+    for fd in keep:
+        os.set_inheritable(fd, True)
+    try:
+        os.chdir(directory)
+        os.execve(sys.executable, sys.orig_argv, _environment(memory))
+    finally:
+        for fd in keep - {memory}:
+            os.set_inheritable(fd, False)
+        os.close(memory)
+        os.chdir(before)
+
+
+def inherited() -> Estate | None:
+    """Return what a predecessor has left, None if this is a start of its own.
+
+    Raises:
+        GreeterdError: it cannot be understood.
+
+    """
+    number = os.environ.pop(ESTATE, None)
+    if number is None:
+        return None
+    try:
+        memory = int(number)
+        data = os.pread(memory, os.fstat(memory).st_size, 0)
+        os.close(memory)
+        estate = msgspec.json.decode(data, type=Estate)
+    except (ValueError, OSError) as error:
+        raise GreeterdError(f"the predecessor's estate cannot be read: {error}") from error
+    if estate.version != VERSION:
+        raise GreeterdError(f"the predecessor's estate is of version {estate.version}")
+    for fd in estate.fds():
+        os.set_inheritable(fd, False)
+    return estate
+
+
+def is_trial() -> bool:
+    """Tell whether this program was started to be tried only."""
+    return os.environ.pop(TRIAL, None) is not None
+
+
+def differences(estate: Estate, fixed: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the names of the settings that only a restart changes, and that differ."""
+    return [name for name, value in fixed if estate.fixed.get(name, value) != value]
+
+
+def _write(estate: Estate) -> int:
+    memory = os.memfd_create("greeterd-estate")
+    os.write(memory, msgspec.json.encode(estate))
+    return memory
+
+
+def _environment(memory: int) -> dict[str, str]:
+    # Sockets of the service manager are in the estate by now.
+    passed = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    kept = {name: value for name, value in os.environ.items() if name not in passed}
+    return kept | {ESTATE: str(memory)}

@@ -1,0 +1,79 @@
+"""Shows that this image of the program could take over a daemon: all of a start, but serving."""
+
+import os
+import selectors
+
+from greeterd import worker
+from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker, ReadyMessage
+from greeterd.config import Config
+from greeterd.core.events import Generation, SlotIndex, Spawn, WorkerId
+from greeterd.errors import StartError
+from greeterd.escrow import Escrow
+from greeterd.logs import DaemonLog, open_daemon_log
+from greeterd.nursery import Child, Nursery
+from greeterd.privileges import resolve
+from greeterd.scoreboard import Scoreboard
+from greeterd.signals import SignalPipe
+from greeterd.succession import Estate
+
+
+def rehearse(config: Config, estate: Estate) -> None:
+    """Start a worker for each slot, which leaves as soon as it could serve.
+
+    Blocks for at most `start_timeout` a worker.
+
+    Raises:
+        GreeterdError: one of them could not.
+
+    """
+    log = open_daemon_log(path=None, format="json", level=config.log_level)
+    escrow = Escrow(config, inherited=estate.listeners)
+    generation = Generation(estate.last_generation + 1)
+    for slot in estate.slots:
+        spawn = Spawn(WorkerId(slot.index), SlotIndex(slot.index), 0, generation)
+        message = _start(spawn, config, escrow, log)
+        if isinstance(message, FailedMessage):
+            raise StartError(f"worker {slot.index} did not start: {message.reason}")
+        if not isinstance(message, ReadyMessage):
+            raise StartError(f"worker {slot.index} ended, or said nothing, before it was ready")
+
+
+def _start(
+    spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog
+) -> FromWorker | FromMaster | None:
+    """Return the first thing that the worker says, None if it ends or the time is up first."""
+    said: list[FromWorker | FromMaster] = []
+
+    def hear(_child: Child, message: FromWorker | FromMaster, _fds: list[int]) -> None:
+        said.append(message)
+
+    def live(channel: Channel, pipe: SignalPipe) -> int:
+        seat = worker.Seat(
+            slot=spawn.slot,
+            generation=spawn.generation,
+            config=config,
+            addresses=escrow.addresses,
+            listeners=escrow.for_slot(spawn.slot),
+            # The slot's own rows belong to the worker that serves meanwhile.
+            row=Scoreboard(1).row(1, 0),
+            identity=resolve(config.user, config.group),
+            channel=channel,
+            signals=pipe,
+            daemon_log=log,
+            log=log.logger,
+            rehearsal=True,
+        )
+        return worker.main(seat)
+
+    with selectors.DefaultSelector() as selector:
+        nursery = Nursery(selector, hear)
+        keep = [log.fd, *(sock.fileno() for sock in escrow.for_slot(spawn.slot) or [])]
+        child = nursery.fork(spawn, live, keep=keep, log=log.logger)
+        while not said and child.channel.fileno() >= 0:
+            ready = selector.select(config.start_timeout)
+            if not ready:
+                return None  # the whole process ends now, and with it the channel
+            for key, mask in ready:
+                key.data(mask)
+        os.waitpid(child.pid, 0)
+    return said[0] if said else None
