@@ -46,7 +46,8 @@ def retire(state: State, now: float) -> None:
     """
     how = How.SWEEP if state.policy.own_listeners else How.HAND_OVER
     retiring = [slot for slot in state.slots.values() if slot.retiring]
-    for slot in sorted(retiring, key=lambda slot: (slot.steered, slot.index), reverse=True):
+    order = sorted(retiring, key=lambda slot: (not slot.served, slot.steered, slot.index))
+    for slot in reversed(order):
         has_listener = state.policy.own_listeners and slot.served
         if has_listener and not slot.steered:
             if slot.returning:

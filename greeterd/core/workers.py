@@ -98,11 +98,6 @@ class Slot:
     """When it is closed though nobody has emptied its listener; set when its workers are gone."""
 
     @property
-    def current(self) -> Worker | None:
-        """The worker that serves, or will serve when nobody does yet."""
-        return self.ready or self.starting
-
-    @property
     def ready(self) -> Worker | None:
         """The worker that serves this slot."""
         return next((worker for worker in self.workers if worker.life is Life.READY), None)
@@ -114,8 +109,8 @@ class Slot:
 
     @property
     def vacant(self) -> bool:
-        """Nobody serves, or is to, and a worker may be started."""
-        return self.current is None and self.free_place is not None
+        """Nobody serves this slot, or is to; so one worker at most is left here, and drains."""
+        return self.ready is None and self.starting is None
 
     @property
     def unswept(self) -> bool:
