@@ -1,0 +1,325 @@
+"""What no history may break, checked around every event that a supervisor handles.
+
+The rules keep records of their own, made from events and actions alone, and compare.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from greeterd.core.ending import ABORT_GRACE
+from greeterd.core.events import (
+    NO_TICKET,
+    Action,
+    CloseSlot,
+    Drain,
+    EndTrial,
+    Event,
+    Exit,
+    Exited,
+    Finished,
+    GateAll,
+    How,
+    Kill,
+    Lend,
+    Life,
+    Policy,
+    Ready,
+    Reload,
+    Replace,
+    Restart,
+    Returned,
+    Say,
+    Scale,
+    Signal,
+    SlotIndex,
+    Spawn,
+    SpawnFailed,
+    Started,
+    StartTrial,
+    SteerAway,
+    Stop,
+    TakeBack,
+    Tick,
+    Ticket,
+    TrialEnded,
+    Upgrade,
+    WorkerId,
+)
+from greeterd.core.operations import Roll
+from greeterd.core.state import QUICK_TIMEOUT
+from greeterd.core.supervisor import Supervisor
+
+FOREVER = float("inf")
+
+
+@dataclass
+class Record:
+    """A process from Spawn until Exited or SpawnFailed."""
+
+    slot: SlotIndex
+    place: int
+    abort_from: float
+    life: Life = Life.STARTING
+    aborted: bool = False
+    killed: bool = False
+    kill_from: float = FOREVER
+
+
+@dataclass
+class Rules:
+    """The only door to a supervisor, which lets nothing through that is against the rules."""
+
+    supervisor: Supervisor
+    alive: dict[WorkerId, Record] = field(default_factory=dict)
+    steered: SlotIndex | None = None
+    listening: set[SlotIndex] = field(default_factory=set)
+    holders: set[tuple[SlotIndex, WorkerId]] = field(default_factory=set)
+    asked: Counter[Ticket] = field(default_factory=Counter)
+    answered: Counter[Ticket] = field(default_factory=Counter)
+    failures: Counter[SlotIndex] = field(default_factory=Counter)
+    served_since: dict[SlotIndex, float] = field(default_factory=dict)
+    vacant_since: dict[SlotIndex, float] = field(default_factory=dict)
+    close_from: dict[SlotIndex, float] = field(default_factory=dict)
+    """From when on a slot may be closed though its listener was not emptied."""
+    overdue: Counter[WorkerId] = field(default_factory=Counter)
+    """How many times in a row the heartbeat of a worker was too old."""
+    trial: str = ""
+    """How far a new image has got: running, passed, replacing."""
+    stopped_at: float | None = None
+    """When a graceful stop began."""
+    final: Exit | None = None
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=30))
+    """The last events with their actions: what a failure is read from."""
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Have the supervisor handle the event; AssertionError when it breaks a rule."""
+        policy = self.supervisor.policy
+        actions = self.supervisor.handle(event, now)
+        if actions or not isinstance(event, Tick):
+            what = "Tick" if isinstance(event, Tick) else event
+            self.tail.append("\n    ".join(map(str, [f"{now:.3f} {what}", *actions])))
+        if self.final is not None:
+            assert actions == []
+            return actions
+        self._note(event, policy, now)
+        for action in actions:
+            assert self.final is None, "nothing comes after Exit"
+            self._check(action, now)
+        self._check_state(now)
+        return actions
+
+    def succeed(self, heir: Supervisor, alive: list[WorkerId]) -> None:
+        """Watch the successor of the supervisor."""
+        self.supervisor = heir
+        self.alive = {ident: self.alive[ident] for ident in alive}
+        self.holders.clear()
+        self.overdue.clear()
+        self.trial = ""
+        for ticket in self.asked - self.answered:
+            self.asked[ticket] = 0  # it is asked again, by its last step
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.supervisor.policy
+
+    # Facts ----------------------------------------------------------------------------------
+
+    def _note(self, event: Event, policy: Policy, now: float) -> None:  # noqa: C901 - as _check
+        match event:
+            case SpawnFailed(worker) | Exited(worker):
+                self._bury(worker, now)
+            case Ready(worker):
+                record = self.alive.get(worker)
+                if record is not None and record.life is Life.STARTING:
+                    self.listening.add(record.slot)
+                    if not record.aborted:
+                        if not self._lives(record.slot, Life.READY):
+                            self.served_since[record.slot] = now
+                        record.life = Life.READY
+            case TrialEnded(reason):
+                self.trial = "passed" if self.trial == "running" and not reason else ""
+            case Returned(slot, worker):
+                self.holders.discard((slot, worker))
+            case Stop(ticket=ticket):
+                self.asked[ticket] += 1
+            case Tick(pulses):
+                for pulse in pulses:
+                    late = pulse.age > policy.worker_timeout
+                    self.overdue[pulse.worker] = self.overdue[pulse.worker] + 1 if late else 0
+            case Reload() | Restart() | Scale() | Upgrade():
+                self.asked[event.ticket] += 1
+            case _:
+                pass
+
+    def _bury(self, ident: WorkerId, now: float) -> None:
+        record = self.alive.pop(ident, None)
+        if record is None:
+            return
+        self.holders = {each for each in self.holders if each[1] != ident}
+        self.close_from[record.slot] = now + self.policy.graceful_timeout
+        if record.life is not Life.DRAINING and not self._lives(record.slot, Life.READY):
+            if record.life is Life.READY:
+                served = now - self.served_since[record.slot]
+                if served >= self.policy.restart_window:
+                    self.failures[record.slot] = 0
+            self.failures[record.slot] += 1
+            self.vacant_since[record.slot] = now
+
+    def _lives(self, slot: SlotIndex, life: Life) -> list[WorkerId]:
+        return [
+            ident for ident, each in self.alive.items() if each.slot == slot and each.life is life
+        ]
+
+    def able(self, ident: WorkerId) -> bool:
+        """Tell whether the worker can serve another slot's listener, as far as is known."""
+        record = self.alive.get(ident)
+        worker = self.supervisor.worker(ident)
+        return (
+            record is not None
+            and record.life is Life.READY
+            and not record.aborted
+            and worker is not None
+            and not worker.stuck
+        )
+
+    # Actions --------------------------------------------------------------------------------
+
+    def _check(self, action: Action, now: float) -> None:  # noqa: C901 - a case an action
+        match action:
+            case Spawn():
+                self._check_spawn(action, now)
+            case Drain(worker, how):
+                self._check_drain(self.alive[worker], how, now)
+            case Kill(worker, number):
+                self._check_kill(worker, number, now)
+            case SteerAway(slot):
+                assert self.policy.own_listeners
+                assert slot in self.listening
+                assert self.steered is None, "one at a time"
+                self.steered = slot
+                self.close_from[slot] = now + self.policy.graceful_timeout
+            case CloseSlot(slot):
+                self._check_close(slot, now)
+            case StartTrial() | EndTrial() | Replace():
+                self._check_trial(action)
+            case GateAll():
+                assert self.supervisor.stopping == Stop()
+                assert self.stopped_at is None
+                self.stopped_at = now
+            case Lend(slot, worker):
+                assert self.policy.own_listeners
+                assert self.policy.rescue or self.steered == slot
+                assert slot in self.listening
+                assert self.alive[worker].slot != slot
+                assert self.able(worker) or self.supervisor.stopping
+                assert not any(lent == slot and self.able(holder) for lent, holder in self.holders)
+                self.holders.add((slot, worker))
+            case TakeBack(slot, worker):
+                assert (slot, worker) in self.holders
+            case Finished(ticket):
+                self.answered[ticket] += 1
+                assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
+            case Exit():
+                assert not self.alive
+                self.final = action
+            case Started() | Say():
+                pass
+
+    def _check_trial(self, action: StartTrial | EndTrial | Replace) -> None:
+        match action:
+            case StartTrial():
+                assert self.trial == ""
+                self.trial = "running"
+            case EndTrial():
+                assert self.trial in {"running", "passed"}
+                self.trial = ""
+            case Replace():
+                assert self.trial == "passed"
+                assert all(each.life is not Life.STARTING for each in self.alive.values())
+                assert not any(slot.retiring for slot in self.supervisor.slots.values())
+                self.trial = "replacing"
+
+    def _check_spawn(self, spawn: Spawn, now: float) -> None:
+        assert self.supervisor.stopping is None
+        others = [each for each in self.alive.values() if each.slot == spawn.slot]
+        assert len(others) < 2, "two at most"
+        assert spawn.place in {0, 1}
+        assert spawn.place not in {each.place for each in others}
+        operation = self.supervisor.operation
+        if not isinstance(operation, Roll) or operation.replacement != spawn.worker:
+            assert all(each.life is Life.DRAINING for each in others)
+            wait = min(15.0, 0.05 * 2 ** (self.failures[spawn.slot] - 2))
+            if self.failures[spawn.slot] > 1:
+                assert now - self.vacant_since[spawn.slot] >= wait, "back-off"
+        else:
+            assert not self._lives(spawn.slot, Life.STARTING)
+        limit = now + self.policy.start_timeout
+        self.alive[spawn.worker] = Record(spawn.slot, spawn.place, limit)
+
+    def _check_drain(self, record: Record, how: How, now: float) -> None:
+        stop = self.supervisor.stopping
+        slot = self.supervisor.slots.get(record.slot)
+        if record.life is Life.READY and stop is None and slot is not None and not slot.retiring:
+            assert len(self._lives(record.slot, Life.READY)) > 1
+            assert how is How.HAND_OVER
+        if how is How.SWEEP and stop is None and record.slot in self.listening:
+            assert self.steered == record.slot
+        assert (how is How.QUICK) == (stop is not None and stop.quick)
+        if how is How.HAND_OVER and self.policy.own_listeners:
+            assert stop is None
+            assert len(self._lives(record.slot, Life.READY)) > 1
+        record.life = Life.DRAINING
+        timeout = QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
+        record.kill_from = min(record.kill_from, now + timeout)
+
+    def _check_kill(self, ident: WorkerId, number: Signal, now: float) -> None:
+        record = self.alive[ident]
+        if number is Signal.KILL:
+            assert not record.killed
+            assert now >= self._kill_from(record)
+            record.killed = True
+            return
+        assert not record.aborted
+        if record.life is Life.STARTING:
+            assert now >= record.abort_from
+        else:
+            assert record.life is Life.READY
+            assert self.overdue[ident] == 2
+        record.aborted = True
+        record.kill_from = now + ABORT_GRACE
+
+    def _kill_from(self, record: Record) -> float:
+        if self.stopped_at is None:
+            return record.kill_from
+        return min(record.kill_from, self.stopped_at + self.policy.graceful_timeout)
+
+    def _check_close(self, slot: SlotIndex, now: float) -> None:
+        assert not any(record.slot == slot for record in self.alive.values())
+        if self.policy.own_listeners and slot in self.listening:
+            assert self.steered == slot
+            self.steered = None
+        if now < self.close_from[slot]:
+            assert not any(lent == slot and self.able(worker) for lent, worker in self.holders)
+        self.listening.discard(slot)
+        self.holders = {each for each in self.holders if each[0] != slot}
+        self.failures.pop(slot, None)
+
+    # What is, after the actions -------------------------------------------------------------
+
+    def _check_state(self, now: float) -> None:
+        supervisor = self.supervisor
+        if supervisor.stopping is None:  # a borrower that cannot serve counts no longer
+            self.holders = {each for each in self.holders if self.able(each[1])}
+        lives = {worker.id: worker.life for worker in supervisor.workers}
+        assert lives == {ident: record.life for ident, record in self.alive.items()}
+        for record in self.alive.values():
+            assert record.killed or now < self._kill_from(record), "killed in time"
+            if record.life is Life.STARTING:
+                assert record.aborted or now < record.abort_from, "aborted in time"
+        deadline = supervisor.next_deadline()
+        assert deadline is None or deadline > now, "no busy loop"
+        assert supervisor.handle(Tick(), now) == [], "all that follows has been asked for"
+        assert (self.final is not None) <= (not supervisor.slots or not self.alive)
+        if self.final is None and supervisor.stopping is None:
+            assert supervisor.live_slots
