@@ -50,6 +50,7 @@ def adopt_supervisor(estate: Estate, policy: Policy, jitter: Callable[[], float]
         generation=Generation(estate.generation),
         slots=[_slot(each) for each in estate.slots],
         last_worker=WorkerId(estate.last_worker),
+        highest_slot=estate.highest_slot,
     )
 
 

@@ -116,6 +116,7 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
         if changed:
             raise ConfigError(f"only a restart changes {', '.join(changed)}")
         if succession.is_trial():
+            RunLock.adopt(estate.lock_fd, config.run_dir).close()
             rehearse(config, estate)
             return 0
     source = Source(reload, config_file, directory)
@@ -191,6 +192,8 @@ class Master:
         self._last_ticket = 0
         self._last_generation = estate.last_generation if estate else 1
         self._trial: Trial | None = None
+        self._given_up: list[Trial] = []
+        """Trials that were killed and are not reaped."""
         self._last_error: str | None = None
         self._last_reload: ReloadResult | None = None
         self._reload_began = 0.0
@@ -198,6 +201,7 @@ class Master:
         self._interrupted = False
         self._was_ready = False
         self._next_tick = 0.0
+        self._longest_stall = 0.0
         self._signals = signals.SignalPipe(signals.MASTER_SIGNALS)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
@@ -226,7 +230,8 @@ class Master:
         ticket = NO_TICKET
         if estate.client_fd is not None:
             ticket = self._ticket(self._control.adopt_request(estate.client_fd, "upgrade"))
-        self._log.info("new image", version=__version__, before=estate.program)
+        deaf = None if estate.left is None else round(time.monotonic() - estate.left, 3)
+        self._log.info("new image", version=__version__, before=estate.program, deaf=deaf)
         self._begin_reload(self._config, ticket, "upgrade")
         # A child may have died while nobody waited for it.
         self._reap()
@@ -246,9 +251,15 @@ class Master:
         backlog = effective_backlog(self._config.backlog)
         if backlog < self._config.backlog:
             self._log.warning("backlog is capped", backlog=self._config.backlog, somaxconn=backlog)
+        due = time.monotonic()
         while self._exit is None:
             self._tick()
-            for key, mask in self._selector.select(self._timeout()):
+            timeout = self._timeout()
+            waits = time.monotonic()
+            self._longest_stall = max(self._longest_stall, waits - due)
+            events = self._selector.select(timeout)
+            due = min(time.monotonic(), waits + timeout)
+            for key, mask in events:
                 key.data(mask)
         return self._end(self._exit)
 
@@ -399,8 +410,10 @@ class Master:
         self._feed(Ready(ident))
 
     def _reap(self) -> None:
-        for death in self._nursery.reap(others=[self._trial.pid] if self._trial else []):
+        trials = [*self._given_up, *([self._trial] if self._trial else [])]
+        for death in self._nursery.reap(others=[trial.pid for trial in trials]):
             self._bury(death)
+        self._given_up = [trial for trial in self._given_up if trial.verdict() is None]
         if self._trial is not None and (verdict := self._trial.verdict()) is not None:
             self._trial = None
             self._feed(TrialEnded(verdict))
@@ -473,6 +486,7 @@ class Master:
                 since=self._since,
                 started=self._started,
                 now=time.monotonic(),
+                longest_stall=self._longest_stall,
                 config=self._config,
                 config_file=self._source.file,
                 last_error=self._last_error,
@@ -511,6 +525,8 @@ class Master:
             case EndTrial():
                 if self._trial is not None:
                     self._trial.kill()
+                    self._given_up.append(self._trial)
+                    self._trial = None
             case Replace(ticket):
                 self._replace(ticket)
             case Started():
@@ -537,6 +553,7 @@ class Master:
         self._log.info("becoming the new image")
         systemd.notify("STATUS=upgrading")
         signals.hold()
+        self._signals.put_back()
         try:
             succession.become(self._estate(ticket), self._source.directory)
         except OSError as error:
@@ -558,6 +575,8 @@ class Master:
             generation=self._supervisor.generation,
             last_generation=self._last_generation,
             last_worker=self._supervisor.last_worker,
+            highest_slot=self._supervisor.highest_slot,
+            left=time.monotonic(),
             since=self._since,
             started=self._started,
         )

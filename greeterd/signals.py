@@ -54,6 +54,11 @@ class SignalPipe:
         except BlockingIOError:
             return []
 
+    def put_back(self) -> None:
+        """Send what has arrived again, while it is held: the next program here gets it."""
+        for number in self.read():
+            os.kill(os.getpid(), number)
+
     def close(self) -> None:
         """Stop listening to signals; the handlers stay, and do nothing."""
         signal.set_wakeup_fd(-1)

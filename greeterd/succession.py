@@ -10,7 +10,9 @@ Before that, the same estate is given to a child that runs the new image for tri
 a start does, short of serving, and tells by its exit code whether it could.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -26,6 +28,7 @@ ESTATE: Final = "_GREETERD_ESTATE"
 TRIAL: Final = "_GREETERD_TRIAL"
 VERSION: Final = 1
 MAX_REASON_BYTES: Final = 4096
+PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 class InheritedWorker(Struct, frozen=True, kw_only=True):
@@ -87,8 +90,12 @@ class Estate(Struct, frozen=True, kw_only=True):
     generation: int
     last_generation: int
     last_worker: int
+    highest_slot: int = 0
+    """The highest number that a slot has had; 0: that of the highest which there is."""
     since: float
     started: float
+    left: float | None = None
+    """When the predecessor stopped to turn its loop, monotonic."""
 
     def fds(self) -> set[int]:
         """Return every descriptor that has to survive."""
@@ -109,12 +116,17 @@ class Estate(Struct, frozen=True, kw_only=True):
 
 
 class Trial:
-    """The child in which the new image shows that it can start."""
+    """The child in which the new image shows that it can start.
+
+    It leads a process group, so that a child of its own that hangs ends with it, and it does not
+    outlive this process, whose listeners it holds.
+    """
 
     def __init__(self, estate: Estate, directory: Path) -> None:
         """Start it.  Raises: OSError if it cannot be executed."""
         self._said = os.memfd_create("greeterd-trial")
         memory = _write(estate)
+        libc = ctypes.CDLL(None)
         try:
             self._process = subprocess.Popen(
                 sys.orig_argv,
@@ -125,6 +137,9 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,
+                process_group=0,
+                # There are no threads here, whose locks it could find taken.
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
             )
         except OSError:
             os.close(self._said)
@@ -139,9 +154,10 @@ class Trial:
 
     def verdict(self) -> str | None:
         """Return why the new image cannot start, empty when it can, None while it tries."""
-        code = self._process.poll()
-        if code is None:
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
+        self.kill()  # what it has left behind, while the number cannot be another's
+        code = self._process.wait()
         size = os.fstat(self._said).st_size
         tail = os.pread(self._said, MAX_REASON_BYTES, max(0, size - MAX_REASON_BYTES))
         os.close(self._said)
@@ -149,11 +165,12 @@ class Trial:
             return ""
         words = tail.decode("utf-8", "backslashreplace").strip().splitlines()
         last = words[-1].removeprefix("greeterd: ") if words else "it said nothing"
-        return f"the new image cannot start (exit status {code}): {last}"
+        how = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        return f"the new image cannot start ({how}): {last}"
 
     def kill(self) -> None:
-        """End it; its own children see that it is gone."""
-        self._process.kill()
+        """End it and its own children; `verdict` is still to be asked."""
+        os.killpg(self.pid, signal.SIGKILL)
 
 
 def become(estate: Estate, directory: Path) -> None:

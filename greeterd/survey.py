@@ -35,6 +35,7 @@ class Circumstances:
     since: float
     started: float
     now: float
+    longest_stall: float
     config: Config
     config_file: Path | None
     last_error: str | None
@@ -69,6 +70,7 @@ def survey(
         restarts_in_window=supervisor.recent_restarts(about.now),
         max_restarts=supervisor.policy.max_restarts,
         restart_window=supervisor.policy.restart_window,
+        longest_stall=about.longest_stall,
         last_error=about.last_error,
         reload=about.reload,
         log_dir=str(about.config.log_dir),

@@ -77,6 +77,8 @@ class Seat:
     signals: SignalPipe
     daemon_log: DaemonLog
     log: FilteringBoundLogger
+    rehearsal: bool = False
+    """Only show that a start is possible: leave instead of serving."""
 
 
 def main(seat: Seat) -> int:
@@ -107,7 +109,7 @@ def main(seat: Seat) -> int:
         seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
     worker = Worker(seat, greetings, seat.listeners or opened)
     seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened])
-    if not opened or _await_go(seat.channel):
+    if not seat.rehearsal and (not opened or _await_go(seat.channel)):
         worker.run()
     return 0
 

@@ -239,7 +239,10 @@ class ControlServer:
         clock: Callable[[], float] = time.monotonic,
         listener: socket.socket | None = None,
     ) -> None:
-        """Listen at `path`, or go on with the `listener` that a predecessor has opened there."""
+        """Listen at `path`, or go on with the `listener` that a predecessor has opened there.
+
+        One whose file is gone can be reached by nobody, and is replaced.
+        """
         self.path = path
         self.selector = selector
         self.on_request = on_request
@@ -248,6 +251,9 @@ class ControlServer:
         self.clock = clock
         self.connections: set[_Connection] = set()
         self._paused_until: float | None = None
+        if listener is not None and not path.is_socket():
+            listener.close()
+            listener = None
         self._listener = listen_at(path) if listener is None else listener
         self._inode = inode_of(path)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)

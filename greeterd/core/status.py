@@ -131,6 +131,9 @@ class Status(Struct, frozen=True, kw_only=True):
     restarts_in_window: int = 0
     max_restarts: int = 0
     restart_window: float = 0.0
+    longest_stall: float = 0.0
+    """The longest time for which the master's loop was deaf: busy, or woken late. Since its start
+    or the latest upgrade, whose own exec is not in it."""
     last_error: str | None = None
     reload: ReloadResult | None = None
     """The latest; None before the first."""

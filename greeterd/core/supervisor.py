@@ -26,7 +26,7 @@ class Supervisor:
             self._state.add_slot(0.0)
 
     @classmethod
-    def adopt(
+    def adopt(  # noqa: PLR0913 - what a predecessor leaves, one by one
         cls,
         *,
         policy: Policy,
@@ -34,6 +34,7 @@ class Supervisor:
         generation: Generation,
         slots: Iterable[Slot],
         last_worker: WorkerId,
+        highest_slot: int = 0,
     ) -> "Supervisor":
         """Return the successor of a supervisor whose slots, with their workers, go on serving."""
         heir = cls(workers=0, policy=policy, jitter=jitter)
@@ -43,7 +44,7 @@ class Supervisor:
         for slot in slots:
             heir._state.slots[slot.index] = slot
             heir._state.workers.update({worker.id: worker for worker in slot.workers})
-        heir._state.highest_slot = max(heir._state.slots)
+        heir._state.highest_slot = max(SlotIndex(highest_slot), *heir._state.slots)
         return heir
 
     def handle(self, event: Event, now: float) -> list[Action]:
