@@ -239,7 +239,12 @@ class Worker:
         return self._epoll.poll(max(0.0, self._next_upkeep - self._now))
 
     def _burst(self, fd: int, source: Source, limit: int) -> int:
-        taken = self._service.burst(source, limit)
+        # Each connection of a burst may be one that stays.
+        room = self._max_connections - self._service.open
+        if room <= 0:
+            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+            return 0
+        taken = self._service.burst(source, min(limit, room))
         if taken:
             self._intake.note(fd, source, taken)
             if source.lender is not None:
@@ -305,6 +310,8 @@ class Worker:
         if self._service.open >= self._max_connections:
             self._pause(scoreboard.BLOCKED_BY_LIMIT)
             return
+        if self._paused_for == scoreboard.BLOCKED_BY_LOG:
+            self._seat.log.info("greetings are written again")
         self._paused_for = self._row[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
         self._watch()
 
