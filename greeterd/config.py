@@ -15,10 +15,13 @@ from typing import Annotated, Final, Literal, TypedDict
 from cyclopts import Group, Parameter
 
 from greeterd.core.address import parse_address
-from greeterd.cpus import usable_cpus
+from greeterd.core.cpulist import render_cpus
+from greeterd.cpus import affinity_of, unusable, usable_cpus
 from greeterd.kinds import (
     ADDRESSES,
+    AFFINITY,
     GROUP,
+    MAX_COUNT,
     OCTAL,
     ON_OFF,
     USER,
@@ -30,9 +33,13 @@ from greeterd.kinds import (
 )
 
 MAX_WORKERS: Final = 512
+MAX_MIB: Final = 2**30
+MIN_FILES: Final = 64
+"""With fewer descriptors a master cannot look after a few workers."""
 
 Mode = Literal["inherit", "reuseport"]
 Wait = Literal["auto", "rotate", "exclusive", "epoll", "blocking"]
+Steering = Literal["hash", "cpu", "random"]
 Fsync = Literal["never", "always"]
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -83,6 +90,10 @@ class Config:
             "How workers wait; auto is rotate for inherit, epoll for reuseport.", reload=False
         ),
     )
+    steering: Annotated[Steering, _LISTENING, choice(Steering)] = field(
+        default="hash",
+        metadata=_about("How the kernel chooses the listener of a connection (reuseport)."),
+    )
 
     max_name_bytes: Annotated[int, _GREETING, count("BYTES", 1, 2**20)] = field(
         default=4096, metadata=_about("Longest name; more resets the connection.")
@@ -107,6 +118,10 @@ class Config:
         default=0.25,
         metadata=_about("Wait for handshakes in flight before a listener closes."),
     )
+    shutdown_delay: Annotated[float, _SUPERVISION, seconds(0.0)] = field(
+        default=0.0,
+        metadata=_about("Go on accepting for so long when told to stop, but be not ready."),
+    )
     worker_timeout: Annotated[float, _SUPERVISION, seconds()] = field(
         default=30.0, metadata=_about("Time without a heartbeat before a worker is aborted.")
     )
@@ -122,6 +137,15 @@ class Config:
     rescue: Annotated[bool, _SUPERVISION, ON_OFF] = field(
         default=True,
         metadata=_about("Lend the listener of a worker that cannot accept to a sibling."),
+    )
+    max_greetings: Annotated[int, _SUPERVISION, count("COUNT", 0)] = field(
+        default=0, metadata=_about("Greetings after which a worker is replaced; 0 is never.")
+    )
+    max_age: Annotated[float, _SUPERVISION, seconds(0.0)] = field(
+        default=0.0, metadata=_about("Age at which a worker is replaced; 0 is never.")
+    )
+    max_rss: Annotated[int, _SUPERVISION, count("MIB", 0, MAX_MIB)] = field(
+        default=0, metadata=_about("Resident memory at which a worker is replaced; 0 is never.")
     )
 
     daemonize: Annotated[bool, _PROCESS, ON_OFF] = field(
@@ -142,6 +166,19 @@ class Config:
     group: Annotated[str | None, _PROCESS, GROUP] = field(
         default=None,
         metadata=_about("Group to become. [default: the user's own]", reload=False),
+    )
+    max_files: Annotated[
+        int | Literal["auto"], _PROCESS, count_or_auto("COUNT", MIN_FILES, MAX_COUNT)
+    ] = field(
+        default="auto",
+        metadata=_about("Descriptors that a process may have open; auto is the hard limit."),
+    )
+    core_dumps: Annotated[bool, _PROCESS, ON_OFF] = field(
+        default=False, metadata=_about("Let a process that crashes leave a core file.")
+    )
+    cpu_affinity: Annotated[str, _PROCESS, AFFINITY] = field(
+        default="off",
+        metadata=_about("Run each worker on one CPU of this list, by turns; auto is all usable."),
     )
     umask: Annotated[int, _PROCESS, OCTAL] = field(
         default=0o027, metadata=_about("Permissions that new files do not get.")
@@ -168,6 +205,11 @@ class Config:
     def worker_count(self) -> int:
         """The number of workers; `auto` asks the kernel each time, so read it once a reload."""
         return min(usable_cpus(), MAX_WORKERS) if self.workers == "auto" else self.workers
+
+    @property
+    def pinned_cpus(self) -> tuple[int, ...]:
+        """The CPUs that workers are pinned to by turns; none when they are not pinned."""
+        return affinity_of(self.cpu_affinity)
 
     @property
     def wait_strategy(self) -> Literal["rotate", "exclusive", "epoll", "blocking"]:
@@ -214,6 +256,15 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
                 ("mode", "wait"),
                 f"{config.wait} orders the waiters of one shared listener, reuseport has none",
             )
+    elif config.steering != "hash":
+        yield Contradiction(
+            ("mode", "steering"),
+            "steering chooses between listeners, and inherit shares one",
+        )
+    if missing := unusable(config.pinned_cpus):
+        yield Contradiction(
+            ("cpu_affinity",), f"CPU {render_cpus(missing)} cannot be used by this process"
+        )
     if config.wait == "blocking" and len(addresses) > 1:
         yield Contradiction(
             ("wait", "bind"), "a worker blocks on one listener, it cannot watch several"

@@ -1,4 +1,4 @@
-"""Decides how many CPUs this process may use: its affinity, capped by the quotas of its cgroups.
+"""Decides which CPUs this process may use, and how many: its affinity, capped by cgroup quotas.
 
 A container or a unit with `CPUQuota=` sees every CPU of the machine and is throttled when it uses
 them, so the affinity alone is not the answer. A quota holds for everything below the cgroup that
@@ -10,8 +10,10 @@ proc(5) for mountinfo. Both versions may be mounted at once. Whatever cannot be 
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+
+from greeterd.core.cpulist import parse_cpus
 
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -25,6 +27,26 @@ def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
     cpus = len(os.sched_getaffinity(0)) if affinity is None else affinity
     quotas = [quota for group in _cgroups(root) for quota in _quotas(group)]
     return math.ceil(min([cpus, *quotas]))  # none is 0 or less, so this is 1 or more
+
+
+def affinity_of(setting: str) -> tuple[int, ...]:
+    """Return the CPUs that workers are pinned to, by turns; none for `off`, all usable for `auto`.
+
+    `setting` is `cpu_affinity`. Whether the CPUs of a list are usable is not looked at.
+    """
+    if setting == "off":
+        return ()
+    return tuple(sorted(os.sched_getaffinity(0))) if setting == "auto" else parse_cpus(setting)
+
+
+def cpu_of(slot: int, cpus: Sequence[int]) -> int | None:
+    """Return the CPU that a slot is pinned to: the first slot to the first, by turns."""
+    return cpus[(slot - 1) % len(cpus)] if cpus else None
+
+
+def unusable(cpus: Iterable[int]) -> list[int]:
+    """Return those of the CPUs that this process may not run on."""
+    return sorted(set(cpus) - os.sched_getaffinity(0))
 
 
 def _cgroups(root: Path) -> Iterator[Path]:

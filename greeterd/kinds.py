@@ -16,6 +16,7 @@ from typing import Any, Final, get_args
 from cyclopts import Parameter, Token
 
 from greeterd.core.address import parse_address
+from greeterd.core.cpulist import parse_cpus, render_cpus
 
 MAX_SECONDS: Final = 1_000_000.0
 """Eleven days; epoll_wait(2) takes at most 2**31 - 1 milliseconds."""
@@ -179,6 +180,15 @@ def _addresses(text: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _affinity(text: str) -> str:
+    if text in {"off", "auto"}:
+        return text
+    try:
+        return render_cpus(parse_cpus(text))
+    except ValueError as error:
+        raise Unacceptable(f"must be off, auto or a list of CPUs, not {text!r}: {error}") from None
+
+
 def _user(text: str) -> str | None:
     return _account(text, "user", pwd.getpwnam)
 
@@ -213,10 +223,12 @@ def _quoted(text: str) -> str:
 SWITCH: Final = Kind("true or false", (bool,), _switch, lambda value: str(value).lower())
 _OCTAL: Final = Kind('an octal string from "0000" to "0777"', (str,), _octal, "{:04o}".format)
 _DIRECTORY: Final = Kind("a directory", (str,), _path)
+_AFFINITY: Final = Kind("off, auto or a list of CPUs", (str,), _affinity)
 _ADDRESSES: Final = Kind("a list of addresses", (list, str), _addresses, " ".join)
 
 ON_OFF: Final = parameter(SWITCH, "")
 OCTAL: Final = parameter(_OCTAL, "OCTAL")
 ADDRESSES: Final = parameter(_ADDRESSES, "ADDRESS")
+AFFINITY: Final = parameter(_AFFINITY, "CPUS")
 USER: Final = parameter(Kind("a user", (str,), _user, _optional), "NAME", show_default=False)
 GROUP: Final = parameter(Kind("a group", (str,), _group, _optional), "NAME", show_default=False)

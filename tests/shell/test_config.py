@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import greeterd.config
 from greeterd.cli import daemon
 from greeterd.config import FIXED, NAMES, Config, contradictions, fixed_differences
-from greeterd.cpus import usable_cpus
+from greeterd.cpus import cpu_of, usable_cpus
 from greeterd.errors import ConfigError, GreeterdError, UsageError
 from greeterd.kinds import Kind, kind_of
 from greeterd.settings import Loaded, _app, _settings, load, to_toml
@@ -33,6 +33,7 @@ TEXTS: Mapping[str, tuple[str, str, str]] = {
     "bind": ("127.0.0.1:0", "[::1]:80 10.0.0.1:81", "localhost:82"),
     "backlog": ("1", "2", "2147483647"),
     "wait": ("epoll", "auto", "epoll"),
+    "steering": ("cpu", "random", "cpu"),  # which needs the first text of the mode
     "max_name_bytes": ("1", "2", "1048576"),
     "client_timeout": ("0.001", "1e3", "1000000"),
     "max_connections": ("1", "2", "3"),
@@ -40,15 +41,22 @@ TEXTS: Mapping[str, tuple[str, str, str]] = {
     "allow_exit": ("true", "false", "true"),
     "graceful_timeout": ("10", "11.5", "12"),
     "drain_grace": ("0", "1", "2"),
+    "shutdown_delay": ("1", "2", "3"),
     "worker_timeout": ("1", "2", "3"),
     "start_timeout": ("1", "2", "3"),
     "max_restarts": ("0", "1", "2"),
     "restart_window": ("1", "2", "3"),
     "rescue": ("false", "true", "false"),
+    "max_greetings": ("1", "2", "3"),
+    "max_age": ("1", "2.5", "3"),
+    "max_rss": ("1", "2", "3"),
     "daemonize": ("true", "false", "true"),
     "run_dir": ("/one", "two", "../three and a half"),
     "user": ("0", "root", ""),
     "group": ("0", "root", "1"),
+    "max_files": ("64", "auto", "1024"),
+    "core_dumps": ("true", "false", "true"),
+    "cpu_affinity": (str(min(os.sched_getaffinity(0))), "off", "auto"),
     "umask": ("0077", "22", "0o002"),
     "unix_mode": ("0600", "660", "0"),
     "log_dir": ("/one", "two", './"three"\x7f'),
@@ -100,6 +108,8 @@ def expected(name: str, text: str, directory: Path) -> object:
 def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(
     given_by: dict[str, set[str]],
 ) -> None:
+    if given_by["steering"]:
+        given_by["mode"] = given_by["mode"] | {"flag"}
     texts = {
         source: {name: TEXTS[name][i] for name in NAMES if source in given_by[name]}
         for i, source in enumerate(SOURCES)
@@ -133,9 +143,10 @@ def test_of_two_sources_the_earlier_one_counts(
     name: str, first: int, second: int, tmp_path: Path
 ) -> None:
     by = {SOURCES[i]: TEXTS[name][i] for i in (first, second)}
+    needed = ["--mode=reuseport"] if name == "steering" else []
     loaded = load_in(
         tmp_path,
-        [f"{flag(name)}={by['flag']}"] if "flag" in by else [],
+        [*needed, *([f"{flag(name)}={by['flag']}"] if "flag" in by else [])],
         {f"GREETERD_{name.upper()}": by["variable"]} if "variable" in by else {},
         toml({name: by["file"]} if "file" in by else {}),
     )
@@ -250,6 +261,7 @@ REFUSED = [
     ("backlog", "0", f"{WHOLE} 1 to 2147483647, not '0'"),
     ("backlog", "2147483648", f"{WHOLE} 1 to 2147483647, not '2147483648'"),
     ("wait", "select", "must be one of auto, rotate, exclusive, epoll, blocking, not 'select'"),
+    ("steering", "numa", "must be one of hash, cpu, random, not 'numa'"),
     ("max_name_bytes", "0", f"{WHOLE} 1 to 1048576, not '0'"),
     ("max_name_bytes", "1048577", f"{WHOLE} 1 to 1048576, not '1048577'"),
     ("client_timeout", "0", f"{SECONDS} 0.001 to 1000000, not '0'"),
@@ -260,16 +272,24 @@ REFUSED = [
     ("allow_exit", "", "must be true or false, not ''"),
     ("graceful_timeout", "inf", f"{SECONDS} 0.001 to 1000000, not 'inf'"),
     ("drain_grace", "-1", f"{SECONDS} 0 to 1000000, not '-1'"),
+    ("shutdown_delay", "-1", f"{SECONDS} 0 to 1000000, not '-1'"),
     ("worker_timeout", "0", f"{SECONDS} 0.001 to 1000000, not '0'"),
     ("start_timeout", "1000001", f"{SECONDS} 0.001 to 1000000, not '1000001'"),
     ("max_restarts", "-1", f"{WHOLE} 0 to 2147483647, not '-1'"),
     ("restart_window", "-0.5", f"{SECONDS} 0.001 to 1000000, not '-0.5'"),
     ("rescue", "2", "must be true or false, not '2'"),
+    ("max_greetings", "-1", f"{WHOLE} 0 to 2147483647, not '-1'"),
+    ("max_age", "-1", f"{SECONDS} 0 to 1000000, not '-1'"),
+    ("max_rss", "1.5", f"{WHOLE} 0 to 1073741824, not '1.5'"),
     ("daemonize", "on", "must be true or false, not 'on'"),
     ("run_dir", "/\udcff", r"must be a directory, not '/\udcff'"),
     ("user", "no such user", "the user 'no such user' is unknown"),
     ("user", "4294967295", "must be a user, not '4294967295'"),
     ("group", "no such group", "the group 'no such group' is unknown"),
+    ("max_files", "63", f"{WHOLE} 64 to 2147483647, or auto, not '63'"),
+    ("core_dumps", "0.5", "must be true or false, not '0.5'"),
+    ("cpu_affinity", "1,", "must be off, auto or a list of CPUs, not '1,': a list looks like"),
+    ("cpu_affinity", "3-1", "must be off, auto or a list of CPUs, not '3-1': 3-1 is no range of"),
     ("umask", "8", f"{OCTAL} '8'"),
     ("umask", "01000", f"{OCTAL} '01000'"),
     ("umask", "-1", f"{OCTAL} '-1'"),
@@ -402,6 +422,14 @@ def test_variables_of_others_are_none_of_ours(tmp_path: Path) -> None:
         (
             ["--mode=reuseport", "--wait=exclusive"],
             "mode (flag --mode), wait (flag --wait): exclusive orders the waiters",
+        ),
+        (
+            ["--steering=random"],
+            "mode (default), steering (flag --steering): steering chooses between listeners",
+        ),
+        (
+            ["--cpu-affinity=8000-8191"],
+            "cpu_affinity (flag --cpu-affinity): CPU 8000-8191 cannot be used by this process",
         ),
         (
             ["--wait=blocking", "--bind=a:1", "--bind=b:1"],
@@ -543,6 +571,13 @@ def test_auto_waits_in_turn_on_a_shared_listener_and_by_epoll_on_its_own() -> No
     assert Config().wait_strategy == "rotate"
     assert Config(mode="reuseport").wait_strategy == "epoll"
     assert Config(wait="blocking").wait_strategy == "blocking"
+
+
+def test_slots_are_pinned_by_turns_to_the_cpus_of_the_list() -> None:
+    cpus = Config(cpu_affinity="3,0-1").pinned_cpus
+    assert [cpu_of(slot, cpus) for slot in range(1, 6)] == [3, 0, 1, 3, 0]
+    assert [cpu_of(slot, Config().pinned_cpus) for slot in range(1, 3)] == [None, None]
+    assert Config(cpu_affinity="auto").pinned_cpus == tuple(sorted(os.sched_getaffinity(0)))
 
 
 def test_auto_is_a_worker_for_each_usable_cpu_up_to_the_limit(
@@ -693,7 +728,13 @@ def test_the_documented_file_tells_unit_and_meaning_and_what_a_reload_may_change
     blocks = EXAMPLE.read_text().split("\n\n")
     (block,) = [one for one in blocks if f"\n#{name} = " in one]
     prose = " ".join(line[2:] for line in block.splitlines() if line.startswith("# "))
-    units = {"COUNT": ("Number", "Connections"), "DIRECTORY": ("Directory",), "NAME": ("names",)}
+    units = {
+        "COUNT": ("Number", "Connections"),
+        "CPUS": ("CPUs",),
+        "DIRECTORY": ("Directory",),
+        "MIB": ("MiB",),
+        "NAME": ("names",),
+    }
     unit = SETTINGS[name].parameter.metavar or ""
     assert any(word in prose for word in units.get(unit, (unit.capitalize(),)))
     assert ("Restart only." in prose) == (name in FIXED)
