@@ -7,7 +7,6 @@ the next is handled.
 
 import os
 import random
-import resource
 import selectors
 import signal
 import socket
@@ -82,6 +81,7 @@ from greeterd.daemon import Readiness, launch
 from greeterd.errors import ConfigError, GreeterdError
 from greeterd.escrow import Escrow
 from greeterd.legacy import adopt_children, adopt_supervisor, bequeath
+from greeterd.limits import allow_files, limit_core_dumps, limit_files
 from greeterd.listener import effective_backlog
 from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.nursery import Child, Death, Nursery
@@ -175,7 +175,7 @@ class Master:
         self._since, self._started = _wall_clock(), time.monotonic()
         self._daemon_log = self._open_log(config)
         self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
-        _raise_descriptor_limit()
+        _set_limits(config)
         self._escrow = Escrow(config, inherited=estate.listeners if estate else None)
         self._addresses = [str(address) for address in self._escrow.addresses]
         self._board = Scoreboard(MAX_SLOTS, estate.board_fd if estate else None)
@@ -448,6 +448,7 @@ class Master:
         try:
             config = self._source.load()
             prepare_directory(config.log_dir, self._identity, LOG_DIR_MODE)
+            allow_files(config.max_files)
         except GreeterdError as error:
             self._perform(Finished(ticket, "reload", str(error)))
             return
@@ -626,6 +627,7 @@ class Master:
         )
         if config is not self._config:
             self._config = config
+            _set_limits(config)
             self._daemon_log = self._open_log(config)
             self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
 
@@ -715,9 +717,9 @@ def _facts(child: Child) -> dict[str, object]:
     }
 
 
-def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _set_limits(config: Config) -> None:
+    limit_files(config.max_files)
+    limit_core_dumps(allowed=config.core_dumps)
 
 
 def _wall_clock() -> float:

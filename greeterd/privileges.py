@@ -1,10 +1,12 @@
-"""Decides who the daemon becomes, and becomes it for good.
+"""Decides who a worker becomes, and becomes it for good.
 
 Invariants: names are looked up (`resolve`) before anything is dropped, because the name service
-may be out of reach afterwards. `drop` is called once, in the master, before the first worker is
-forked, after the listeners and the run lock were opened. What `drop` did is proved, not assumed.
+may be out of reach afterwards. `drop` is called once, in each worker, after it has opened its
+listeners and before it opens its log. What `drop` did is proved, not assumed.
+A worker has one group: what files it may write does not hang on who is in which group of the
+machine, nor on the groups of the shell that has started the daemon.
 The kernel makes a process that changed its user not dumpable (prctl(2), PR_SET_DUMPABLE); that is
-left so: siblings of the same user cannot ptrace the master.
+left so: siblings of the same user cannot ptrace it.
 """
 
 import ctypes
@@ -23,11 +25,10 @@ PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A user as the kernel knows it: ids, and all supplementary groups, sorted."""
+    """A user and his one group, as the kernel knows them."""
 
     uid: int
     gid: int
-    groups: tuple[int, ...]
 
     def __str__(self) -> str:
         return f"uid {self.uid}, gid {self.gid}"
@@ -46,29 +47,27 @@ def resolve(user: str | None, group: str | None) -> Identity | None:
     gid = None if group is None else _find_gid(group)
     entry = _find_user(str(os.geteuid()) if user is None else user)
     if isinstance(entry, pwd.struct_passwd):
-        gid = entry.pw_gid if gid is None else gid
-        return Identity(entry.pw_uid, gid, tuple(sorted(set(os.getgrouplist(entry.pw_name, gid)))))
+        return Identity(entry.pw_uid, entry.pw_gid if gid is None else gid)
     if gid is None:
         raise ConfigError(f"user {user} has no entry in the user database: set a group too")
-    return Identity(entry, gid, (gid,))
+    return Identity(entry, gid)
 
 
-def drop(identity: Identity) -> None:
-    """Become `identity` irrevocably, and renounce gaining privileges by exec.
+def drop(identity: Identity | None) -> None:
+    """Become `identity` (None: stay) for good, without groups, and renounce privileges by exec.
 
-    Without root the only identity that can be had is the own one, which costs nothing.
+    Without root the only identity that can be had is the own one, which costs nothing. The
+    supplementary groups are kept where the kernel does not let us leave them: without CAP_SETGID,
+    or in a user namespace that denies it.
 
     Raises: ConfigError when not root and `identity` is another; GreeterdError when the kernel
     let something through (never run on half-dropped).
     """
-    if os.geteuid() == ROOT:
-        # In this order: without root neither the groups nor the group could be set.
-        os.setgroups(identity.groups)
-        os.setresgid(identity.gid, identity.gid, identity.gid)
-        os.setresuid(identity.uid, identity.uid, identity.uid)
-        _prove(identity)
-    elif (identity.uid, identity.gid) != (os.geteuid(), os.getegid()):
-        raise ConfigError(f"only root can become another user ({identity})")
+    # First: without root neither the groups nor the group could be set.
+    with suppress(PermissionError):
+        os.setgroups([])
+    if identity is not None:
+        _become(identity)
     _set_no_new_privs()
 
 
@@ -119,10 +118,19 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
+def _become(identity: Identity) -> None:
+    if os.geteuid() == ROOT:
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+        _prove(identity)
+    elif (identity.uid, identity.gid) != (os.geteuid(), os.getegid()):
+        raise ConfigError(f"only root can become another user ({identity})")
+
+
 def _prove(identity: Identity) -> None:
     uids, gids = {identity.uid}, {identity.gid}
     kept = set(os.getresuid()) != uids or set(os.getresgid()) != gids
-    if kept or set(os.getgroups()) != set(identity.groups):
+    if kept or os.getgroups():
         raise GreeterdError(f"privileges were not dropped completely to {identity}")
     if identity.uid == ROOT:
         return
@@ -166,7 +174,7 @@ def _may_write(path: Path, identity: Identity | None) -> bool:
     # the directories above, which mode bits alone do not tell.
     groups, gid = os.getgroups(), os.getegid()
     try:
-        os.setgroups(identity.groups)
+        os.setgroups([])
         os.setegid(identity.gid)
         os.seteuid(identity.uid)
         return os.access(path, os.W_OK | os.X_OK, effective_ids=True)

@@ -34,9 +34,11 @@ from greeterd.config import Config
 from greeterd.core.address import Address
 from greeterd.core.events import How
 from greeterd.core.ratelimit import RateLimit
+from greeterd.cpus import cpu_of
 from greeterd.errors import GreeterdError
 from greeterd.greetings import GreetingLog, open_greeting_log
 from greeterd.intake import Intake, Source
+from greeterd.limits import limit_core_dumps, limit_files, pin
 from greeterd.listener import open_member
 from greeterd.logs import DaemonLog
 from greeterd.privileges import Identity, drop
@@ -90,8 +92,7 @@ def main(seat: Seat) -> int:
             # Before the privileges go: ports below 1024 need them, and the sockets of one reuseport
             # group must have been made by one user.
             opened = [open_member(address) for address in seat.addresses]
-        if seat.identity is not None:
-            drop(seat.identity)
+        _confine(seat)
         greetings = open_greeting_log(
             seat.config.log_dir,
             worker=seat.slot,
@@ -112,6 +113,22 @@ def main(seat: Seat) -> int:
     if not seat.rehearsal and (not opened or _await_go(seat.channel)):
         worker.run()
     return 0
+
+
+def _confine(seat: Seat) -> None:
+    """Take on the limits of a worker, and let go of all that it has no need of.
+
+    Raises:
+        GreeterdError: the kernel does not let us.
+
+    """
+    config = seat.config
+    limit_files(config.max_files)
+    limit_core_dumps(allowed=config.core_dumps)
+    cpu = cpu_of(seat.slot, config.pinned_cpus)
+    if cpu is not None:
+        pin(cpu)
+    drop(seat.identity)
 
 
 def _await_go(channel: Channel) -> bool:
