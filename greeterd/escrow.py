@@ -16,6 +16,7 @@ from greeterd import listener, steering
 from greeterd.config import Config
 from greeterd.core.address import Address, parse_address
 from greeterd.core.events import SlotIndex
+from greeterd.cpus import cpu_of
 from greeterd.errors import ListenError
 from greeterd.sockdiag import queue_length
 from greeterd.succession import InheritedListeners
@@ -44,6 +45,7 @@ class Escrow:
         """The slots by the index of their listener, which is the same at every address."""
         self._avoided: SlotIndex | None = None
         self._unix_files: dict[Path, tuple[int, int]] = {}
+        self._steering, self._cpus = config.steering, config.pinned_cpus
         if inherited is not None:
             self._adopt(inherited)
         else:
@@ -116,6 +118,11 @@ class Escrow:
         self._order.append(slot)
         self._steer()
 
+    def steer_as(self, config: Config) -> None:
+        """Choose listeners as this configuration says, from the next connection on."""
+        self._steering, self._cpus = config.steering, config.pinned_cpus
+        self._steer()
+
     def steer_away(self, slot: SlotIndex) -> None:
         """Let new connections go to the other slots' listeners only."""
         self._avoided = slot
@@ -168,11 +175,11 @@ class Escrow:
     def _steer(self) -> None:
         if not self._order:
             return
-        indexes = None
-        if self._avoided in self._order:
-            indexes = [n for n, slot in enumerate(self._order) if slot != self._avoided]
+        cpus = [cpu_of(slot, self._cpus) for slot in self._order]
+        avoided = self._order.index(self._avoided) if self._avoided in self._order else None
+        selection = steering.choose(self._steering, cpus, avoided)
         for member in self._slots[self._order[0]]:
-            steering.steer(member, indexes or None)
+            steering.steer(member, selection)
 
     def _remove_unix_files(self) -> None:
         for path, inode in self._unix_files.items():

@@ -230,6 +230,7 @@ class Master:
         ticket = NO_TICKET
         if estate.client_fd is not None:
             ticket = self._ticket(self._control.adopt_request(estate.client_fd, "upgrade"))
+        self._escrow.steer_as(self._config)
         deaf = None if estate.left is None else round(time.monotonic() - estate.left, 3)
         self._log.info("new image", version=__version__, before=estate.program, deaf=deaf)
         self._begin_reload(self._config, ticket, "upgrade")
@@ -628,6 +629,7 @@ class Master:
         if config is not self._config:
             self._config = config
             _set_limits(config)
+            self._escrow.steer_as(config)
             self._daemon_log = self._open_log(config)
             self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
 

@@ -16,7 +16,7 @@ import array
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 # asm-generic/socket.h; the socket module of CPython names none of them.
@@ -33,6 +33,8 @@ LOAD_WORD: Final = 0x20
 LOAD_BYTE: Final = 0x30
 ADD: Final = 0x04
 MODULO: Final = 0x94
+JUMP: Final = 0x05
+JUMP_IF_EQUAL: Final = 0x15
 JUMP_IF_AT_LEAST: Final = 0x35
 JUMP_IF_ANY_BIT: Final = 0x45
 RETURN: Final = 0x06
@@ -53,45 +55,95 @@ Instruction: TypeAlias = tuple[int, int, int, int]
 Program: TypeAlias = tuple[Instruction, ...]
 
 
+HASH: Final[Program] = ((RETURN, 0, 0, _NO_INDEX),)
+"""Leaves the choice to the kernel's hash: no listener has this index."""
+
+
+def choose(steering: str, cpus: Sequence[int | None], avoided: int | None) -> Program | None:
+    """Return the selection that `steering` (hash, cpu, random) means; None for the hash itself.
+
+    `cpus` has a listener at each index, by the CPU that its worker is pinned to, if it is. By `cpu`
+    a connection goes to one that is pinned to the CPU that handles it, evenly where there are
+    several; from the other CPUs by the hash. Where none is pinned, CPUs are dealt out by turns.
+    `avoided` gets nothing, however it would be chosen, unless it is the only one.
+
+    Raises: ValueError if there is no listener, or more than a program can tell apart.
+    """
+    everyone = range(len(cpus))
+    allowed = [index for index in everyone if index != avoided] or list(everyone)
+    complete = len(allowed) == len(cpus)
+    if steering == "random":
+        return random_over(allowed)
+    if steering == "cpu":
+        owners: dict[int, list[int]] = {}
+        for index in allowed:
+            if (cpu := cpus[index]) is not None:
+                owners.setdefault(cpu, []).append(index)
+        if not owners:
+            return cpu_over(allowed)
+        return cpu_table(owners, HASH if complete else random_over(allowed))
+    return None if complete else random_over(allowed)
+
+
 def random_over(indexes: Iterable[int]) -> Program:
     """Return a selection that gives each of `indexes` the same chance.
 
-    A random number modulo their count is the rank of the chosen index; each gap between the
-    indexes, in ascending order, then lifts it by the gap's width. Leaving out one of 512 listeners
-    costs two instructions; a table of jumps would take two for each that stays. 2**32 is not
-    always a multiple of the count, so some indexes are favoured by one part in 2**32 / count.
+    2**32 is not always a multiple of their count: some are favoured by one part in 2**32 / count.
 
     Raises: ValueError if there is no index, or if they leave more gaps than a program can hold.
+    """
+    return _over(_AD_RANDOM, indexes)
+
+
+def cpu_over(indexes: Iterable[int]) -> Program:
+    """Return a selection that deals the CPUs out to `indexes` by turns.
+
+    Raises: ValueError as `random_over`.
+    """
+    return _over(_AD_CPU, indexes)
+
+
+def cpu_table(owners: Mapping[int, Sequence[int]], others: Program) -> Program:
+    """Return a selection by the CPU that handles the SYN: one of its owners, with equal chances.
+
+    A CPU without owners is left to `others`.
+
+    Raises: ValueError as `random_over`.
+    """
+    program: list[Instruction] = []
+    for cpu in sorted(owners):
+        choice = random_over(owners[cpu])
+        # An unconditional jump over the choice: the conditional ones reach 255 instructions.
+        program += [(JUMP_IF_EQUAL, 1, 0, cpu), (JUMP, 0, 0, len(choice)), *choice]
+    return _checked([(LOAD_WORD, 0, 0, _AD_CPU), *program, *others])
+
+
+def _over(number: int, indexes: Iterable[int]) -> Program:
+    """Return a selection by a number that the kernel tells, modulo the count of `indexes`.
+
+    The result is the rank of the chosen index; each gap between the indexes, in ascending order,
+    then lifts it by the gap's width. Leaving out one of 512 listeners costs two instructions; a
+    table of jumps would take two for each that stays.
     """
     allowed = sorted(set(indexes))
     if not allowed or allowed[0] < 0:
         raise ValueError("steering needs at least one index, and none below 0")
     if len(allowed) == 1:
         return ((RETURN, 0, 0, allowed[0]),)
-    program: list[Instruction] = [(LOAD_WORD, 0, 0, _AD_RANDOM), (MODULO, 0, 0, len(allowed))]
+    program: list[Instruction] = [(LOAD_WORD, 0, 0, number), (MODULO, 0, 0, len(allowed))]
     expected = 0
     for index in allowed:
         if index > expected:
             program += [(JUMP_IF_AT_LEAST, 0, 1, expected), (ADD, 0, 0, index - expected)]
         expected = index + 1
     program.append((RETURN_ACCUMULATOR, 0, 0, 0))
+    return _checked(program)
+
+
+def _checked(program: Sequence[Instruction]) -> Program:
     if len(program) > MAX_INSTRUCTIONS:
         raise ValueError(f"{len(program)} instructions; the kernel takes {MAX_INSTRUCTIONS}")
     return tuple(program)
-
-
-def cpu_modulo(count: int) -> Program:
-    """Return a selection by the CPU that handles the SYN: index = CPU modulo `count`.
-
-    Raises: ValueError if `count` is below 1.
-    """
-    if count < 1:
-        raise ValueError("steering by CPU needs at least one listener")
-    return (
-        (LOAD_WORD, 0, 0, _AD_CPU),
-        (MODULO, 0, 0, count),
-        (RETURN_ACCUMULATOR, 0, 0, 0),
-    )
 
 
 def drop_syn() -> Program:
@@ -104,13 +156,13 @@ def drop_syn() -> Program:
     )
 
 
-def steer(member: socket.socket, indexes: Iterable[int] | None) -> None:
-    """Spread the new connections of `member`'s group evenly over `indexes`; None: the hash again.
+def steer(member: socket.socket, selection: Program | None) -> None:
+    """Let `selection` choose for the new connections of `member`'s group; None: the hash again.
 
-    Raises: ValueError as `random_over`; OSError if `member` is not of an SO_REUSEPORT group.
+    Raises: OSError if `member` is not of an SO_REUSEPORT group.
     """
-    if indexes is not None:
-        _attach(member, SO_ATTACH_REUSEPORT_CBPF, random_over(indexes))
+    if selection is not None:
+        _attach(member, SO_ATTACH_REUSEPORT_CBPF, selection)
         return
     try:
         member.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
@@ -119,16 +171,8 @@ def steer(member: socket.socket, indexes: Iterable[int] | None) -> None:
             return
         if error.errno != errno.ENOPROTOOPT:
             raise
-        # Linux before 5.3 cannot detach; an index that nobody has is the hash too.
-        _attach(member, SO_ATTACH_REUSEPORT_CBPF, ((RETURN, 0, 0, _NO_INDEX),))
-
-
-def steer_by_cpu(member: socket.socket, count: int) -> None:
-    """Give each new connection of `member`'s group to index CPU modulo `count`.
-
-    Raises: ValueError as `cpu_modulo`; OSError if `member` is not of an SO_REUSEPORT group.
-    """
-    _attach(member, SO_ATTACH_REUSEPORT_CBPF, cpu_modulo(count))
+        # Linux before 5.3 cannot detach.
+        _attach(member, SO_ATTACH_REUSEPORT_CBPF, HASH)
 
 
 def gate_syn(listener: socket.socket) -> None:

@@ -9,13 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greeterd import steering
-from greeterd.steering import Program, assemble, cpu_modulo, drop_syn, random_over
+from greeterd.steering import (
+    HASH,
+    Program,
+    assemble,
+    choose,
+    cpu_over,
+    cpu_table,
+    drop_syn,
+    random_over,
+)
 
 SLOTS = 512
 SYN, ACK, FIN, RST, PSH = 0x02, 0x10, 0x01, 0x04, 0x08
 
 
-def run(program: Program, load: Callable[[int, int], int]) -> int:
+def run(program: Program, load: Callable[[int, int], int]) -> int:  # noqa: C901 - an operation each
     """Execute `program`; `load(operation, offset)` answers its loads. Returns what it returns."""
     accumulator = counter = 0
     while True:
@@ -29,6 +38,10 @@ def run(program: Program, load: Callable[[int, int], int]) -> int:
             accumulator = (accumulator + operand) % 2**32
         elif operation == steering.JUMP_IF_AT_LEAST:
             counter += if_true if accumulator >= operand else if_false
+        elif operation == steering.JUMP_IF_EQUAL:
+            counter += if_true if accumulator == operand else if_false
+        elif operation == steering.JUMP:
+            counter += operand
         elif operation == steering.JUMP_IF_ANY_BIT:
             counter += if_true if accumulator & operand else if_false
         elif operation == steering.RETURN:
@@ -114,17 +127,77 @@ def test_steering_to_nobody_is_refused(indexes: list[int]) -> None:
         random_over(indexes)
 
 
-def test_steering_by_cpu_gives_each_cpu_one_index() -> None:
-    def load(operation: int, offset: int) -> int:
-        assert (operation, offset) == (steering.LOAD_WORD, 0xFFFFF000 + 36)
-        return 7
+def on_cpu(program: Program, cpu: int, random: int = 0) -> int | None:
+    """Return the index for a SYN that this CPU handles; None where the hash has to choose."""
 
-    assert run(cpu_modulo(4), load) == 3
+    def load(operation: int, offset: int) -> int:
+        assert operation == steering.LOAD_WORD
+        return {0xFFFFF000 + 36: cpu, 0xFFFFF000 + 56: random}[offset]
+
+    index = run(program, load)
+    return None if index == 0xFFFFFFFF else index
+
+
+def choices(program: Program | None, cpu: int, count: int = 12) -> set[int | None]:
+    """Return what a SYN on this CPU can lead to, whatever the random number."""
+    assert program is not None
+    return {on_cpu(program, cpu, random) for random in range(count)}
+
+
+def test_cpus_are_dealt_out_by_turns() -> None:
+    assert [on_cpu(cpu_over([0, 2, 3]), cpu) for cpu in range(5)] == [0, 2, 3, 0, 2]
+
+
+def test_a_table_gives_a_cpu_to_its_owners_evenly_and_the_others_to_the_rest() -> None:
+    program = cpu_table({7: [1], 2: [0, 3]}, HASH)
+    assert [on_cpu(program, cpu) for cpu in (7, 1, 8)] == [1, None, None]
+    assert Counter(on_cpu(program, 2, random) for random in range(10)) == {0: 5, 3: 5}
+    assert choices(cpu_table({7: [1]}, random_over([0, 2])), 5) == {0, 2}
+
+
+def test_each_steering_is_the_program_of_its_name() -> None:
+    assert choose("hash", [None] * 3, None) is None
+    assert choose("random", [None] * 3, None) == random_over(range(3))
+    assert choose("cpu", [None] * 3, None) == cpu_over(range(3))
+    assert choose("cpu", [0, 1, 0], None) == cpu_table({0: [0, 2], 1: [1]}, HASH)
+
+
+def test_by_cpu_the_index_is_that_of_the_pinned_worker_in_any_order() -> None:
+    program = choose("cpu", [3, 0, 2, 1], None)
+    assert [choices(program, cpu) for cpu in range(5)] == [{1}, {3}, {2}, {0}, {None}]
+
+
+@pytest.mark.parametrize("steering", ["hash", "cpu", "random"])
+def test_the_only_listener_cannot_be_avoided(steering: str) -> None:
+    assert choose(steering, [0], 0) == choose(steering, [0], None)
+
+
+@given(
+    st.sampled_from(["hash", "cpu", "random"]),
+    st.lists(st.integers(0, 3), min_size=2, max_size=8),
+    st.booleans(),
+    st.data(),
+)
+def test_what_is_avoided_gets_nothing_and_nobody_else_is_left_out(
+    steering: str, cpus: list[int], pinned: bool, data: st.DataObject
+) -> None:
+    avoided = data.draw(st.integers(0, len(cpus) - 1))
+    program = choose(steering, [cpu if pinned else None for cpu in cpus], avoided)
+    found = {index for cpu in range(8) for index in choices(program, cpu, 840)}
+    assert found == set(range(len(cpus))) - {avoided}
+
+
+@given(st.lists(st.integers(0, 40), min_size=SLOTS, max_size=SLOTS))
+def test_any_table_of_all_slots_is_right_for_each_cpu(cpus: list[int]) -> None:
+    program = choose("cpu", cpus, None)
+    for cpu in range(41):
+        owners: set[int | None] = {index for index, own in enumerate(cpus) if own == cpu}
+        assert choices(program, cpu, max(1, len(owners))) == (owners or {None})
 
 
 def test_steering_by_cpu_over_nobody_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one listener"):
-        cpu_modulo(0)
+    with pytest.raises(ValueError, match="at least one index"):
+        choose("cpu", [], None)
 
 
 @pytest.mark.parametrize("flags", [SYN, SYN | 0xC0, SYN | ACK])

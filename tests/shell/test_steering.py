@@ -3,7 +3,7 @@
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -12,7 +12,16 @@ from greeterd import steering
 from greeterd.core.address import Address
 from greeterd.listener import local_address
 from greeterd.sockdiag import drops, half_open, queue_length
-from greeterd.steering import gate_syn, is_gated_by_ttl, open_gate, steer, steer_by_cpu
+from greeterd.steering import (
+    HASH,
+    choose,
+    cpu_over,
+    cpu_table,
+    gate_syn,
+    is_gated_by_ttl,
+    open_gate,
+    random_over,
+)
 from tests.shell.sockets import (
     connected,
     connecting,
@@ -26,6 +35,11 @@ from tests.shell.sockets import (
 from tests.support import until
 
 LOOPBACKS = [Address(host="127.0.0.1", port=0), Address(host="::1", port=0)]
+
+
+def steer(member: socket.socket, indexes: Iterable[int] | None) -> None:
+    """Spread new connections over these indexes; None: by the hash."""
+    steering.steer(member, None if indexes is None else random_over(indexes))
 
 
 @pytest.fixture
@@ -135,17 +149,56 @@ def test_a_listener_of_no_group_cannot_be_steered(opened: ExitStack) -> None:
         steer(shared(opened), [0])
 
 
-def test_steering_by_cpu_gives_a_connection_to_its_cpu(opened: ExitStack) -> None:
+@pytest.fixture
+def cpu() -> Iterator[int]:
+    """Run on one CPU, whose softirq then handles what is sent over loopback."""
     before = os.sched_getaffinity(0)
-    cpu = max(before)
+    os.sched_setaffinity(0, {max(before)})
+    yield max(before)
+    os.sched_setaffinity(0, before)
+
+
+def test_cpus_dealt_out_by_turns_give_a_connection_to_its_cpu(opened: ExitStack, cpu: int) -> None:
     members = group(opened, cpu + 2)
-    steer_by_cpu(members[0], len(members))
-    os.sched_setaffinity(0, {cpu})
-    try:
-        count = takers(members, 20)
-    finally:
-        os.sched_setaffinity(0, before)
-    assert count == {cpu: 20}
+    steering.steer(members[0], cpu_over(range(len(members))))
+    assert takers(members, 20) == {cpu: 20}
+
+
+@pytest.mark.parametrize("address", LOOPBACKS, ids=str)
+def test_a_table_gives_a_connection_to_an_owner_of_its_cpu(
+    opened: ExitStack, cpu: int, address: Address
+) -> None:
+    members = group(opened, 4, address)
+    steering.steer(members[0], cpu_table({cpu + 1: [1], cpu: [0, 3], cpu + 2: [2]}, HASH))
+    count = takers(members, 100)
+    assert set(count) == {0, 3}
+    assert min(count.values()) > 20  # 50 each, give or take 5; 20 is six deviations away
+
+
+def test_a_cpu_that_nobody_owns_is_left_to_the_hash(opened: ExitStack, cpu: int) -> None:
+    members = group(opened, 2)
+    steering.steer(members[0], cpu_table({cpu + 1: [1]}, HASH))
+    assert set(takers(members, 100)) == {0, 1}
+
+
+@pytest.mark.parametrize("how", ["hash", "cpu", "random"])
+@pytest.mark.parametrize("pinned", ["here", "elsewhere", "nowhere"])
+def test_a_listener_that_is_avoided_gets_nothing(
+    opened: ExitStack, cpu: int, how: str, pinned: str
+) -> None:
+    members = group(opened, 3)
+    where = {"here": cpu, "elsewhere": cpu + 1, "nowhere": None}[pinned]
+    steering.steer(members[0], choose(how, [where] * 3, 1))
+    assert takers(members, 50)[1] == 0
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 512])
+def test_the_kernel_takes_any_table_of_512_listeners(opened: ExitStack, cpus: int) -> None:
+    """Its size counts after the kernel's own translation, against net.core.optmem_max."""
+    members = group(opened, 2)
+    order = sorted(range(512), key=lambda slot: slot % 7)
+    steering.steer(members[0], choose("cpu", [slot % cpus for slot in order], 5))
+    assert takers(members, 20).total() == 20
 
 
 @pytest.mark.parametrize("address", LOOPBACKS, ids=str)
