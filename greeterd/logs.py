@@ -33,7 +33,7 @@ _STDERR = 2
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _MODE = 0o640
 _PATIENCE = 0.1  # seconds; a reader that is alive empties a pipe in less
-_MULTILINE = ("exception", "stack")
+_MULTILINE = ("exception", "said", "stack")
 
 Send = Callable[[memoryview], int]
 

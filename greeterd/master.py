@@ -416,6 +416,8 @@ class Master:
             self._bury(death)
         self._given_up = [trial for trial in self._given_up if trial.verdict() is None]
         if self._trial is not None and (verdict := self._trial.verdict()) is not None:
+            if verdict:
+                self._log.warning("new image refused", said=self._trial.said)
             self._trial = None
             self._feed(TrialEnded(verdict))
 

@@ -124,6 +124,8 @@ class Trial:
 
     def __init__(self, estate: Estate, directory: Path) -> None:
         """Start it.  Raises: OSError if it cannot be executed."""
+        self.said = ""
+        """The end of what it has written to standard error, once there is a verdict."""
         self._said = os.memfd_create("greeterd-trial")
         memory = _write(estate)
         libc = ctypes.CDLL(None)
@@ -163,7 +165,8 @@ class Trial:
         os.close(self._said)
         if code == 0:
             return ""
-        words = tail.decode("utf-8", "backslashreplace").strip().splitlines()
+        self.said = tail.decode("utf-8", "backslashreplace").strip()
+        words = self.said.splitlines()
         last = words[-1].removeprefix("greeterd: ") if words else "it said nothing"
         how = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         return f"the new image cannot start ({how}): {last}"

@@ -1,0 +1,63 @@
+"""A copy of the package for a daemon to run from: another version of it, or one that is broken.
+
+Each process shows in its title (ps) which version it has read, so a test sees what code is in
+memory. Only the test writes the copy; the interpreter keeps its byte code beside it.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+
+from tests.system.harness import ROOT
+
+PACKAGE = "greeterd"
+
+
+class Image:
+    """The package in a directory that goes before all others: pass `environment` to the daemon."""
+
+    def __init__(self, directory: Path) -> None:
+        self.package = directory / PACKAGE
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / PACKAGE, self.package, ignore=ignored)
+        self.environment = {"PYTHONPATH": str(directory)}
+        self._instant = self.package.stat().st_mtime_ns // 10**9
+        self._whole: dict[Path, str] = {}
+        self.release("1")
+
+    def release(self, version: str) -> None:
+        """Let this be another version."""
+        self._edit("__init__.py", r'__version__ = ".*"', f'__version__ = "{version}"')
+        self._edit("titles.py", r'f"greeterd.*?: ', f'f"greeterd-{version}: ')
+
+    def _edit(self, name: str, pattern: str, by: str) -> None:
+        path = self.package / name
+        text, count = re.subn(pattern, by, path.read_text())
+        assert count, f"no {pattern} in {path}"
+        self._write(path, text)
+
+    def _write(self, path: Path, text: str) -> None:
+        path.write_text(text)
+        # Byte code is taken for up to date by the second in which its source was written.
+        self._instant += 1
+        os.utime(path, (self._instant, self._instant))
+
+    def spoil(self, name: str, pattern: str, by: str) -> None:
+        """Replace what a regular expression finds in a file, until `mend`."""
+        path = self.package / name
+        self._whole.setdefault(path, path.read_text())
+        self._edit(name, pattern, by)
+
+    def mend(self) -> None:
+        """Undo everything that was spoilt."""
+        for path, text in self._whole.items():
+            self._write(path, text)
+        self._whole.clear()
+
+
+def versions(pids: list[int]) -> set[str]:
+    """Return the versions that are in the memory of these processes."""
+    return {psutil.Process(pid).cmdline()[0].partition(":")[0].partition("-")[2] for pid in pids}
