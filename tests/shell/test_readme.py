@@ -1,0 +1,287 @@
+"""The README's tables, lists and pictures are what the code says; nothing is run.
+
+What does not agree is shown by the line that belongs into the README.
+"""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from greeterd import errors
+from greeterd.cli import client, ctl
+from greeterd.config import Config
+from greeterd.core.events import Life
+from greeterd.core.record import Record
+from greeterd.core.requests import COMMANDS
+from greeterd.core.workers import TRANSITIONS
+from greeterd.daemon import INTERRUPTED
+from greeterd.kinds import kind_of
+from greeterd.scoreboard import Counters
+from greeterd.settings import _app, _settings
+from greeterd.signals import MASTER_SIGNALS
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "greeterd"
+README = (ROOT / "README.md").read_text()
+SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
+GREETING_LOG = {PACKAGE / "greetings.py"}
+"""The modules whose records go to a greeting log, not to the daemon log."""
+
+
+def section(title: str) -> str:
+    """Return the text below a heading, up to the next of the same depth or a higher one."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n", README, re.MULTILINE)
+    assert found, f"no section {title}"
+    rest = README[found.end() :]
+    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def table(title: str) -> list[list[str]]:
+    """Return the cells of a section's first table, without its head."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def column(title: str, index: int = 0) -> list[str]:
+    """Return one column of a section's table, without the marks of code."""
+    return [row[index].strip("`") for row in table(title)]
+
+
+def block(title: str, language: str, start: str) -> str:
+    """Return the code block of a section that begins with a text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", section(title), re.DOTALL)
+    (found,) = (one for one in blocks if one.startswith(start))
+    return str(found)
+
+
+def test_the_settings_are_those_of_the_code_with_default_unit_meaning_and_reload() -> None:
+    shown = _settings(_app().assemble_argument_collection())
+    wanted = []
+    for one in fields(Config):
+        parameter = shown[one.name].parameter
+        meaning, _, default = one.metadata["help"].removesuffix("]").partition(" [default: ")
+        default = default or f"`{kind_of(parameter).text(one.default)}`"
+        unit = str(parameter.metavar or "").lower()
+        reload = "yes" if one.metadata["reload"] else "no"
+        wanted.append([f"`{one.name}`", default, unit, reload, meaning])
+    assert table("Settings") == wanted
+
+
+def handled_signals() -> Iterator[str]:
+    """Yield the signals that the master's loop has a case for."""
+    for node in ast.walk(SOURCES[PACKAGE / "master.py"]):
+        match node:
+            case ast.match_case(pattern=ast.MatchValue(value=ast.Attribute(attr=name))):
+                if name.startswith("SIG"):
+                    yield name.removeprefix("SIG")
+            case _:
+                pass
+
+
+def test_the_signals_are_those_that_the_master_takes_and_handles() -> None:
+    rows = column("Signals")
+    assert sorted(rows) == sorted(one.name.removeprefix("SIG") for one in MASTER_SIGNALS)
+    assert sorted(rows) == sorted(handled_signals())
+
+
+def test_the_commands_are_those_of_the_control_protocol() -> None:
+    words = [row.split()[0] for row in column("Commands")]
+    assert list(dict.fromkeys(words)) == list(COMMANDS)
+    assert set(app_commands()) == set(COMMANDS)
+
+
+def app_commands() -> list[str]:
+    """Return the commands of greeterctl, without its flags."""
+    return [name for name in ctl.app if not name.startswith("-")]
+
+
+def documented(text: str) -> set[int]:
+    """Return the codes of a program's own list."""
+    return {int(code) for code in re.findall(r"^- (\d+):", text, re.MULTILINE)}
+
+
+def test_the_exit_codes_are_those_of_the_three_programs() -> None:
+    kinds = [one for one in vars(errors).values() if isinstance(one, type)]
+    own = {one.exit_code for one in kinds if issubclass(one, errors.GreeterdError)}
+    programs = {
+        1: {0, INTERRUPTED, *own},
+        2: documented(ctl.EXIT_CODES),
+        3: documented(client.EXIT_CODES),
+    }
+    rows = table("Exit codes")
+    assert [int(row[0]) for row in rows] == sorted(set.union(*programs.values()))
+    for index, codes in programs.items():
+        assert {int(row[0]) for row in rows if row[index]} == codes
+
+
+def test_the_counters_are_the_cells_of_the_scoreboard() -> None:
+    assert column("Counters") == [one.name for one in fields(Counters)]
+
+
+def test_the_fields_of_a_greeting_are_those_of_the_record() -> None:
+    assert column("Greeting records") == list(Record.__struct_fields__)
+
+
+# The events of the daemon log ---------------------------------------------------------------
+
+
+def words(node: ast.expr) -> str | None:
+    """Return the text of an event; what is only known at run time is a command's name."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "COMMAND" for part in parts
+            )
+        case _:
+            return None
+
+
+def events(source: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the event and the level of each record that a source writes."""
+    chosen = set[str]()
+    for node in ast.walk(source):
+        match node:
+            case ast.Assign(
+                targets=[ast.Name(id="log")],
+                value=ast.IfExp(body=ast.Attribute(attr=one), orelse=ast.Attribute(attr=other)),
+            ):
+                chosen = {one, other}
+            case ast.Call(func=ast.Name(id="log"), args=[event, *_]) if text := words(event):
+                assert chosen <= LEVELS
+                assert chosen, text
+                yield from ((text, level) for level in chosen)
+            case ast.Call(func=ast.Attribute(attr=level), args=[event, *_]) if level in LEVELS and (
+                text := words(event)
+            ):
+                yield text, "error" if level == "exception" else level
+            case ast.Call(func=ast.Attribute(attr="say"), args=[level, event, *_]):
+                yield str(words(event)), str(words(level))
+            case ast.Call(func=ast.Attribute(attr="_warn"), args=[event, *_]):
+                yield str(words(event)), "warning"
+            case _:
+                pass
+
+
+def functions(source: ast.AST) -> Iterator[ast.AST]:
+    """Yield the functions of a source, so that a name has one meaning in each."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def test_the_events_are_those_that_the_code_writes_with_their_levels() -> None:
+    wanted = defaultdict(set)
+    for path, source in SOURCES.items():
+        if path not in GREETING_LOG:
+            for function in functions(source):
+                for event, level in events(function):
+                    wanted[event].add(level)
+    told = {row[0].strip("`"): set(row[1].split(", ")) for row in table("Daemon log")}
+    assert told == wanted
+    assert len(table("Daemon log")) == len(told)
+
+
+def test_an_event_is_seen_however_it_is_written() -> None:
+    source = """
+def f():
+    self._log.info("plain", a=1)
+    log.exception("crashed")
+    self._log.error(f"{name} failed")
+    state.say("warning", "said", a=1)
+    self._warn("warned", a=1)
+    log = x.debug if a else x.info
+    log("chosen")
+    print("printed"), log.info(event), self._logger.log("other")
+"""
+    assert set(events(ast.parse(source))) == {
+        ("plain", "info"), ("crashed", "error"), ("COMMAND failed", "error"), ("said", "warning"),
+        ("warned", "warning"), ("chosen", "debug"), ("chosen", "info"),
+    }  # fmt: skip
+
+
+def test_the_commands_that_the_log_tells_the_end_of_are_named() -> None:
+    (sentence,) = re.findall(r"`COMMAND` stands for (.*?)\.", section("Daemon log"), re.DOTALL)
+    takes_time = {one for one in COMMANDS if one not in {"ping", "status", "reopen"}}
+    assert set(re.findall(r"`(\w+)`", sentence)) == takes_time
+
+
+# Design -------------------------------------------------------------------------------------
+
+
+def tree(directory: Path, depth: int = 0) -> Iterator[str]:
+    """Yield a line for each module: its place, and the first line of its docstring."""
+    indent = "  " * depth
+    yield f"{indent}{directory.name}/"
+    for path in sorted(directory.iterdir(), key=lambda path: (path.is_file(), path.name)):
+        if path.is_dir() and any(path.glob("*.py")):
+            yield from tree(path, depth + 1)
+        elif path in SOURCES:
+            about = ast.get_docstring(SOURCES[path]) or ""
+            yield f"{indent}  {path.name}".ljust(20) + f" {about.splitlines()[0]}"
+
+
+def test_the_tree_is_that_of_the_modules_with_what_they_say_of_themselves() -> None:
+    assert block("Design", "text", "greeterd/").splitlines() == list(tree(PACKAGE))
+
+
+def test_the_life_of_a_worker_is_that_of_the_supervisor() -> None:
+    picture = block("Design", "mermaid", "stateDiagram")
+    arrows = re.findall(r"^ +(\S+) --> (\w+): \S", picture, re.MULTILINE)
+    assert len(arrows) == picture.count("-->")
+    known = {
+        (life.value, after.value) for life, allowed in TRANSITIONS.items() for after in allowed
+    }
+    assert set(arrows) == {("[*]", Life.STARTING.value), *known}
+    assert len(arrows) == len(set(arrows))
+
+
+# What is shown by tests and files -----------------------------------------------------------
+
+
+def cases_of(path: Path) -> set[str]:
+    """Return the names of the tests in a file."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)`:?((?:,?\s+`test_\w+`)*)", README)
+    missing = []
+    count = 0
+    for file, tests in named:
+        assert (ROOT / file).is_file(), file
+        for name in re.findall(r"`(test_\w+)`", tests):
+            count += 1
+            if name not in cases_of(ROOT / file):
+                missing.append(f"{file}: {name}")
+    assert missing == []
+    assert count == len(re.findall(r"`test_\w+`", README)), "a test without its file"
+
+
+def test_what_happens_is_shown_by_tests_each_time() -> None:
+    statements = re.split(r"^- ", section("What happens when"), flags=re.MULTILINE)[1:]
+    assert len(statements) > 10
+    assert [one for one in statements if not re.search(r"`test_\w+`", one)] == []
+
+
+def test_every_file_that_is_named_exists() -> None:
+    files = re.findall(r"`((?:conf|systemd|tests|\.ci)/[\w./]*)`", README)
+    assert len(files) > 10
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_every_setting_that_is_written_as_one_is_one() -> None:
+    names = {one.name for one in fields(Config)}
+    written = set(re.findall(r"`(\w+) = \w+`", README))
+    assert written <= names
+    flags = re.findall(r"greeterd (--[\w-]+(?: [\w-]+)*)", README)
+    known = {f"--{name.replace('_', '-')}" for name in names} | {"--check"}
+    assert {word for one in flags for word in one.split() if word.startswith("--")} <= known
