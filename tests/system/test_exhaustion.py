@@ -33,8 +33,8 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, Record, records
 
 LOG, DESCRIPTORS, LIMIT = 1, 2, 3  # why a worker is blocked, as in the status
-CLIENTS = 3_000  # twice what there is room for
-LITTLE = 256 * 1024  # bytes of room
+CLIENTS = 2_000  # more than there is room for
+LITTLE = 256 * 1024  # bytes of room; the scoreboard is a file, too, and has to fit
 
 both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
@@ -175,14 +175,13 @@ def test_without_room_for_the_log_nothing_is_accepted_and_nothing_is_lost(
     print(f"{mode}: out of room at {totals['greetings']}, {len(refused)} warnings by then")
 
 
-@both_modes
 def test_a_daemon_without_room_stops_in_time_and_has_answered_nobody_in_vain(
-    daemon: StartDaemon, tmp_path: Path, mode: str
+    daemon: StartDaemon, tmp_path: Path
 ) -> None:
     small = SmallFiles(tmp_path)
     one = daemon(
-        f"--mode={mode}", "--workers=1", "--reply", f"--log-dir={tmp_path}",
-        "--graceful-timeout=1", prefix=small.prefix,
+        "--workers=1", "--reply", f"--log-dir={tmp_path}", "--graceful-timeout=1",
+        prefix=small.prefix,
     )  # fmt: skip
     one.log_dir = tmp_path
     with Load(one.address, count=CLIENTS, concurrency=16, reply=True, timeout=20.0) as load:
@@ -251,8 +250,8 @@ def test_a_log_that_was_taken_away_is_noticed_without_being_told(
 @pytest.mark.parametrize(
     ("mode", "how", "turns"),
     [
-        ("inherit", "USR1", 6),
-        ("reuseport", "USR1", 6),
+        ("inherit", "USR1", 4),
+        ("reuseport", "USR1", 4),
         ("inherit", "greeterctl", 2),
         ("reuseport", "nobody", 2),
     ],
