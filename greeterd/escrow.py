@@ -16,6 +16,7 @@ from greeterd import listener, steering
 from greeterd.config import Config
 from greeterd.core.address import Address, parse_address
 from greeterd.core.events import SlotIndex
+from greeterd.core.stored import Stored, label_of
 from greeterd.cpus import cpu_of
 from greeterd.errors import ListenError
 from greeterd.sockdiag import queue_length
@@ -29,12 +30,15 @@ class Escrow:
     """The listeners, guards and steering of one daemon."""
 
     def __init__(self, config: Config, inherited: InheritedListeners | None = None) -> None:
-        """Open what the configuration names, or take over what a predecessor had opened.
+        """Take over what a predecessor or a socket unit has opened, and open what is missing.
+
+        Nothing is done to what is taken over, since it may serve meanwhile.
 
         Raises:
             ListenError: an address cannot be opened.
 
         """
+        given = inherited or InheritedListeners()
         self._own = config.mode == "reuseport"
         self._backlog = config.backlog
         self._blocking = config.wait_strategy == "blocking"
@@ -43,30 +47,69 @@ class Escrow:
         self._slots: dict[SlotIndex, list[socket.socket]] = {}
         self._order: list[SlotIndex] = []
         """The slots by the index of their listener, which is the same at every address."""
-        self._avoided: SlotIndex | None = None
+        self._avoided: set[SlotIndex] = set()
+        """The slots that retire, and of passed listeners those that have."""
         self._unix_files: dict[Path, tuple[int, int]] = {}
         self._steering, self._cpus = config.steering, config.pinned_cpus
-        if inherited is not None:
-            self._adopt(inherited)
-        else:
-            try:
-                for text in config.bind:
-                    self._open(parse_address(text), config.unix_mode)
-            except ListenError:
-                self.close()
-                raise
-        self.addresses = [listener.local_address(sock) for sock in self._guards or self._shared]
+        self._bind = config.bind
+        self.passed = given.passed
+        """A socket unit has opened them.  Nothing is done that would keep clients from its sockets
+        when this daemon is gone: no gate, no shutdown, no steering that stays."""
+        self.gated = given.gated
+        """What waits in the queues may be deaf by a gate that looked at TTLs."""
+        self._adopt(given)
+        try:
+            self._open(config, given)
+        except ListenError:
+            self.close()
+            raise
+        by_address = self._guards or self._shared or self._slots[self._order[0]]
+        self.addresses = [listener.local_address(sock) for sock in by_address]
         """As bound: port 0 is resolved."""
 
     def _adopt(self, inherited: InheritedListeners) -> None:
-        self._shared = [socket.socket(fileno=fd) for fd in inherited.shared]
         self._guards = [socket.socket(fileno=fd) for fd in inherited.guards]
         self._slots = {
             SlotIndex(slot): [socket.socket(fileno=fd) for fd in fds]
             for slot, fds in inherited.slots.items()
         }
         self._order = [SlotIndex(slot) for slot in inherited.order]
+        self._avoided = {SlotIndex(slot) for slot in inherited.avoided}
         self._unix_files = {Path(name): inode for name, inode in inherited.unix_files.items()}
+
+    def _open(self, config: Config, given: InheritedListeners) -> None:
+        addresses = [parse_address(text) for text in config.bind]
+        if not self._own:
+            fds = given.shared or [None] * len(addresses)
+            for address, fd in zip(addresses, fds, strict=True):
+                self._shared.append(
+                    self._open_shared(address, config.unix_mode)
+                    if fd is None
+                    else socket.socket(fileno=fd)
+                )
+        elif not (self._guards or self.passed):
+            for address in addresses:
+                self._guards.append(listener.guard_address(address))
+
+    def _open_shared(self, address: Address, unix_mode: int) -> socket.socket:
+        sock = listener.open_shared(address, backlog=self._backlog, unix_mode=unix_mode)
+        if address.is_unix:
+            path = Path(address.path).absolute()
+            self._unix_files[path] = _inode(path)
+        if self._blocking:
+            listener.set_blocking_accept(sock, BLOCKING_TIMEOUT)
+        return sock
+
+    def arrange(self) -> None:
+        """Have what was taken over as the configuration says: at a start, when nobody serves it."""
+        for sock in self.listeners():
+            if self._blocking:
+                listener.set_blocking_accept(sock, BLOCKING_TIMEOUT)
+            else:
+                sock.setblocking(False)
+            if not self.passed:
+                sock.listen(self._backlog)  # it listens already: this changes the length only
+        self._steer()
 
     def bequest(self) -> InheritedListeners:
         """Return what a successor needs to take all of this over."""
@@ -78,19 +121,34 @@ class Escrow:
             },
             order=[int(slot) for slot in self._order],
             unix_files={str(path): inode for path, inode in self._unix_files.items()},
+            avoided=[int(slot) for slot in self._avoided],
+            passed=self.passed,
+            gated=self.gated,
         )
 
-    def _open(self, address: Address, unix_mode: int) -> None:
-        if self._own:
-            self._guards.append(listener.guard_address(address))
-            return
-        sock = listener.open_shared(address, backlog=self._backlog, unix_mode=unix_mode)
-        self._shared.append(sock)
-        if address.is_unix:
-            path = Path(address.path).absolute()
-            self._unix_files[path] = _inode(path)
-        if self._blocking:
-            listener.set_blocking_accept(sock, BLOCKING_TIMEOUT)
+    def holdings(self) -> dict[str, int]:
+        """Return the descriptors that outlive this process with the service manager, by name.
+
+        What a socket unit has passed it has itself.
+        """
+        if self.passed:
+            return {}
+        labels = [label_of(text) for text in self._bind]
+        found = {
+            Stored(label=label, file=self._file_of(sock)).name: sock.fileno()
+            for label, sock in zip(labels, self._shared, strict=False)
+        }
+        for label, sock in zip(labels, self._guards, strict=False):
+            found[Stored(label=label, guard=True).name] = sock.fileno()
+        for index, slot in enumerate(self._order):
+            for label, sock in zip(labels, self._slots[slot], strict=True):
+                found[Stored(label=label, slot=slot, index=index).name] = sock.fileno()
+        return found
+
+    def _file_of(self, sock: socket.socket) -> tuple[int, int] | None:
+        if sock.family != socket.AF_UNIX:
+            return None
+        return self._unix_files.get(Path(listener.local_address(sock).path))
 
     def for_slot(self, slot: SlotIndex) -> list[socket.socket] | None:
         """Return the listeners that a worker of this slot serves; None: it opens its own."""
@@ -125,11 +183,32 @@ class Escrow:
 
     def steer_away(self, slot: SlotIndex) -> None:
         """Let new connections go to the other slots' listeners only."""
-        self._avoided = slot
+        self._avoided.add(slot)
         self._steer()
 
+    @property
+    def most_slots(self) -> int | None:
+        """How many slots there can be; None where their number is ours to decide."""
+        return len(self._slots) if self.passed and self._own else None
+
+    @property
+    def highest_slot(self) -> int:
+        """The highest number of a slot with listeners of its own, 0 for none."""
+        return max(self._slots, default=0)
+
+    def use(self, slot: SlotIndex) -> None:
+        """Let new connections go to a slot again whose passed listeners had rested."""
+        if slot in self._avoided:
+            self._avoided.discard(slot)
+            self._steer()
+
     def close_slot(self, slot: SlotIndex) -> None:
-        """Close a slot's listeners for every process that holds them."""
+        """Close a slot's listeners for every process that holds them.
+
+        Listeners of a socket unit cannot be closed, so nothing is sent there any more.
+        """
+        if self.passed:
+            return
         socks = self._slots.pop(slot, [])
         if not socks:
             return
@@ -142,12 +221,16 @@ class Escrow:
         hole = self._order.index(slot)
         self._order[hole] = self._order[-1]
         self._order.pop()
-        if self._avoided == slot:
-            self._avoided = None
+        self._avoided.discard(slot)
         self._steer()
 
     def gate(self) -> None:
-        """Let no new connection in anywhere; what is under way arrives in the accept queues."""
+        """Let no new connection in anywhere; what is under way arrives in the accept queues.
+
+        Into the listeners of a socket unit they are let: whoever is not served wakes the service.
+        """
+        if self.passed:
+            return
         self._remove_unix_files()
         for sock in self.listeners():
             if sock.family != socket.AF_UNIX:
@@ -169,6 +252,9 @@ class Escrow:
     def close(self) -> None:
         """Close everything here; workers that hold a listener keep it."""
         self._remove_unix_files()
+        if self.passed and self._order:
+            for member in self._slots[self._order[0]]:
+                steering.steer(member, None)
         for sock in self.listeners() + self._guards:
             sock.close()
 
@@ -176,7 +262,7 @@ class Escrow:
         if not self._order:
             return
         cpus = [cpu_of(slot, self._cpus) for slot in self._order]
-        avoided = self._order.index(self._avoided) if self._avoided in self._order else None
+        avoided = [n for n, slot in enumerate(self._order) if slot in self._avoided]
         selection = steering.choose(self._steering, cpus, avoided)
         for member in self._slots[self._order[0]]:
             steering.steer(member, selection)

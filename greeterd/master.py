@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, assert_never
 
-from greeterd import __version__, signals, succession, systemd, worker
+from greeterd import __version__, signals, succession, worker
+from greeterd.activation import Allotment, bind_by, receive
 from greeterd.channel import (
     Channel,
     DrainMessage,
@@ -84,12 +85,14 @@ from greeterd.legacy import adopt_children, adopt_supervisor, bequeath
 from greeterd.limits import allow_files, limit_core_dumps, limit_files
 from greeterd.listener import effective_backlog
 from greeterd.logs import DaemonLog, open_daemon_log
+from greeterd.manager import Manager
 from greeterd.nursery import Child, Death, Nursery
 from greeterd.privileges import prepare_directory, resolve
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.sockdiag import queue_length
 from greeterd.succession import Estate, Trial
-from greeterd.survey import Circumstances, survey
+from greeterd.survey import Circumstances, describe, survey
 from greeterd.titles import title_master
 from greeterd.trial import rehearse
 
@@ -109,6 +112,8 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
     """
     directory = Path.cwd()
     estate = succession.inherited()
+    sockets = receive(config) if estate is None else Allotment(listeners=estate.listeners)
+    config, reload = bind_by(sockets.listeners, config, reload)
     if estate is not None:
         if config.daemonize:
             os.chdir("/")
@@ -119,7 +124,7 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
             RunLock.adopt(estate.lock_fd, config.run_dir).close()
             rehearse(config, estate)
             return 0
-    source = Source(reload, config_file, directory)
+    source = Source(reload, config_file, directory, sockets)
     return launch(
         lambda readiness: _serve(config, source, readiness, estate),
         detach=config.daemonize and estate is None,
@@ -129,12 +134,13 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the configuration comes from."""
+    """Where the configuration comes from, and listeners that are there already."""
 
     load: Callable[[], Config]
     file: Path | None
     directory: Path
     """In which the daemon was started, and relative names are looked up."""
+    sockets: Allotment
 
 
 def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
@@ -176,14 +182,19 @@ class Master:
         self._daemon_log = self._open_log(config)
         self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
         _set_limits(config)
-        self._escrow = Escrow(config, inherited=estate.listeners if estate else None)
+        self._manager = Manager(upgraded=estate is not None)
+        self._escrow = Escrow(config, inherited=source.sockets.listeners)
+        self._keep_listeners()
         self._addresses = [str(address) for address in self._escrow.addresses]
         self._board = Scoreboard(MAX_SLOTS, estate.board_fd if estate else None)
         self._supervisor = (
-            adopt_supervisor(estate, _policy(config), random.random)
+            adopt_supervisor(estate, self._policy(config), random.random)
             if estate
             else Supervisor(
-                workers=config.worker_count, policy=_policy(config), jitter=random.random
+                # What waits at a slot that is one too many is served before the slot retires.
+                workers=max(config.worker_count, self._escrow.highest_slot),
+                policy=self._policy(config),
+                jitter=random.random,
             )
         )
         self._events: deque[Event] = deque()
@@ -233,6 +244,7 @@ class Master:
         self._escrow.steer_as(self._config)
         deaf = None if estate.left is None else round(time.monotonic() - estate.left, 3)
         self._log.info("new image", version=__version__, before=estate.program, deaf=deaf)
+        self._manager.begin()
         self._begin_reload(self._config, ticket, "upgrade")
         # A child may have died while nobody waited for it.
         self._reap()
@@ -249,6 +261,7 @@ class Master:
                 addresses=self._addresses,
                 workers=len(self._supervisor.slots),
             )
+            self._take_up_sockets()
         backlog = effective_backlog(self._config.backlog)
         if backlog < self._config.backlog:
             self._log.warning("backlog is capped", backlog=self._config.backlog, somaxconn=backlog)
@@ -283,7 +296,12 @@ class Master:
     # Time -----------------------------------------------------------------------------------
 
     def _timeout(self) -> float:
-        deadlines = [self._next_tick, self._supervisor.next_deadline(), self._control.deadline()]
+        deadlines = [
+            self._next_tick,
+            self._supervisor.next_deadline(),
+            self._control.deadline(),
+            self._manager.next_deadline(),
+        ]
         soonest = min(each for each in deadlines if each is not None)
         return max(0.0, soonest - time.monotonic())
 
@@ -297,6 +315,12 @@ class Master:
             self._feed(Tick(self._pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
+        self._manager.attend(
+            self._supervisor, started=self._was_ready, figures=self._figures, now=now
+        )
+
+    def _figures(self) -> str:
+        return describe(self._supervisor, self._board, self._escrow)
 
     def _pulses(self, now: float) -> tuple[Pulse, ...]:
         found = []
@@ -346,7 +370,7 @@ class Master:
                 case signal.SIGTTOU:
                     self._feed(Scale(change=-1))
                 case signal.SIGUSR2:
-                    self._feed(Upgrade())
+                    self._upgrade(NO_TICKET)
                 case signal.SIGCHLD:
                     self._reap()
                 case _:
@@ -371,7 +395,7 @@ class Master:
                 reason = self._reopen()
                 request.answer(not reason, **({"error": reason} if reason else {}))
             case "upgrade":
-                self._feed(Upgrade(ticket=self._ticket(request)))
+                self._upgrade(self._ticket(request))
             case "stop":
                 quick = request.arguments.get("now", False)
                 self._feed(Stop(quick=quick, ticket=self._ticket(request)))
@@ -406,7 +430,9 @@ class Master:
                 child.failure = FailedMessage(error.exit_code, str(error))
                 self._nursery.kill(child, signal.SIGKILL)
                 return
+            self._keep_listeners()
             self._nursery.send(ident, GoMessage())
+        self._escrow.use(child.spawn.slot)
         self._log.info("worker ready", **_facts(child))
         self._feed(Ready(ident))
 
@@ -438,6 +464,35 @@ class Master:
             self._last_error = f"worker {child.spawn.slot}: {reason}"
         self._feed(Exited(child.spawn.worker, reason, code))
 
+    # Listeners ------------------------------------------------------------------------------
+
+    def _take_up_sockets(self) -> None:
+        """Arrange listeners that were there before this daemon, and tell of them."""
+        for stale in self._source.sockets.stale:
+            self._log.warning("stored descriptor dropped", name=stale.name, reason=stale.reason)
+        given = self._source.sockets.listeners
+        if given is not None:
+            self._escrow.arrange()
+            queued = sum(queue_length(sock).now for sock in self._escrow.listeners())
+            what = "sockets passed" if given.passed else "listeners restored"
+            sockets = len(given.listening())
+            self._log.info(what, addresses=self._addresses, sockets=sockets, queued=queued)
+
+    def _keep_listeners(self) -> None:
+        self._manager.keep(self._escrow.holdings())
+
+    def _policy(self, config: Config) -> Policy:
+        return Policy(
+            own_listeners=config.mode == "reuseport",
+            most_slots=self._escrow.most_slots,
+            rescue=config.rescue,
+            graceful_timeout=config.graceful_timeout,
+            start_timeout=config.start_timeout,
+            worker_timeout=config.worker_timeout,
+            max_restarts=config.max_restarts,
+            restart_window=config.restart_window,
+        )
+
     # Commands -------------------------------------------------------------------------------
 
     def _ticket(self, request: Request) -> Ticket:
@@ -448,6 +503,7 @@ class Master:
 
     def _reload(self, ticket: Ticket) -> None:
         """Read the configuration anew; a bad one is refused, and the old one goes on."""
+        self._manager.begin()
         try:
             config = self._source.load()
             prepare_directory(config.log_dir, self._identity, LOG_DIR_MODE)
@@ -461,12 +517,16 @@ class Master:
             return
         self._begin_reload(config, ticket, "reload")
 
+    def _upgrade(self, ticket: Ticket) -> None:
+        self._manager.begin()
+        self._feed(Upgrade(ticket=ticket))
+
     def _begin_reload(self, config: Config, ticket: Ticket, name: str) -> None:
         self._reload_began = time.monotonic()
         self._last_generation += 1
         generation = Generation(self._last_generation)
         self._configs[generation] = config
-        self._feed(Reload(generation, config.worker_count, _policy(config), ticket, name))
+        self._feed(Reload(generation, config.worker_count, self._policy(config), ticket, name))
 
     def _reopen(self) -> str:
         """Open every log file anew; return why not, or nothing."""
@@ -512,9 +572,9 @@ class Master:
                 self._escrow.steer_away(slot)
             case CloseSlot(slot):
                 self._escrow.close_slot(slot)
+                self._keep_listeners()
                 self._log.info("worker retired", worker=slot)
             case GateAll():
-                systemd.notify("STOPPING=1")
                 title_master(self._config.mode, self._addresses, "stopping")
                 self._escrow.gate()
             case Lend(slot, ident):
@@ -555,7 +615,6 @@ class Master:
     def _replace(self, ticket: Ticket) -> None:
         """Become the new image; only a failure comes back."""
         self._log.info("becoming the new image")
-        systemd.notify("STATUS=upgrading")
         signals.hold()
         self._signals.put_back()
         try:
@@ -593,8 +652,9 @@ class Master:
             mode=self._config.mode,
             workers=len(self._nursery),
         )
-        systemd.notify("READY=1", f"STATUS=serving with {len(self._nursery)} workers")
         self._readiness.ready()
+        if len(self._supervisor.live_slots) > self._config.worker_count:
+            self._feed(Scale(workers=self._config.worker_count))
 
     def _finish(self, action: Finished) -> None:
         if action.command == "reload" or (action.command == "upgrade" and not action.reason):
@@ -608,6 +668,8 @@ class Master:
                 generation=self._supervisor.generation,
                 workers=len(self._supervisor.live_slots),
             )
+        if action.command in {"reload", "upgrade"}:
+            self._manager.end(f"{action.command} failed: {action.reason}" if action.reason else "")
         request = self._requests.pop(action.ticket, None)
         if request is not None:
             failure = {"error": action.reason} if action.reason else {}
@@ -671,6 +733,8 @@ class Master:
                 signals=pipe,
                 daemon_log=self._daemon_log,
                 log=log.bind(pid=os.getpid()),
+                passed=self._escrow.passed,
+                gated=self._escrow.gated,
             )
             return worker.main(seat)
 
@@ -699,18 +763,6 @@ class Master:
 
 def _fixed(config: Config) -> list[tuple[str, str]]:
     return [(name, str(getattr(config, name))) for name in sorted(FIXED)]
-
-
-def _policy(config: Config) -> Policy:
-    return Policy(
-        own_listeners=config.mode == "reuseport",
-        rescue=config.rescue,
-        graceful_timeout=config.graceful_timeout,
-        start_timeout=config.start_timeout,
-        worker_timeout=config.worker_timeout,
-        max_restarts=config.max_restarts,
-        restart_window=config.restart_window,
-    )
 
 
 def _facts(child: Child) -> dict[str, object]:

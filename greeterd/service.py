@@ -126,6 +126,10 @@ class Service:
         """Let in what comes for the connections accepted from now on (see steering.gate_syn)."""
         self._prepare = _prepare_gated
 
+    def leave_gates(self) -> None:
+        """Do that no longer: it costs a greeting 2 us."""
+        self._prepare = os.set_blocking
+
     def burst(self, source: Source, limit: int) -> int:
         """Accept and serve up to `limit` connections; return their number, 0 for none waiting."""
         accept, name_peer = source.accept, source.name_peer

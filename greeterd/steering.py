@@ -16,11 +16,12 @@ import array
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 # asm-generic/socket.h; the socket module of CPython names none of them.
 SO_ATTACH_FILTER: Final = 26
+SO_DETACH_FILTER: Final = 27
 SO_ATTACH_REUSEPORT_CBPF: Final = 51
 SO_DETACH_REUSEPORT_BPF: Final = 68
 
@@ -59,18 +60,18 @@ HASH: Final[Program] = ((RETURN, 0, 0, _NO_INDEX),)
 """Leaves the choice to the kernel's hash: no listener has this index."""
 
 
-def choose(steering: str, cpus: Sequence[int | None], avoided: int | None) -> Program | None:
+def choose(steering: str, cpus: Sequence[int | None], avoided: Collection[int]) -> Program | None:
     """Return the selection that `steering` (hash, cpu, random) means; None for the hash itself.
 
     `cpus` has a listener at each index, by the CPU that its worker is pinned to, if it is. By `cpu`
     a connection goes to one that is pinned to the CPU that handles it, evenly where there are
     several; from the other CPUs by the hash. Where none is pinned, CPUs are dealt out by turns.
-    `avoided` gets nothing, however it would be chosen, unless it is the only one.
+    Those in `avoided` get nothing, however they would be chosen, unless there are no others.
 
     Raises: ValueError if there is no listener, or more than a program can tell apart.
     """
     everyone = range(len(cpus))
-    allowed = [index for index in everyone if index != avoided] or list(everyone)
+    allowed = [index for index in everyone if index not in avoided] or list(everyone)
     complete = len(allowed) == len(cpus)
     if steering == "random":
         return random_over(allowed)
@@ -189,6 +190,27 @@ def gate_syn(listener: socket.socket) -> None:
         # a privilege to ask for packets that no router has touched, though, and a client's SYN has
         # a smaller TTL than this. The ACK of a handshake under way is not looked at.
         listener.setsockopt(*_ttl_option(listener), _UNTOUCHED_TTL)
+
+
+def ungate(listener: socket.socket) -> bool:
+    """Let new connections to `listener` in again, whoever has gated it.
+
+    True tells that connections which wait in its queue may need `open_gate` to be heard: they were
+    made while it looked at TTLs.
+
+    Raises: OSError if the kernel lets a filter stay.
+    """
+    if listener.family == socket.AF_UNIX:
+        return False
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # nothing was attached
+            raise
+    if not is_gated_by_ttl(listener):
+        return False
+    listener.setsockopt(*_ttl_option(listener), 0)
+    return True
 
 
 def is_gated_by_ttl(listener: socket.socket) -> bool:

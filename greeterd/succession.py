@@ -63,11 +63,23 @@ class InheritedSlot(Struct, frozen=True, kw_only=True):
 class InheritedListeners(Struct, frozen=True, kw_only=True):
     """The escrow: descriptors by address, and the order in which the kernel counts the slots."""
 
-    shared: list[int] = []
+    shared: list[int | None] = []
+    """None stands for one that is still to be opened; only at a start, never in an estate."""
     guards: list[int] = []
     slots: dict[int, list[int]] = {}
     order: list[int] = []
     unix_files: dict[str, tuple[int, int]] = {}
+    avoided: list[int] = []
+    """The slots that new connections are steered away from."""
+    passed: bool = False
+    """A socket unit has opened them, and they are not ours to gate, shut down or unlink."""
+    gated: bool = False
+    """What waits in the queues may be deaf by a gate that looked at TTLs."""
+
+    def listening(self) -> list[int]:
+        """Return every listener."""
+        members = [fd for fds in self.slots.values() for fd in fds]
+        return [*(fd for fd in self.shared if fd is not None), *members]
 
 
 class Estate(Struct, frozen=True, kw_only=True):
@@ -107,9 +119,8 @@ class Estate(Struct, frozen=True, kw_only=True):
             self.control_fd,
             *([] if self.client_fd is None else [self.client_fd]),
             *self.idle_fds,
-            *listeners.shared,
+            *listeners.listening(),
             *listeners.guards,
-            *(fd for fds in listeners.slots.values() for fd in fds),
             *(worker.channel_fd for worker in workers),
             *(worker.stack_fd for worker in workers),
         }

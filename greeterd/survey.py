@@ -63,6 +63,7 @@ def survey(
         since=about.since,
         uptime=about.now - about.started,
         addresses=[str(address) for address in escrow.addresses],
+        passed=escrow.passed,
         workers=[row for slot in slots for row in _workers(supervisor, board, slot, about.now)],
         counters=counters,
         totals=total([*counters.values(), *gone]),
@@ -76,6 +77,19 @@ def survey(
         log_dir=str(about.config.log_dir),
         run_dir=str(about.config.run_dir),
         config=str(about.config_file) if about.config_file else None,
+    )
+
+
+def describe(supervisor: Supervisor, board: Scoreboard, escrow: Escrow) -> str:
+    """Return the daemon in one short line, for the service manager's status."""
+    slots = range(1, supervisor.highest_slot + 1)
+    totals = total(_counters(board, SlotIndex(slot)) for slot in slots)
+    live = supervisor.live_slots
+    ready = sum(slot.ready is not None for slot in live)
+    queued = sum(each.queued for each in _listeners(escrow))
+    return (
+        f"{ready} of {len(live)} workers ready, {totals.greetings} greetings,"
+        f" {totals.open} open, {queued} queued"
     )
 
 

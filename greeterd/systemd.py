@@ -4,13 +4,15 @@ Sources: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), systemd.exec(5)
 The protocol is documented to be implemented without libsystemd; the Python packages for it are
 stale or compiled.
 
-Invariants: without systemd every function is a no-op. `notify` is called by the master's loop,
-so it never raises and blocks for `SEND_TIMEOUT` seconds at most. Nothing here changes the
-environment except `forget`, which each worker calls after the fork.
+Invariants: without systemd every function is a no-op. `notify` is called by the master's loop, so
+it never raises and blocks for `SEND_TIMEOUT` seconds at most; `barrier`, which waits for as long as
+it is told, is for the start alone. Nothing here changes the environment except `forget`, which each
+worker calls after the fork.
 """
 
 import array
 import os
+import select
 import socket
 import stat
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
@@ -62,7 +64,7 @@ def notify_with_fds(
 ) -> bool:
     """Give `fds` to the manager's descriptor store under `name`; True if all were sent.
 
-    `notify("FDSTOREREMOVE=1", "FDNAME=...")` takes them back. FDPOLL=0 keeps the manager from
+    `remove_fds` takes them back. FDPOLL=0 keeps the manager from
     dropping a descriptor that reports EPOLLHUP, as a bound but not listening socket does.
 
     Raises: ValueError if `name` cannot be an FDNAME (1 to 255 printable ASCII characters, no
@@ -73,6 +75,29 @@ def notify_with_fds(
     store = ("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", *assignments)
     batches = [fds[at : at + MAX_FDS_PER_MESSAGE] for at in range(0, len(fds), MAX_FDS_PER_MESSAGE)]
     return all(notify(*store, environ=environ, fds=batch) for batch in batches)
+
+
+def remove_fds(name: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Let the manager close every descriptor that it keeps under `name`; True if it was told."""
+    return notify("FDSTOREREMOVE=1", f"FDNAME={name}", environ=environ)
+
+
+def barrier(timeout: float, environ: Mapping[str, str] = os.environ) -> bool:
+    """Wait until the manager has done all that it was told before; False if it did not in time.
+
+    sd_notify_barrier(3): it closes the descriptor that it is sent (systemd 246).
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            sent = notify("BARRIER=1", environ=environ, fds=[writer])
+        finally:
+            os.close(writer)
+        poll = select.poll()
+        poll.register(reader, 0)  # the hang-up is always reported
+        return sent and bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(reader)
 
 
 def listen_fds(

@@ -79,6 +79,10 @@ class Seat:
     signals: SignalPipe
     daemon_log: DaemonLog
     log: FilteringBoundLogger
+    passed: bool = False
+    """The listeners are a socket unit's, which are never gated."""
+    gated: bool = False
+    """What waits at the listeners may be deaf by a gate that looked at TTLs."""
     rehearsal: bool = False
     """Only show that a start is possible: leave instead of serving."""
 
@@ -176,6 +180,10 @@ class Worker:
             warn=self._warn,
             on_exit=lambda: self._tell(ExitMessage()),
         )
+        self._deaf = set(self._intake.sources) if seat.gated else set()
+        """The listeners in whose queues connections wait that a gate has made deaf."""
+        if self._deaf:
+            self._service.open_gates()
         self._max_connections = config.max_connections
         self._interval = min(HEARTBEAT, config.client_timeout)
         self._blocking = config.wait_strategy == "blocking"
@@ -261,7 +269,10 @@ class Worker:
         if room <= 0:
             self._pause(scoreboard.BLOCKED_BY_LIMIT)
             return 0
-        taken = self._service.burst(source, min(limit, room))
+        limit = min(limit, room)
+        taken = self._service.burst(source, limit)
+        if self._deaf and taken < limit and not self._service.trouble:
+            self._hear(fd)
         if taken:
             self._intake.note(fd, source, taken)
             if source.lender is not None:
@@ -272,6 +283,12 @@ class Worker:
         elif self._service.trouble in SHUT:
             self._intake.close([fd])
         return taken
+
+    def _hear(self, fd: int) -> None:
+        """Note that a listener was found empty: what comes from now on was never gated."""
+        self._deaf.discard(fd)
+        if not self._deaf and self._how is None:
+            self._service.leave_gates()
 
     def _blocking_source(self) -> Source | None:
         """Return the listener to block on in accept(2); None when epoll has to be waited for."""
@@ -390,7 +407,7 @@ class Worker:
         if self._how is None:
             self._seat.log.error("the master is gone, draining")
             for source in self._intake.sources.values():
-                if source.sock.family != socket.AF_UNIX:
+                if source.sock.family != socket.AF_UNIX and not self._seat.passed:
                     gate_syn(source.sock)
             self._drain(How.SWEEP)
 

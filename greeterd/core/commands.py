@@ -18,7 +18,7 @@ from greeterd.core.events import (
     Upgrade,
 )
 from greeterd.core.operations import Launch, Operation, Resize, Roll, Trial
-from greeterd.core.state import MAX_SLOTS, State
+from greeterd.core.state import State
 from greeterd.core.workers import Slot
 
 
@@ -61,8 +61,10 @@ def _begin(state: State, command: Command, now: float) -> Operation | None:
             return Roll(command=command.name, targets=targets, ticket=command.ticket)
         case Scale():
             want = len(live) + command.change if command.workers is None else command.workers
-            if not 1 <= want <= MAX_SLOTS:
-                reason = f"{want} workers: not between 1 and {MAX_SLOTS}"
+            if not 1 <= want <= state.most_slots:
+                reason = f"{want} workers: not between 1 and {state.most_slots}"
+                if state.policy.most_slots is not None:
+                    reason += ", as many as the service manager has passed sockets for"
                 state.finish(command.ticket, command.name, reason)
                 return None
             return Resize(command=command.name, want=want, ticket=command.ticket)
@@ -124,7 +126,7 @@ def _end_failed_roll(state: State, roll: Roll) -> None:
 def _resize(state: State, resize: Resize, now: float) -> None:
     if not resize.begun:
         live = state.live_slots
-        if resize.want - len(live) > MAX_SLOTS - len(state.slots):
+        if resize.want - len(live) > state.most_slots - len(state.slots):
             return  # the numbers are still taken by slots that retire
         resize.begun = True
         resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]

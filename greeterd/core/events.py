@@ -53,6 +53,8 @@ class Policy:
 
     own_listeners: bool = False
     """Each slot has a listener of its own (reuseport), which outlives its workers in escrow."""
+    most_slots: int | None = None
+    """As many sockets were passed for them; None: as many as there can be."""
     rescue: bool = True
     graceful_timeout: float = 30.0
     start_timeout: float = 30.0

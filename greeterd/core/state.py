@@ -77,9 +77,14 @@ class State:
         self.stopping = Stop(quick=quick)
         self.exit = final
 
+    @property
+    def most_slots(self) -> int:
+        """How many slots there can be."""
+        return MAX_SLOTS if self.policy.most_slots is None else self.policy.most_slots
+
     def add_slot(self, now: float) -> Slot:
         """Add the slot with the lowest number that is free."""
-        index = next(SlotIndex(n) for n in range(1, MAX_SLOTS + 1) if n not in self.slots)
+        index = next(SlotIndex(n) for n in range(1, self.most_slots + 1) if n not in self.slots)
         slot = Slot(index=index, generation=self.generation, retry_at=now, unserved_since=now)
         self.slots[index] = slot
         self.highest_slot = max(self.highest_slot, index)

@@ -122,6 +122,8 @@ class Status(Struct, frozen=True, kw_only=True):
     uptime: float
     addresses: list[str]
     """As bound: port 0 is resolved."""
+    passed: bool = False
+    """A socket unit has opened the listeners, and they are not `bind` of the configuration."""
     workers: list[WorkerStatus]
     """Each slot at least once, in the order of slots; the serving worker before a leaving one."""
     counters: dict[int, SlotCounters]
@@ -198,7 +200,8 @@ def heading(status: Status) -> list[str]:
         f"greeterd {status.version}: {status.state}, {status.mode} ({status.wait}),"
         f" pid {status.pid}, up {duration(status.uptime)}, generation {status.generation}"
     )
-    lines = [daemon, f"listening on {', '.join(addresses) or 'nothing'}"]
+    origin = ", passed by the service manager" if status.passed else ""
+    lines = [daemon, f"listening on {', '.join(addresses) or 'nothing'}{origin}"]
     if status.restarts_in_window:
         lines.append(
             f"restarts: {status.restarts_in_window} in the last"

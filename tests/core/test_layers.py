@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
-    frozenset({"escrow", "intake", "nursery"}),
+    frozenset({"activation", "escrow", "intake", "manager", "nursery"}),
     frozenset({"legacy"}),
     frozenset({"service"}),  # halves of the master and of the worker
     frozenset({"survey", "worker"}),

@@ -2,7 +2,6 @@
 
 import pytest
 
-from greeterd.core import commands, state
 from greeterd.core.events import CloseSlot, Exit, GateAll, Life, Policy, Say, SlotIndex, SteerAway
 from tests.core.supervised import (
     asked_to_exit,
@@ -109,12 +108,17 @@ def test_512_slots_are_not_too_many() -> None:
     assert daemon.tell(scale(512))[-1] == spawn(512, slot=512)
 
 
-def test_a_scale_waits_for_the_numbers_of_slots_that_retire(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(state, "MAX_SLOTS", 4)
-    monkeypatch.setattr(commands, "MAX_SLOTS", 4)
-    daemon = started(4)
+def test_there_are_no_more_slots_than_sockets_were_passed() -> None:
+    daemon = started(2, policy=Policy(own_listeners=True, most_slots=2))
+    reason = "3 workers: not between 1 and 2, as many as the service manager has passed sockets for"
+    assert daemon.tell(scale(change=1, ticket=1)) == [finished("scale", reason, ticket=1)]
+    assert daemon.tell(scale(1, ticket=2)) == [steer_away(2), sweep(2)]
+    assert daemon.tell(left(2)) == [close(2), finished("scale", ticket=2)]
+    assert daemon.tell(scale(2)) == [spawn(3, slot=2)], "up to that number it is possible"
+
+
+def test_a_scale_waits_for_the_numbers_of_slots_that_retire() -> None:
+    daemon = started(4, policy=Policy(most_slots=4))
     daemon.tell(asked_to_exit(2), asked_to_exit(3), asked_to_exit(4))
     assert daemon.tell(scale(3, ticket=1)) == []
     assert daemon.tell(left(3)) == [close(3)]

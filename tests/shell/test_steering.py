@@ -188,7 +188,7 @@ def test_a_listener_that_is_avoided_gets_nothing(
 ) -> None:
     members = group(opened, 3)
     where = {"here": cpu, "elsewhere": cpu + 1, "nowhere": None}[pinned]
-    steering.steer(members[0], choose(how, [where] * 3, 1))
+    steering.steer(members[0], choose(how, [where] * 3, [1]))
     assert takers(members, 50)[1] == 0
 
 
@@ -197,7 +197,7 @@ def test_the_kernel_takes_any_table_of_512_listeners(opened: ExitStack, cpus: in
     """Its size counts after the kernel's own translation, against net.core.optmem_max."""
     members = group(opened, 2)
     order = sorted(range(512), key=lambda slot: slot % 7)
-    steering.steer(members[0], choose("cpu", [slot % cpus for slot in order], 5))
+    steering.steer(members[0], choose("cpu", [slot % cpus for slot in order], [5]))
     assert takers(members, 20).total() == 20
 
 
