@@ -16,6 +16,7 @@ from tests.system.link import SERVER, Link
 
 WORKERS = 4
 ONE_WAY = 0.02
+PLAIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,23 @@ class Outcome:
 
 
 def scale_down_and_stop(
-    mode: str, *, removals: int, loss: float = 0.0, grace: float | None = None
+    mode: str,
+    *,
+    removals: int,
+    loss: float = 0.0,
+    grace: float | None = None,
+    plain: bool = False,
 ) -> Outcome:
-    """Take workers away one by one, as often as told, and stop at last, all under load."""
+    """Take workers away one by one, as often as told, and stop at last, all under load.
+
+    The daemon of a `plain` user may not attach every sort of filter to its listeners.
+    """
     arguments = ["--bind", f"{SERVER}:0", "--mode", mode, "--workers", str(WORKERS), "--reply"]
     if grace is not None:
         arguments += ["--drain-grace", str(grace)]
     with (
         Link(delay=ONE_WAY, loss=loss) as link,
-        Daemon(*arguments, prefix=link.server_prefix) as server,
+        Daemon(*arguments, prefix=(*link.server_prefix, *(PLAIN if plain else ()))) as server,
         Load(
             server.address,
             count=10_000_000,
@@ -82,10 +91,8 @@ def main() -> None:
     parser.add_argument("--removals", type=int, default=15)
     parser.add_argument("--loss", type=float, default=0.0, help="share of packets, each way")
     parser.add_argument("--grace", type=float, help="drain_grace of the daemon, seconds")
-    asked = parser.parse_args()
-    outcome = scale_down_and_stop(
-        asked.mode, removals=asked.removals, loss=asked.loss, grace=asked.grace
-    )
+    parser.add_argument("--plain", action="store_true", help="without CAP_NET_ADMIN")
+    outcome = scale_down_and_stop(**vars(parser.parse_args()))
     print(f"clients {outcome.clients.counts}, slowest {outcome.clients.slowest:.2f} s")
     print(f"failed {outcome.failed}, served without a record {outcome.unlogged}")
     print(f"stopped in {outcome.stop_took:.2f} s with {outcome.exit_code}")

@@ -10,8 +10,9 @@ from tests.system.slow_link import ONE_WAY, scale_down_and_stop
 
 
 @pytest.mark.parametrize("mode", ["inherit", "reuseport"])
-def test_scale_down_and_the_final_stop_fail_nobody(mode: str) -> None:
-    outcome = scale_down_and_stop(mode, removals=sized(15, 6))
+@pytest.mark.parametrize("plain", [False, True], ids=["with CAP_NET_ADMIN", "without it"])
+def test_scale_down_and_the_final_stop_fail_nobody(mode: str, *, plain: bool) -> None:
+    outcome = scale_down_and_stop(mode, removals=sized(15, 4), plain=plain)
     print(outcome.clients.counts, f"slowest {outcome.clients.slowest:.2f} s")
     print(f"stopped in {outcome.stop_took:.2f} s")
     assert outcome.exit_code == 0
