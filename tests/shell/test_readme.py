@@ -67,7 +67,7 @@ def test_the_settings_are_those_of_the_code_with_default_unit_meaning_and_reload
         parameter = shown[one.name].parameter
         meaning, _, default = one.metadata["help"].removesuffix("]").partition(" [default: ")
         default = default or f"`{kind_of(parameter).text(one.default)}`"
-        unit = str(parameter.metavar or "").lower()
+        unit = str(parameter.metavar or "").lower().replace("mib", "MiB")
         reload = "yes" if one.metadata["reload"] else "no"
         wanted.append([f"`{one.name}`", default, unit, reload, meaning])
     assert table("Settings") == wanted
@@ -266,6 +266,31 @@ def test_every_test_that_is_named_exists() -> None:
     assert count == len(re.findall(r"`test_\w+`", README)), "a test without its file"
 
 
+def shown(title: str) -> dict[str, tuple[str, str]]:
+    """Return the file and the test that a section's comment names for each row."""
+    (comment,) = re.findall(r"<!-- Shown by:\n(.*?)-->", section(title), re.DOTALL)
+    rows = re.findall(r"^(.+): (\S+) (\w+)$", comment, re.MULTILINE)
+    assert len(rows) == len(comment.splitlines())
+    return {row: (file, test) for row, file, test in rows}
+
+
+def test_every_row_of_signals_commands_and_exit_codes_has_a_test() -> None:
+    programs = ["greeterd", "greeterctl", "greeter"]
+    cells = {
+        f"{row[0]} {program}"
+        for row in table("Exit codes")
+        for program, cell in zip(programs, row[1:], strict=True)
+        if cell
+    }
+    assert set(column("Signals")) <= set(shown("Signals"))
+    assert set(column("Commands")) <= set(shown("Commands"))
+    assert cells == set(shown("Exit codes"))
+    tests = [
+        one for title in ("Signals", "Commands", "Exit codes") for one in shown(title).values()
+    ]
+    assert [one for one in tests if one[1] not in cases_of(ROOT / one[0])] == []
+
+
 def test_what_happens_is_shown_by_tests_each_time() -> None:
     statements = re.split(r"^- ", section("What happens when"), flags=re.MULTILINE)[1:]
     assert len(statements) > 10
@@ -276,6 +301,14 @@ def test_every_file_that_is_named_exists() -> None:
     files = re.findall(r"`((?:conf|systemd|tests|\.ci)/[\w./]*)`", README)
     assert len(files) > 10
     assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_the_unit_is_installed_as_its_head_says() -> None:
+    head = (ROOT / "systemd" / "greeterd.service").read_text().partition("[Unit]")[0]
+    commands = block("Running as a unit", "sh", "python3").replace(
+        "install .\n", "install greeterd\n"
+    )
+    assert [one for one in commands.splitlines() if f"#   {one}" not in head.splitlines()] == []
 
 
 def test_every_setting_that_is_written_as_one_is_one() -> None:

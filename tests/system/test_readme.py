@@ -2,8 +2,8 @@
 
 import os
 import re
-import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +14,10 @@ import pytest
 
 from greeterd.succession import ESTATE, TRIAL
 from tests.support import until
-from tests.system.books import names, outcomes, quiet_totals, worker_of
-from tests.system.clients import connect, greet, silent_clients
+from tests.system.books import names
+from tests.system.clients import connect, greet
 from tests.system.conftest import StartDaemon
-from tests.system.harness import ROOT, Daemon, clean_environment, program
+from tests.system.harness import ROOT, clean_environment, program
 
 README = (ROOT / "README.md").read_text()
 
@@ -85,112 +85,32 @@ def test_the_demonstration_prints_what_the_readme_shows(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "greeterd.log").exists()
 
 
-# What happens when --------------------------------------------------------------------------
-
-
-def limit(pid: int, what: int, soft: int) -> None:
-    """Set a soft limit of a process."""
-    _, hard = resource.prlimit(pid, what)
-    resource.prlimit(pid, what, (soft, hard))
-
-
-def lift(pid: int, what: int) -> None:
-    """Take a soft limit away."""
-    _, hard = resource.prlimit(pid, what)
-    resource.prlimit(pid, what, (hard, hard))
-
-
-def limit_leaving_free(pid: int, count: int) -> int:
-    """Return the limit of descriptors below which so many numbers are free."""
-    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    free = [number for number in range(len(taken) + count) if number not in taken]
-    return free[count - 1] + 1
-
-
-def send(stack: ExitStack, daemon: Daemon, name: str) -> socket.socket:
-    """Send a whole name, and keep the connection open for the reply."""
-    client = stack.enter_context(connect(daemon.address, timeout=10.0))
-    client.sendall(name.encode())
-    client.shutdown(socket.SHUT_WR)
-    return client
-
-
-def wait_blocked(daemon: Daemon, note: str) -> None:
-    """Wait until the worker says that it does not accept, and why."""
-    until(lambda: daemon.status()["totals"]["blocked"], what=f"not accepting: {note}")
-    assert f"not accepting: {note}" in daemon.ctl("status").stdout
+# What no other test shows -------------------------------------------------------------------
 
 
 @both_modes
-def test_a_full_disk_stops_the_accepting_and_loses_nothing(daemon: StartDaemon, mode: str) -> None:
-    one = daemon(f"--mode={mode}", "--workers=1", "--reply")
-    pid = worker_of(one, 1)
-    # More than the daemon log has, which the limit of the file size is for as well.
-    before = [f"before {number}" for number in range(50)]
-    for name in before:
-        assert greet(one.address, name) == f"Hello, {name}\n"
-    # A file that may not grow is the same to write(2) as a disk that is full.
-    size = (one.log_dir / "worker-1.log").stat().st_size
-    limit(pid, resource.RLIMIT_FSIZE, size + 20)
-    with ExitStack() as stack:
-        accepted = send(stack, one, "accepted")
-        wait_blocked(one, "log cannot be written")
-        queued = send(stack, one, "queued")
-        accepted.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            accepted.recv(1)
-        assert one.status()["listeners"][0]["queued"] == 1
-        assert one.events("cannot write greetings")[0]["reason"] == "[Errno 27] File too large"
-        lift(pid, resource.RLIMIT_FSIZE)
-        accepted.settimeout(10.0)
-        assert accepted.recv(100) == b"Hello, accepted\n"
-        assert queued.recv(100) == b"Hello, queued\n"
-    assert names(one.greetings()) == dict.fromkeys([*before, "accepted", "queued"], 1)
-    assert one.status()["totals"]["blocked"] == 0
-    assert worker_of(one, 1) == pid
-
-
-@both_modes
-def test_without_descriptors_clients_wait_in_the_queue(daemon: StartDaemon, mode: str) -> None:
-    one = daemon(f"--mode={mode}", "--workers=1", "--reply")
-    pid = worker_of(one, 1)
-    limit(pid, resource.RLIMIT_NOFILE, limit_leaving_free(pid, 4))
-    with ExitStack() as stack:
-        with silent_clients(one.address, 8):
-            wait_blocked(one, "out of descriptors")
-            waiting = send(stack, one, "Alice")
-            assert one.events("cannot accept")[0]["reason"] == "Too many open files"
-        assert waiting.recv(100) == b"Hello, Alice\n"
-    assert outcomes(quiet_totals(one, connections=9)) == {"greetings": 1, "empty": 8}
-    assert worker_of(one, 1) == pid
-
-
-@both_modes
-def test_at_max_connections_clients_wait_in_the_queue(daemon: StartDaemon, mode: str) -> None:
-    one = daemon(f"--mode={mode}", "--workers=1", "--reply", "--max-connections=3")
-    with ExitStack() as stack:
-        with silent_clients(one.address, 3):
-            wait_blocked(one, "at max_connections")
-            waiting = send(stack, one, "Alice")
-            until(lambda: one.status()["listeners"][0]["queued"] == 1)
-        assert waiting.recv(100) == b"Hello, Alice\n"
-    assert outcomes(quiet_totals(one, connections=4)) == {"greetings": 1, "empty": 3}
-
-
-@both_modes
-def test_a_rotated_log_is_noticed_without_a_word(daemon: StartDaemon, mode: str) -> None:
-    one = daemon(f"--mode={mode}", "--workers=1", "--reply")
-    log = one.log_dir / "worker-1.log"
+def test_usr2_is_an_upgrade(daemon: StartDaemon, mode: str) -> None:
+    one = daemon(f"--mode={mode}", "--workers=2", "--reply")
+    pid, workers = one.pid, set(one.worker_pids())
+    one.signal(signal.SIGUSR2)
+    one.wait_event("upgrade done", timeout=30.0)
+    assert one.pid == pid
+    until(lambda: len(one.worker_pids()) == 2 and not workers & set(one.worker_pids()))
+    assert one.status()["generation"] == 2
     assert greet(one.address, "Alice") == "Hello, Alice\n"
-    log.rename(log.with_suffix(".1"))
-    until(log.exists, timeout=5.0, what="the log is opened anew")
-    assert greet(one.address, "Bob") == "Hello, Bob\n"
-    assert names(one.greetings()) == {"Bob": 1}
-    assert len(log.with_suffix(".1").read_text().splitlines()) == 1
-    assert [each["worker"] for each in one.events("log reopened")] == [1]
 
 
-# Limits -------------------------------------------------------------------------------------
+@both_modes
+@pytest.mark.parametrize("command", ["reload", "upgrade"])
+def test_a_reload_and_an_upgrade_go_back_to_the_configured_workers(
+    daemon: StartDaemon, mode: str, command: str
+) -> None:
+    one = daemon(f"--mode={mode}", "--workers=1")
+    assert one.ctl("scale", "3").returncode == 0
+    assert len(one.status()["workers"]) == 3
+    assert one.ctl(command).returncode == 0
+    until(lambda: len(one.status()["workers"]) == 1)
+
 
 BROKEN_HEIR = f"""
 import os, sys
