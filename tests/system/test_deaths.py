@@ -155,10 +155,11 @@ def test_a_killed_worker_s_unfinished_clients_are_counted_as_reset(
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         for client in clients:
-            assert client.recv(1) == b""
+            with contextlib.suppress(ConnectionResetError):  # something was left unread
+                assert client.recv(1) == b""
     one.wait_event("worker exited", count=2)
     assert outcomes(one.status()["totals"]) == {"reset": 20}
-    assert sum(each["connections_lost"] for each in one.events("worker exited")) == 20
+    assert sum(each.get("connections_lost", 0) for each in one.events("worker exited")) == 20
     assert one.greetings() == []
 
 
