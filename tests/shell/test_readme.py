@@ -132,42 +132,58 @@ def test_the_fields_of_a_greeting_are_those_of_the_record() -> None:
 
 
 def words(node: ast.expr) -> str | None:
-    """Return the text of an event; what is only known at run time is a command's name."""
+    """Return a text; what is only known at run time stands for a command's name."""
     match node:
         case ast.Constant(value=str(text)):
             return text
         case ast.JoinedStr(values=parts):
-            return "".join(
-                str(part.value) if isinstance(part, ast.Constant) else "COMMAND" for part in parts
-            )
+            return "".join(words(part) or "COMMAND" for part in parts)
         case _:
             return None
 
 
-def events(source: ast.AST) -> Iterator[tuple[str, str]]:
-    """Yield the event and the level of each record that a source writes."""
-    chosen = set[str]()
-    for node in ast.walk(source):
+def choices(function: ast.AST) -> dict[str, set[str]]:
+    """Return the texts, or the levels of a log, that a name stands for by a condition."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(function):
         match node:
-            case ast.Assign(
-                targets=[ast.Name(id="log")],
-                value=ast.IfExp(body=ast.Attribute(attr=one), orelse=ast.Attribute(attr=other)),
-            ):
-                chosen = {one, other}
-            case ast.Call(func=ast.Name(id="log"), args=[event, *_]) if text := words(event):
-                assert chosen <= LEVELS
-                assert chosen, text
-                yield from ((text, level) for level in chosen)
-            case ast.Call(func=ast.Attribute(attr=level), args=[event, *_]) if level in LEVELS and (
-                text := words(event)
-            ):
-                yield text, "error" if level == "exception" else level
-            case ast.Call(func=ast.Attribute(attr="say"), args=[level, event, *_]):
-                yield str(words(event)), str(words(level))
-            case ast.Call(func=ast.Attribute(attr="_warn"), args=[event, *_]):
-                yield str(words(event)), "warning"
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.IfExp(body=one, orelse=other)):
+                both = [
+                    each.attr if isinstance(each, ast.Attribute) else words(each)
+                    for each in (one, other)
+                ]
+                found[name] = {each for each in both if each is not None}
             case _:
                 pass
+    return found
+
+
+def events(function: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield event and level of each record that a function writes; not what it passes on."""
+    known = choices(function)
+    passed_on = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+
+    def told(event: ast.expr) -> set[str]:
+        if isinstance(event, ast.Name) and event.id in {*known, *passed_on}:
+            return known.get(event.id, set())
+        text = words(event)
+        assert text is not None, f"an event that only a run could tell: {ast.unparse(event)}"
+        return {text}
+
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(func=ast.Name(id="log"), args=[event, *_]):
+                levels = known["log"]
+            case ast.Call(func=ast.Attribute(attr=level), args=[event, *_]) if level in LEVELS:
+                levels = {"error" if level == "exception" else level}
+            case ast.Call(func=ast.Attribute(attr="say"), args=[level, event, *_]):
+                levels = told(level)
+            case ast.Call(func=ast.Attribute(attr="_warn"), args=[event, *_]):
+                levels = {"warning"}
+            case _:
+                continue
+        assert levels <= LEVELS
+        yield from ((text, level) for text in told(event) for level in levels)
 
 
 def functions(source: ast.AST) -> Iterator[ast.AST]:
@@ -191,19 +207,21 @@ def test_the_events_are_those_that_the_code_writes_with_their_levels() -> None:
 
 def test_an_event_is_seen_however_it_is_written() -> None:
     source = """
-def f():
-    self._log.info("plain", a=1)
-    log.exception("crashed")
-    self._log.error(f"{name} failed")
-    state.say("warning", "said", a=1)
-    self._warn("warned", a=1)
-    log = x.debug if a else x.info
-    log("chosen")
-    print("printed"), log.info(event), self._logger.log("other")
+self._log.info("plain", a=1)
+log.exception("crashed")
+self._log.error(f"{name} failed")
+state.say("warning", "said", a=1)
+self._warn("warned", a=1)
+what = "one" if a else "other"
+self._log.info(what)
+log = x.debug if a else x.info
+log("chosen")
+print("printed"), self._logger.log("other")
 """
     assert set(events(ast.parse(source))) == {
         ("plain", "info"), ("crashed", "error"), ("COMMAND failed", "error"), ("said", "warning"),
-        ("warned", "warning"), ("chosen", "debug"), ("chosen", "info"),
+        ("warned", "warning"), ("one", "info"), ("other", "info"), ("chosen", "debug"),
+        ("chosen", "info"),
     }  # fmt: skip
 
 
