@@ -5,11 +5,14 @@ What a test starts through a fixture ends with the test, and is kept to look at 
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.system.asking import Ask, asking
 from tests.system.container import Container
 from tests.system.harness import Daemon
+from tests.system.image import Image
 from tests.system.link import Link
 
 FAILED = pytest.StashKey[bool]()
@@ -42,6 +45,19 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[StartDaemon]:
     with contextlib.ExitStack() as stack:
         for one in started:
             stack.callback(one.close, failed=failed)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """Return a copy of the package, version 1, for a daemon to run from."""
+    return Image(tmp_path)
+
+
+@pytest.fixture
+def ask() -> Iterator[Ask]:
+    """Start greeterctl on a daemon; tests.system.asking.answer waits for it."""
+    with asking() as start:
+        yield start
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.system.harness import ROOT
+from tests.support import until
+from tests.system.harness import ROOT, Daemon
 
 PACKAGE = "greeterd"
 
@@ -51,11 +52,46 @@ class Image:
         self._whole.setdefault(path, path.read_text())
         self._edit(name, pattern, by)
 
+    def hold_up(self) -> "Gate":
+        """Let the next image that takes the place, and not its trial, wait for the gate to open."""
+        gate = Gate(self.package.parent / "gate")
+        self.spoil(
+            "master.py",
+            r"\nTICK: ",
+            f"""
+import select
+while (
+    succession.ESTATE in os.environ
+    and succession.TRIAL not in os.environ
+    and not os.path.exists({str(gate.path)!r})
+):
+    select.select([], [], [], 0.01)
+TICK: """,
+        )
+        return gate
+
     def mend(self) -> None:
         """Undo everything that was spoilt."""
         for path, text in self._whole.items():
             self._write(path, text)
         self._whole.clear()
+
+
+class Gate:
+    """What an image waits for, deaf, after it was executed in the daemon's process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def wait_reached(daemon: Daemon) -> None:
+        """Wait until the process has become the new image, which waits."""
+        daemon.wait_event("becoming the new image")
+        until(lambda: not psutil.Process(daemon.pid).cmdline()[0].startswith(PACKAGE))
+
+    def open(self) -> None:
+        """Let the image go on."""
+        self.path.touch()
 
 
 def versions(pids: list[int]) -> set[str]:

@@ -88,12 +88,6 @@ BREAKAGES: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Image:
-    """Return a copy of the package, version 1."""
-    return Image(tmp_path)
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Return a configuration file."""
     path = tmp_path / "greeterd.toml"
