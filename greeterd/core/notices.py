@@ -76,8 +76,7 @@ class Notices:
         self._under_way += 1
         if self._phase not in {Phase.READY, Phase.RELOADING}:
             return []
-        self._phase = Phase.RELOADING
-        self._next_status = 0.0
+        self._enter(Phase.RELOADING)
         return [("RELOADING=1", f"MONOTONIC_USEC={now_usec}")]
 
     def end(self, failure: str) -> None:
@@ -140,6 +139,8 @@ class Notices:
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self._next_status = 0.0
+        # The manager has just begun to count, and the unit may give it less than an interval.
+        self._next_extension = 0.0
 
     def _describe(self, figures: str) -> str:
         failure = f"; {self._failure}" if self._failure else ""

@@ -14,10 +14,12 @@ from tests.system.container import Container
 from tests.system.harness import Daemon
 from tests.system.image import Image
 from tests.system.link import Link
+from tests.system.unit import Unit
 
 FAILED = pytest.StashKey[bool]()
 
 StartDaemon = Callable[..., Daemon]
+StartUnit = Callable[..., Unit]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,6 +67,21 @@ def container() -> Iterator[Container]:
     """Return a container with a running systemd, shared by the tests of a module."""
     with Container() as running:
         yield running
+
+
+@pytest.fixture
+def unit(request: pytest.FixtureRequest, container: Container) -> Iterator[StartUnit]:
+    """Install the unit in the container: the arguments are Unit's; it is not started."""
+    installed: list[Unit] = []
+
+    def install(config: str, **options: object) -> Unit:
+        installed.append(Unit(container, config, **options))  # type: ignore[arg-type]
+        return installed[-1]
+
+    yield install
+    failed = request.node.stash.get(FAILED, False)
+    for one in installed:
+        one.close(failed=failed)
 
 
 @pytest.fixture
