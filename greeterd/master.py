@@ -508,6 +508,7 @@ class Master:
             config = self._source.load()
             prepare_directory(config.log_dir, self._identity, LOG_DIR_MODE)
             allow_files(config.max_files)
+            self._open_log(config).close()
         except GreeterdError as error:
             self._perform(Finished(ticket, "reload", str(error)))
             return
@@ -694,8 +695,7 @@ class Master:
             self._config = config
             _set_limits(config)
             self._escrow.steer_as(config)
-            self._daemon_log = self._open_log(config)
-            self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
+            self._change_log(config)
 
     def _kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
         child = self._nursery.get(ident)
@@ -751,9 +751,24 @@ class Master:
 
     def _open_log(self, config: Config) -> DaemonLog:
         path = config.log_dir / "greeterd.log" if config.daemonize else None
-        log = open_daemon_log(path=path, format=config.log_format, level=config.log_level)
+        try:
+            log = open_daemon_log(path=path, format=config.log_format, level=config.log_level)
+        except OSError as error:
+            raise ConfigError(f"daemon log {path}: {error.strerror}") from error
         self._own_log(log)
         return log
+
+    def _change_log(self, config: Config) -> None:
+        """Write where and what a reload says; go on as before where that cannot be had any more."""
+        before = self._daemon_log
+        try:
+            self._daemon_log = self._open_log(config)
+        except ConfigError as error:
+            self._log.warning("cannot change the daemon log", reason=str(error))
+            return
+        self._log = self._daemon_log.logger.bind(process="master", pid=os.getpid())
+        self._control.log = self._log
+        before.close()
 
     def _own_log(self, log: DaemonLog) -> None:
         """Give a log file to the user that workers become, who reopen it, too."""

@@ -78,6 +78,39 @@ def test_a_rotated_daemon_log_is_opened_anew(daemon: StartDaemon) -> None:
     server.wait_event("worker ready")
 
 
+def test_a_daemon_log_that_cannot_be_opened_is_told_to_the_shell(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "greeterd.log").mkdir()
+    server = daemon("--daemonize", "--log-dir", str(tmp_path), wait=False)
+    assert server.process.wait(30.0) == 78
+    said = server.stderr.read_text()
+    assert said == f"greeterd: daemon log {tmp_path}/greeterd.log: Is a directory\n"
+
+
+def test_a_reload_moves_the_daemon_log_or_is_refused(daemon: StartDaemon, tmp_path: Path) -> None:
+    file, first, second = tmp_path / "file", tmp_path / "first", tmp_path / "second"
+    file.write_text(f'workers = 1\nlog_dir = "{first}"\n')
+    server = daemon("--daemonize", "--config", str(file), without={"--log-dir"}, wait=False)
+    assert server.process.wait(30.0) == 0
+    server.log_dir = first
+
+    file.write_text(f'workers = 1\nlog_dir = "{second}"\n')
+    (second / "greeterd.log").mkdir(parents=True)
+    refused = server.ctl("reload")
+    assert (refused.returncode, "greeterd.log: Is a directory" in refused.stderr) == (1, True)
+    assert server.events("reload failed") != []
+
+    (second / "greeterd.log").rmdir()
+    assert server.ctl("reload").returncode == 0
+    server.log_dir = second
+    assert server.ctl("ping").returncode == 0
+    assert server.ctl("restart", "9").returncode == 1
+    assert [one["event"] for one in server.events()][-2:] == ["control request", "restart failed"]
+    assert server.stop() == 0
+    assert server.events("stopped") != []
+
+
 @DETACH
 def test_an_address_in_use_is_told_to_the_shell(daemon: StartDaemon, detach: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import until
@@ -59,9 +60,15 @@ def generations(server: Daemon) -> list[int]:
     return [one["generation"] for one in server.status()["workers"] if not one["leaving"]]
 
 
+def descriptors(server: Daemon) -> int:
+    """Return how many descriptors the master has open."""
+    return psutil.Process(server.pid).num_fds()
+
+
 @MODES
 def test_reloads_fail_nobody_and_show_in_status_and_records(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")
+    before = descriptors(server)
     with loaded(server) as load:
         for generation in range(2, TIMES + 2):
             order(server, signal.SIGHUP, "reload done")
@@ -69,6 +76,7 @@ def test_reloads_fail_nobody_and_show_in_status_and_records(daemon: StartDaemon,
             assert generations(server) == [generation] * 2
         result = end_load(load)
     assert server.status()["reload"]["ok"]
+    until(lambda: descriptors(server) == before, what="nothing left open by the master")
     found = {one["generation"] for one in assert_logged(server, result)}
     assert found == set(range(1, TIMES + 2))
 
@@ -76,6 +84,7 @@ def test_reloads_fail_nobody_and_show_in_status_and_records(daemon: StartDaemon,
 @MODES
 def test_scaling_up_and_down_fails_nobody(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")
+    before = descriptors(server)
     with loaded(server) as load:
         for _ in range(TIMES):
             order(server, signal.SIGTTIN, "scale done")
@@ -83,6 +92,7 @@ def test_scaling_up_and_down_fails_nobody(daemon: StartDaemon, mode: str) -> Non
             order(server, signal.SIGTTOU, "scale done")
             assert len(generations(server)) == 2
         result = end_load(load)
+    until(lambda: descriptors(server) == before, what="nothing left open by the master")
     found = {one["worker"] for one in assert_logged(server, result)}
     assert found == {1, 2, 3}
     assert server.events("worker exited") != []
