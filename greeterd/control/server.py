@@ -4,6 +4,7 @@ It never blocks: its sockets are non-blocking and registered in the master's sel
 data = callable(mask).  The master calls expire(now) when deadline() has come.  A connection reads
 a request, waits for the answer, writes it, and may then send the next.  While it waits it is not
 registered at all: nothing that it sends is read, and only the master decides when that ends.
+However many requests it sends together, each turn of the loop handles one.
 
 Only root and the allowed uids are served; the kernel tells who a peer is (SO_PEERCRED).  The file
 has mode 0600 from its first instant.  The caller holds the run lock, so a socket that is there
@@ -55,10 +56,16 @@ class _State(Enum):
     READING = "a request"
     WAITING = "the master's answer"
     WRITING = "room for the answer"
+    QUEUING = "its turn, with what came together with the last request"
     CLOSED = "nothing"
 
 
-_WATCHED: Final = {_State.READING: selectors.EVENT_READ, _State.WRITING: selectors.EVENT_WRITE}
+_WATCHED: Final = {
+    _State.READING: selectors.EVENT_READ,
+    _State.WRITING: selectors.EVENT_WRITE,
+    # A turn comes as soon as there is room to write, which is nearly always.
+    _State.QUEUING: selectors.EVENT_WRITE,
+}
 """What the selector watches a connection for, by state; in the others it is not registered."""
 
 
@@ -73,7 +80,6 @@ class _Connection:
         self.outbox = memoryview(b"")
         self.request: Request | None = None
         self.last = False  # close once the answer is out
-        self.working = False  # work() is on the stack
         self.state = _State.CLOSED
         self.deadline: float | None = None
         self.become(_State.READING)
@@ -94,6 +100,9 @@ class _Connection:
             self._read()
         elif self.state is _State.WRITING:
             self._write()
+        elif self.state is _State.QUEUING:
+            self.become(_State.READING)
+            self._work()
 
     def _read(self) -> None:
         try:
@@ -103,18 +112,16 @@ class _Connection:
         except OSError:
             self.close()
             return
-        self.work()
+        self._work()
 
-    def work(self) -> None:
-        """Handle what has arrived whole, until an answer is to be waited for."""
-        self.working = True
-        while self.state is _State.READING and (line := self.inbox.take()) is not None:
-            if isinstance(line, Refused):
-                self.refuse(line, last=True)
-            else:
-                self._handle(line)
-        self.working = False
-        if self.state is _State.READING and self.inbox.ended:
+    def _work(self) -> None:
+        """Handle the next request that has arrived whole."""
+        line = self.inbox.take()
+        if isinstance(line, Refused):
+            self.refuse(line, last=True)
+        elif line is not None:
+            self._handle(line)
+        elif self.inbox.ended:
             self.close()
 
     def _handle(self, line: bytes) -> None:
@@ -157,10 +164,9 @@ class _Connection:
             return
         if self.last:
             self.close()
-            return
-        self.become(_State.READING)
-        if not self.working:
-            self.work()
+        else:
+            more = self.inbox or self.inbox.ended
+            self.become(_State.QUEUING if more else _State.READING)
 
     def expire(self, now: float) -> None:
         """End what takes too long: half a request in words, an idle client silently."""
