@@ -316,7 +316,7 @@ def test_what_happens_is_shown_by_tests_each_time() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    files = re.findall(r"`((?:conf|systemd|tests|\.ci)/[\w./]*)`", README)
+    files = re.findall(r"`((?:conf|systemd|tests|\.ci)/[\w./@-]*)`", README)
     assert len(files) > 10
     assert [file for file in files if not (ROOT / file).exists()] == []
 
@@ -327,6 +327,12 @@ def test_the_unit_is_installed_as_its_head_says() -> None:
         "install .\n", "install greeterd\n"
     )
     assert [one for one in commands.splitlines() if f"#   {one}" not in head.splitlines()] == []
+
+
+def test_every_file_for_an_installation_is_in_the_table() -> None:
+    files = [path for name in ("systemd", "conf") for path in (ROOT / name).iterdir()]
+    others = {f"{path.parent.name}/{path.name}" for path in files} - {"conf/greeterd.toml"}
+    assert set(column("Running as a unit")) == others
 
 
 def test_every_setting_that_is_written_as_one_is_one() -> None:
