@@ -161,6 +161,20 @@ def test_too_long_a_name_is_reset(server: Server, address: str, excess: int) -> 
             assert (sock.family, end) == (socket.AF_UNIX, b""), "only TCP has a reset"
 
 
+@both_modes
+@pytest.mark.parametrize("limit", [1, 255, 256, 257])
+def test_the_limit_is_exact_where_one_read_is_enough(
+    daemon: StartDaemon, mode: str, limit: int
+) -> None:
+    one = daemon(f"--mode={mode}", "--workers=1", "--reply", f"--max-name-bytes={limit}")
+    for newline in crowd.NEWLINES:
+        name = "n" * limit
+        assert greet(one.address, name.encode() + newline) == f"Hello, {name}\n"
+        with contextlib.suppress(OSError):
+            assert greet(one.address, name.encode() + b"n" + newline) == ""
+    assert outcomes(quiet_totals(one, connections=6)) == {"greetings": 3, "oversize": 3}
+
+
 def test_a_silent_client_is_closed_in_order_after_the_timeout(server: Server, address: str) -> None:
     with counted(server, timeout=2), connect(address) as mute, connect(address) as half:
         half.sendall(b"half a na")

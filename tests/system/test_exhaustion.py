@@ -141,8 +141,10 @@ def test_without_room_for_the_log_nothing_is_accepted_and_nothing_is_lost(
     one = daemon(*options, prefix=room.prefix)
     everybody = [LOG] * room.workers
     one.log_dir = room.seen(one)
+    # More than one worker holds when it is out of room, or none would be left to fill the other's
+    # last page.
     with Load(
-        one.address, count=CLIENTS, concurrency=16, reply=reply == "--reply", timeout=60.0
+        one.address, count=CLIENTS, concurrency=100, reply=reply == "--reply", timeout=60.0
     ) as load:
         until(lambda: blocked(one) == everybody, what="all workers are out of room")
         totals = one.status()["totals"]
