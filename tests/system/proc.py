@@ -88,3 +88,13 @@ def uids(pid: int) -> set[int]:
     line = re.search(r"^Uid:\s*(.*)$", text, re.MULTILINE)
     assert line is not None
     return {int(word) for word in line[1].split()}
+
+
+def terminal_of(pid: int) -> int:
+    """Return the device number of the process's controlling terminal, 0 without one.
+
+    Not psutil's way, which knows only the terminals that there were when it was first asked.
+    """
+    number = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4])
+    # proc_pid_stat(5), tty_nr: the minor number is in bits 31 to 20 and 7 to 0
+    return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00) if number else 0

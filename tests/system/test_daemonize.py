@@ -9,13 +9,13 @@ import socket
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support import until
 from tests.system.clients import connect, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import COMMAND, Daemon
+from tests.system.proc import terminal_of
 
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 DETACH = pytest.mark.parametrize("detach", [[], ["--daemonize"]], ids=["foreground", "detached"])
@@ -46,7 +46,7 @@ def test_the_daemon_has_left_its_terminal_its_directory_and_its_streams(
     null = Path(os.devnull)
     for pid in [server.pid, *server.worker_pids()]:
         assert os.getsid(pid) not in {os.getsid(0), server.process.pid, server.pid}
-        assert psutil.Process(pid).terminal() is None
+        assert terminal_of(pid) == 0
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
         for fd in (0, 1, 2):
             assert Path(f"/proc/{pid}/fd/{fd}").readlink() == null

@@ -19,7 +19,7 @@ from tests.support import until
 from tests.system.clients import Load, connect, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
-from tests.system.proc import listeners
+from tests.system.proc import listeners, terminal_of
 
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 PROMPT = 5.0  # seconds that a quick stop may take on a busy machine; its clients would take 60
@@ -98,7 +98,7 @@ def on_terminal(daemon: StartDaemon, name: str, *arguments: str) -> Daemon:
     # The first terminal that a session's leader opens becomes the session's.
     server = daemon(*arguments, prefix=("sh", "-c", 'exec "$@" <"$0"', name))
     for pid in [server.pid, *server.worker_pids()]:
-        assert psutil.Process(pid).terminal() == name
+        assert terminal_of(pid) == Path(name).stat().st_rdev
     return server
 
 
