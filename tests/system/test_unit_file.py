@@ -1,34 +1,24 @@
-"""The unit file: systemd's opinion of it, that it fits the code, and the daemon in its sandbox."""
+"""The unit files: systemd's opinion of them, and that they fit the code and one another."""
 
 import configparser
-import contextlib
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from greeterd.config import Config
+from greeterd.config import MAX_WORKERS, Config
 from greeterd.errors import AlreadyRunningError, ConfigError, ListenError, UsageError
-from tests.support import until
-from tests.system.container import Container
 from tests.system.harness import ROOT
+from tests.system.unit import ADDRESS, UNITS
 
-UNIT = ROOT / "systemd" / "greeterd.service"
-PROGRAM = "/opt/greeterd/bin/greeterd"
+SERVICE, TEMPLATE = UNITS / "greeterd.service", UNITS / "greeterd@.service"
+SOCKETS = [UNITS / "greeterd.socket", UNITS / "greeterd-reuseport.socket"]
+PROGRAMS = r"/opt/greeterd/bin/\w+"
 WORST_EXPOSURE = 1.5  # of 10, by systemd 252; without any hardening it is 9.6
-
-CLIENT = """
-import socket, sys
-with socket.create_connection(("127.0.0.1", 12345)) as sock:
-    sock.sendall(sys.argv[1].encode())
-    sock.shutdown(socket.SHUT_WR)
-    print(sock.recv(99).decode())
-"""
 
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing"
@@ -46,26 +36,50 @@ def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def settings(section: str) -> dict[str, str]:
+def settings(section: str, unit: Path = SERVICE) -> dict[str, str]:
     """Return a section's settings; of one that is repeated, the last."""
     parser = configparser.RawConfigParser(strict=False, comment_prefixes="#", delimiters="=")
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNIT)
+    parser.read(unit)
     return dict(parser[section])
 
 
-@needs_systemd_analyze
-def test_systemd_has_nothing_to_say_against_the_unit(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace(PROGRAM, "/bin/true"))  # which is installed
-    done = analyze("verify", "--man=no", str(unit))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def head(file: Path) -> str:
+    """Return the comment that a file begins with."""
+    return file.read_text().partition("\n\n")[0]
 
 
 @needs_systemd_analyze
-def test_the_sandbox_is_tight() -> None:
-    done = analyze("security", "--offline=yes", str(UNIT))
-    found = re.search(r"Overall exposure level for greeterd\.service: ([0-9.]+)", done.stdout)
+def test_systemd_has_nothing_to_say_against_the_units(tmp_path: Path) -> None:
+    for unit in (SERVICE, TEMPLATE, *SOCKETS):
+        # An instance, since a template alone is not looked at; programs that are installed.
+        copy = tmp_path / unit.name.replace("@", "@one")
+        copy.write_text(re.sub(PROGRAMS, "/bin/true", unit.read_text()))
+    for copy in sorted(tmp_path.iterdir()):
+        done = analyze("verify", "--man=no", str(copy))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), copy.name
+
+
+@needs_systemd_analyze
+def test_the_drop_in_is_for_systemd_253_and_newer(tmp_path: Path) -> None:
+    service = tmp_path / SERVICE.name
+    service.write_text(re.sub(PROGRAMS, "/bin/true", SERVICE.read_text()))
+    drop_in = tmp_path / f"{SERVICE.name}.d" / "notify-reload.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text((UNITS / drop_in.name).read_text())
+    done = analyze("verify", "--man=no", str(service))
+    version = re.search(r"systemd (\d+)", analyze("--version").stdout)
+    assert version
+    told = "" if int(version[1]) >= 253 else "ignoring: notify-reload"
+    assert told in done.stderr
+    assert bool(told) == bool(done.stderr)
+
+
+@needs_systemd_analyze
+@pytest.mark.parametrize("unit", [SERVICE, TEMPLATE], ids=lambda unit: unit.name)
+def test_the_sandbox_is_tight(unit: Path) -> None:
+    done = analyze("security", "--offline=yes", str(unit))
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found, done.stderr
     assert float(found[1]) <= WORST_EXPOSURE
 
@@ -80,68 +94,39 @@ def test_the_unit_fits_the_codes_exit_codes_and_defaults() -> None:
     assert float(service["TimeoutStartSec"]) > default["start_timeout"]
     assert int(service["LimitNOFILE"]) > default["max_connections"]
     assert int(service["UMask"], 8) == default["umask"]
+    assert int(service["FileDescriptorStoreMax"]) == MAX_WORKERS + 1
 
 
-def test_the_head_installs_what_the_unit_starts() -> None:
-    assert settings("Service")["ExecStart"].split()[0] == PROGRAM
-    head = UNIT.read_text().partition("[Unit]")[0]
-    assert f"{Path(PROGRAM).parent}/pip install" in head
-    for path in re.findall(r"^#   install .* ([a-z]+/\S+) /etc/", head, re.MULTILINE):
-        assert (ROOT / path).is_file(), path
+def test_the_sockets_stand_for_the_default_configuration() -> None:
+    default: dict[str, Any] = {field.name: field.default for field in fields(Config)}
+    for unit in SOCKETS:
+        socket = settings("Socket", unit)
+        assert (socket["ListenStream"],) == default["bind"] == (ADDRESS,)
+        assert int(socket["Backlog"]) == default["backlog"]
 
 
-@pytest.fixture
-def service(container: Container) -> Container:
-    """Install the unit as its head says, but with the project's own interpreter."""
-    program = container.path(PROGRAM)
-    program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -B -m greeterd "$@"\n')
-    program.chmod(0o755)
-    config = container.path("/etc/greeterd/greeterd.toml")
-    config.parent.mkdir()
-    config.write_text('workers = 2\nreply = true\nmode = "reuseport"\n')
-    container.path("/etc/systemd/system/greeterd.service").write_text(UNIT.read_text())
-    # The interpreter may lie in somebody's home, which the unit hides: only that is let in.
-    for directory in Path(sys.base_prefix).parents:
-        with contextlib.suppress(OSError):
-            inside = container.path(str(directory))
-            inside.chmod(inside.stat().st_mode | 0o011)
-    drop_in = container.path("/etc/systemd/system/greeterd.service.d/interpreter.conf")
-    drop_in.parent.mkdir()
-    drop_in.write_text(f"[Service]\nProtectHome=no\nEnvironment=PYTHONPATH={ROOT}\n")
-    container.run("systemctl", "daemon-reload")
-    return container
+def test_an_instance_differs_from_the_service_in_its_places_only() -> None:
+    def body(unit: Path) -> list[str]:
+        return ("[Unit]" + unit.read_text().partition("\n[Unit]")[2]).splitlines()
+
+    pairs = zip(body(SERVICE), body(TEMPLATE), strict=True)
+    assert [both for both in pairs if both[0] != both[1]] == [
+        ("Description=Pre-fork greeting server", "Description=Pre-fork greeting server (%i)"),
+        (
+            "ExecStart=/opt/greeterd/bin/greeterd --config /etc/greeterd/greeterd.toml",
+            "ExecStart=/opt/greeterd/bin/greeterd --config /etc/greeterd/%i.toml",
+        ),
+        ("LogsDirectory=greeterd", "LogsDirectory=greeterd-%i"),
+        ("RuntimeDirectory=greeterd", "RuntimeDirectory=greeterd-%i"),
+    ]
 
 
-def show(container: Container, name: str) -> str:
-    return container.run("systemctl", "show", "--value", "-p", name, "greeterd").stdout.strip()
-
-
-def greet(container: Container, name: str) -> str:
-    return container.run(sys.executable, "-c", CLIENT, name).stdout
-
-
-def test_the_daemon_does_all_its_work_within_the_sandbox(service: Container) -> None:
-    service.run("systemctl", "start", "greeterd")
-    master = show(service, "MainPID")
-    status = service.path(f"/proc/{master}/status").read_text()
-    assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-    assert not re.search(r"^Uid:\t0\t", status, re.MULTILINE)
-    assert "Hello, Alice" in greet(service, "Alice")
-
-    service.run("systemctl", "reload", "greeterd")
-    until(lambda: "reload done" in service.journal("greeterd"), what="the end of the reload")
-    assert "Hello, Bob" in greet(service, "Bob")
-
-    service.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "greeterd")
-    until(lambda: show(service, "NRestarts") == "1", timeout=20, what="the restart")
-    until(lambda: show(service, "ActiveState") == "active", timeout=20, what="the new master")
-    assert show(service, "MainPID") != master
-    assert "Hello, Carol" in greet(service, "Carol")
-
-    service.run("systemctl", "stop", "greeterd")
-    assert show(service, "Result") == "success", service.journal("greeterd")
-    assert show(service, "ExecMainStatus") == "0"
-    logs = service.run("bash", "-c", "cat /var/log/greeterd/worker-*.log").stdout
-    assert [logs.count(f"Hello, {name}") for name in ("Alice", "Bob", "Carol")] == [1, 1, 1]
-    assert "Operation not permitted" not in service.journal("greeterd")
+def test_each_head_installs_files_that_are_there() -> None:
+    shown = head(SERVICE)
+    for file in UNITS.iterdir():
+        assert file.name in shown, "the head of the service names all that belongs to it"
+        commands = re.findall(r"^#   install .* ([a-z]+/\S+) /\S+$", head(file), re.MULTILINE)
+        assert commands, file.name
+        assert f"systemd/{file.name}" in commands
+        for path in commands:
+            assert (ROOT / path).is_file(), path
