@@ -99,6 +99,9 @@ from greeterd.trial import rehearse
 TICK: Final = 1.0
 RESCUE_TICK: Final = 0.2
 """Seconds between two looks at the workers' pulses: a stuck one is found within three of them."""
+TURN: Final = 0.02
+"""Seconds after which a turn of the loop leaves what is not urgent to the next: a fork of many, or
+events that the selector will report again."""
 LOG_DIR_MODE: Final = 0o750
 SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
 
@@ -212,6 +215,11 @@ class Master:
         self._interrupted = False
         self._was_ready = False
         self._next_tick = 0.0
+        self._to_fork: deque[Spawn] = deque()
+        self._reload_asked = False
+        """By a signal, which says no more when it comes again."""
+        self._skipped: set[int] = set()
+        """The descriptors whose events were left to the next turn."""
         self._longest_stall = 0.0
         self._signals = signals.SignalPipe(signals.MASTER_SIGNALS)
         self._selector = selectors.DefaultSelector()
@@ -268,14 +276,25 @@ class Master:
         due = time.monotonic()
         while self._exit is None:
             self._tick()
+            self._fork(due + TURN)
             timeout = self._timeout()
             waits = time.monotonic()
             self._longest_stall = max(self._longest_stall, waits - due)
             events = self._selector.select(timeout)
             due = min(time.monotonic(), waits + timeout)
-            for key, mask in events:
-                key.data(mask)
+            self._handle(events, due + TURN)
         return self._end(self._exit)
+
+    def _handle(self, events: list[tuple[selectors.SelectorKey, int]], until: float) -> None:
+        # Those that had to wait come first, or one that always takes long could starve the others.
+        events.sort(key=lambda event: event[0].fd not in self._skipped)
+        done = 0
+        for key, mask in events:
+            key.data(mask)
+            done += 1
+            if time.monotonic() > until:
+                break
+        self._skipped = {key.fd for key, _ in events[done:]}
 
     def close(self) -> None:
         """Release everything, without waiting for anyone."""
@@ -296,6 +315,8 @@ class Master:
     # Time -----------------------------------------------------------------------------------
 
     def _timeout(self) -> float:
+        if self._to_fork:
+            return 0.0
         deadlines = [
             self._next_tick,
             self._supervisor.next_deadline(),
@@ -315,6 +336,11 @@ class Master:
             self._feed(Tick(self._pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
+        if self._reload_asked and (
+            self._supervisor.operation is None or self._supervisor.stopping is not None
+        ):
+            self._reload_asked = False
+            self._reload(NO_TICKET)
         self._manager.attend(
             self._supervisor, started=self._was_ready, figures=self._figures, now=now
         )
@@ -362,7 +388,7 @@ class Master:
                 case signal.SIGQUIT:
                     self._feed(Stop(quick=True))
                 case signal.SIGHUP:
-                    self._reload(NO_TICKET)
+                    self._reload_asked = True
                 case signal.SIGUSR1:
                     self._reopen()
                 case signal.SIGTTIN:
@@ -564,11 +590,13 @@ class Master:
     def _perform(self, action: Action) -> None:  # noqa: C901, PLR0912 - a case an action
         match action:
             case Spawn():
-                self._spawn(action)
+                self._to_fork.append(action)
             case Drain(ident, how):
-                self._send(ident, DrainMessage(how.value))
+                if not self._renounce(ident):
+                    self._send(ident, DrainMessage(how.value))
             case Kill(ident, number, reason):
-                self._kill(ident, number, reason)
+                if not self._renounce(ident):
+                    self._kill(ident, number, reason)
             case SteerAway(slot):
                 self._escrow.steer_away(slot)
             case CloseSlot(slot):
@@ -691,11 +719,23 @@ class Master:
             took=time.monotonic() - self._reload_began,
             error=reason or None,
         )
+        if not reason:
+            self._forget_configs()
         if config is not self._config:
             self._config = config
             _set_limits(config)
             self._escrow.steer_as(config)
             self._change_log(config)
+
+    def _forget_configs(self) -> None:
+        """Forget those of which no slot or worker is, when no reload may go back to them."""
+        supervisor = self._supervisor
+        used = {slot.generation for slot in supervisor.slots.values()}
+        used.update(worker.generation for worker in supervisor.workers)
+        first = supervisor.generation
+        self._configs = {
+            each: config for each, config in self._configs.items() if each in used or each >= first
+        }
 
     def _kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
         child = self._nursery.get(ident)
@@ -715,6 +755,22 @@ class Master:
     def _slot_of(self, ident: WorkerId) -> SlotIndex | None:
         child = self._nursery.get(ident)
         return child.spawn.slot if child else None
+
+    def _fork(self, until: float) -> None:
+        """Fork the workers that were asked for, one at least, others as time allows."""
+        while self._to_fork:
+            self._spawn(self._to_fork.popleft())
+            if time.monotonic() > until:
+                return
+
+    def _renounce(self, ident: WorkerId) -> bool:
+        """Take back the order to fork this worker, if it is not carried out yet."""
+        for spawn in self._to_fork:
+            if spawn.worker == ident:
+                self._to_fork.remove(spawn)
+                self._feed(SpawnFailed(ident, "not needed any more"))
+                return True
+        return False
 
     def _spawn(self, spawn: Spawn) -> None:
         listeners = self._escrow.for_slot(spawn.slot)

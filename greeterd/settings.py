@@ -11,7 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -44,12 +44,14 @@ Provider = Callable[[App, tuple[str, ...], ArgumentCollection], None]
 class Loaded:
     """A configuration and the source of each of its settings.
 
-    `file` is what was read for it, absolute; with `check` it is only to be shown.
+    `file` is what was read for it, absolute, and `content` what it said; with `check` it is only to
+    be shown.
     """
 
     config: Config
     sources: Mapping[str, str]
     file: Path | None
+    content: bytes = field(compare=False)
     check: bool
 
 
@@ -79,7 +81,8 @@ def load(
         sources.update((one.field_info.name, _source(one.tokens[0])) for one in given)
 
     variables = Dict(_variables(environ), source=ENVIRONMENT)
-    app = _app(variables, _file(here), _directories(environ, owner), note_sources)
+    said: list[bytes] = []
+    app = _app(variables, _file(here, said), _directories(environ, owner), note_sources)
     try:
         command, bound, _ = app.parse_args(list(argv))
     except CycloptsError as error:
@@ -93,7 +96,11 @@ def load(
         raise ConfigError(escape(f"{settings}: {one.reason}"))
     file: str = bound.arguments.get("file", "")
     return Loaded(
-        config, sources, here / file if file else None, check=bound.arguments.get("check", False)
+        config,
+        sources,
+        here / file if file else None,
+        b"".join(said),
+        check=bound.arguments.get("check", False),
     )
 
 
@@ -181,30 +188,43 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _file(here: Path) -> Provider:
-    """Return the provider of the file that `--config` or its variable names, if one does."""
+def _file(here: Path, said: list[bytes]) -> Provider:
+    """Return the provider of the file that `--config` or its variable names, if one does.
+
+    What the file says is added to `said`.
+    """
 
     def provide(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         chosen = arguments["--config"].tokens
         if chosen and chosen[0].value:
             path = here / chosen[0].value
-            Dict(_read(path, _settings(arguments)), source=str(path))(app, commands, arguments)
+            said.append(_content(path))
+            Dict(_parse(path, said[-1], _settings(arguments)), source=str(path))(
+                app, commands, arguments
+            )
 
     return provide
 
 
-def _read(path: Path, settings: Mapping[str, Argument]) -> dict[str, Any]:
+def _content(path: Path) -> bytes:
+    """Return what the file says.  Raises: ConfigError: it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(escape(f"file {path}: {error.strerror}")) from error
+    except ValueError as error:  # a NUL byte in the path
+        raise ConfigError(escape(f"file {path}: {error}")) from error
+
+
+def _parse(path: Path, content: bytes, settings: Mapping[str, Argument]) -> dict[str, Any]:
     """Return the keys of the file, each known and of its type.
 
     Raises:
-        ConfigError: it cannot be read, is no TOML, or holds anything else.
+        ConfigError: it is no TOML, or holds anything else.
     """
     try:
-        with path.open("rb") as file:
-            keys = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(escape(f"file {path}: {error.strerror}")) from error
-    except ValueError as error:  # bad TOML, bad UTF-8, a NUL byte in the path
+        keys = tomllib.loads(content.decode())
+    except ValueError as error:  # bad TOML, bad UTF-8
         raise ConfigError(escape(f"file {path}: {error}")) from error
     for key, value in keys.items():
         where = f"file {path}, key {key}"

@@ -23,6 +23,8 @@ MASTER_SIGNALS: Final = (
     signal.SIGTTOU,
     signal.SIGCHLD,
 )
+COUNTED: Final = frozenset({signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU})
+"""Two of these are not the same as one; of all others many at once say no more."""
 WORKER_SIGNALS: Final = (signal.SIGTERM,)
 """A worker drains on TERM; the rest of the master's signals it ignores, since a terminal sends
 INT and QUIT to the whole foreground group and the master alone decides what they mean."""
@@ -48,11 +50,19 @@ class SignalPipe:
         return self._read_fd, self._write_fd
 
     def read(self) -> list[signal.Signals]:
-        """Return the signals that have arrived since the last call; never blocks."""
+        """Return the signals that have arrived since the last call; never blocks.
+
+        Only those in COUNTED are returned more than once.
+        """
         try:
-            return [signal.Signals(number) for number in os.read(self._read_fd, 4096)]
+            numbers = os.read(self._read_fd, 4096)
         except BlockingIOError:
             return []
+        arrived: list[signal.Signals] = []
+        for number in map(signal.Signals, numbers):
+            if number in COUNTED or number not in arrived:
+                arrived.append(number)
+        return arrived
 
     def put_back(self) -> None:
         """Send what has arrived again, while it is held: the next program here gets it."""

@@ -55,30 +55,26 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     from greeterd.master import run  # noqa: PLC0415  # --check and --help need none of it
 
-    return run(loaded.config, reload=_reread(again, loaded.file), config_file=loaded.file)
+    return run(loaded.config, reload=_reread(again, loaded), config_file=loaded.file)
 
 
-def _reread(again: Callable[[], "Loaded"], file: Path | None) -> "Callable[[], Config]":
+def _reread(again: Callable[[], "Loaded"], latest: "Loaded") -> "Callable[[], Config]":
     """Return what reads the configuration anew, for reloads.
 
     A file that says what it said the last time is not parsed again: that takes 15 ms of CPU time,
     in which the master does nothing else.
     """
-    content: bytes | None = None
-    parsed: Config | None = None
 
     def reread() -> "Config":
-        nonlocal content, parsed
-        said: bytes | None = b""
-        if file is not None:
-            try:
-                said = file.read_bytes()
-            except OSError:
-                said = None  # the parser tells why
-        if parsed is None or said is None or said != content:
-            parsed = again().config
-            content = said
-        return parsed
+        nonlocal latest
+        try:
+            said = None if latest.file is None else latest.file.read_bytes()
+            if said in {None, latest.content}:
+                return latest.config
+        except OSError:
+            pass  # told by who parses it
+        latest = again()
+        return latest.config
 
     return reread
 

@@ -7,6 +7,7 @@ memory. Only the test writes the copy; the interpreter keeps its byte code besid
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import psutil
@@ -87,7 +88,8 @@ class Gate:
     def wait_reached(daemon: Daemon) -> None:
         """Wait until the process has become the new image, which waits."""
         daemon.wait_event("becoming the new image")
-        until(lambda: not psutil.Process(daemon.pid).cmdline()[0].startswith(PACKAGE))
+        # Between the two programs there is no command line.
+        until(lambda: sys.executable in psutil.Process(daemon.pid).cmdline())
 
     def open(self) -> None:
         """Let the image go on."""
