@@ -536,13 +536,17 @@ class Master:
             allow_files(config.max_files)
             self._open_log(config).close()
         except GreeterdError as error:
-            self._perform(Finished(ticket, "reload", str(error)))
+            self._refuse_reload(ticket, str(error))
             return
         if fixed := fixed_differences(self._config, config):
-            reason = f"only a restart changes {', '.join(fixed)}"
-            self._perform(Finished(ticket, "reload", reason))
+            self._refuse_reload(ticket, f"only a restart changes {', '.join(fixed)}")
             return
         self._begin_reload(config, ticket, "reload")
+
+    def _refuse_reload(self, ticket: Ticket, reason: str) -> None:
+        supervisor = self._supervisor
+        workers = len(supervisor.live_slots)
+        self._perform(Finished(ticket, "reload", reason, supervisor.generation, workers))
 
     def _upgrade(self, ticket: Ticket) -> None:
         self._manager.begin()
@@ -693,9 +697,7 @@ class Master:
             self._log.error(f"{action.command} failed", reason=action.reason)
         else:
             self._log.info(
-                f"{action.command} done",
-                generation=self._supervisor.generation,
-                workers=len(self._supervisor.live_slots),
+                f"{action.command} done", generation=action.generation, workers=action.workers
             )
         if action.command in {"reload", "upgrade"}:
             self._manager.end(f"{action.command} failed: {action.reason}" if action.reason else "")
@@ -704,8 +706,8 @@ class Master:
             failure = {"error": action.reason} if action.reason else {}
             request.answer(
                 not action.reason,
-                generation=self._supervisor.generation,
-                workers=len(self._supervisor.live_slots),
+                generation=action.generation,
+                workers=action.workers,
                 **failure,
             )
 

@@ -4,7 +4,7 @@ Every value is frozen.  Instants are seconds of one monotonic clock, durations a
 A worker is named by its `WorkerId`, which is never used twice; a pid is only an attribute of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, NewType
 
@@ -297,6 +297,10 @@ class Finished:
     ticket: Ticket
     command: str
     reason: str = ""
+    generation: Generation = field(default=Generation(0), compare=False)
+    """In force, as of the command's end: the next may have begun by now."""
+    workers: int = field(default=0, compare=False)
+    """How many there are to be, likewise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class State:
 
     def finish(self, ticket: Ticket, command: str, reason: str) -> None:
         """Answer a command; the reason is empty when it did what was asked."""
-        self.do(Finished(ticket, command, reason))
+        self.do(Finished(ticket, command, reason, self.generation, len(self.live_slots)))
 
     def say(self, level: str, event: str, **fields: object) -> None:
         """Write to the daemon log."""
