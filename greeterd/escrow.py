@@ -254,7 +254,8 @@ class Escrow:
         self._remove_unix_files()
         if self.passed and self._order:
             for member in self._slots[self._order[0]]:
-                steering.steer(member, None)
+                with contextlib.suppress(OSError):  # also when this was closed before
+                    steering.steer(member, None)
         for sock in self.listeners() + self._guards:
             sock.close()
 

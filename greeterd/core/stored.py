@@ -48,7 +48,7 @@ class Stored:
 
 def label_of(bind: str) -> str:
     """Return what stands for an entry of `bind` in a name: the entry itself where that fits."""
-    label = quote(bind, safe="[]")
+    label = quote(bind, safe="[]", errors="surrogateescape")
     if len(label) <= MAX_LABEL:
         return label
     return "sha256-" + hashlib.sha256(bind.encode("utf-8", "surrogateescape")).hexdigest()

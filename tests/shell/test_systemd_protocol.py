@@ -3,6 +3,7 @@
 import array
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,33 @@ def test_descriptors_go_to_the_store_under_their_name(manager: socket.socket) ->
         assert data == b"FDSTORE=1\nFDNAME=tcp-1\nFDPOLL=0"
         with socket.socket(fileno=fd) as received:
             assert received.getsockname() == listener.getsockname()
+
+
+def test_a_name_leaves_the_store(manager: socket.socket) -> None:
+    assert systemd.remove_fds("tcp-1", environ=environment(manager))
+    assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=tcp-1"
+
+
+def test_a_barrier_waits_until_the_manager_has_closed_what_it_was_sent(
+    manager: socket.socket,
+) -> None:
+    environ = environment(manager)
+    before = set(Path("/proc/self/fd").iterdir())
+    assert not systemd.barrier(0.05, environ=environ), "it has not been read yet"
+    data, [fd] = receive_fds(manager)
+    assert data == b"BARRIER=1"
+    os.close(fd)
+
+    def answer() -> None:
+        manager.setblocking(True)
+        os.close(receive_fds(manager)[1][0])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert systemd.barrier(10.0, environ=environ)
+    thread.join()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert not systemd.barrier(10.0, environ={})
 
 
 def test_more_descriptors_than_a_message_takes_go_in_several(manager: socket.socket) -> None:
