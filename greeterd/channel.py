@@ -32,6 +32,16 @@ class ExitMessage(msgspec.Struct, frozen=True, tag="exit"):
     """Worker: a client has sent `exit`."""
 
 
+class LeavingMessage(msgspec.Struct, frozen=True, tag="leaving"):
+    """Worker: was sent TERM, and leaves without having been told by the master."""
+
+
+class ReopenedMessage(msgspec.Struct, frozen=True, tag="reopened"):
+    """Worker: has opened its log files anew; `reason` tells why not, if it could not."""
+
+    reason: str
+
+
 class ReturnedMessage(msgspec.Struct, frozen=True, tag="returned"):
     """Worker: the lent listener of this slot is emptied and closed here."""
 
@@ -64,7 +74,9 @@ class ReopenMessage(msgspec.Struct, frozen=True, tag="reopen"):
     """Master: open the log file anew."""
 
 
-FromWorker = ReadyMessage | FailedMessage | ExitMessage | ReturnedMessage
+FromWorker = (
+    ReadyMessage | FailedMessage | ExitMessage | LeavingMessage | ReopenedMessage | ReturnedMessage
+)
 FromMaster = GoMessage | DrainMessage | LendMessage | TakeBackMessage | ReopenMessage
 
 _DECODER: Final = msgspec.json.Decoder(FromWorker | FromMaster)

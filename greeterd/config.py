@@ -181,10 +181,11 @@ class Config:
         metadata=_about("Run each worker on one CPU of this list, by turns; auto is all usable."),
     )
     umask: Annotated[int, _PROCESS, OCTAL] = field(
-        default=0o027, metadata=_about("Permissions that new files do not get.")
+        default=0o027, metadata=_about("Permissions that new files do not get.", reload=False)
     )
     unix_mode: Annotated[int, _PROCESS, OCTAL] = field(
-        default=0o666, metadata=_about("Permissions of unix sockets that are listened on.")
+        default=0o666,
+        metadata=_about("Permissions of unix sockets that are listened on.", reload=False),
     )
 
     log_dir: Annotated[Path, _LOGS, directory()] = field(

@@ -27,8 +27,10 @@ from greeterd.channel import (
     FromMaster,
     FromWorker,
     GoMessage,
+    LeavingMessage,
     LendMessage,
     ReadyMessage,
+    ReopenedMessage,
     ReopenMessage,
     ReturnedMessage,
     TakeBackMessage,
@@ -49,6 +51,7 @@ from greeterd.core.events import (
     GateAll,
     Generation,
     Kill,
+    Leaving,
     Lend,
     Life,
     Policy,
@@ -88,6 +91,7 @@ from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.manager import Manager
 from greeterd.nursery import Child, Death, Nursery
 from greeterd.privileges import prepare_directory, resolve
+from greeterd.reopening import Reopening
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import HEARTBEAT_NS, TURNS, Scoreboard
 from greeterd.sockdiag import queue_length
@@ -201,6 +205,7 @@ class Master:
             )
         )
         self._events: deque[Event] = deque()
+        self._reopening = Reopening()
         self._handling = False
         self._requests: dict[Ticket, Request] = {}
         self._last_ticket = 0
@@ -418,8 +423,7 @@ class Master:
                 which = None if slot is None else SlotIndex(slot)
                 self._feed(Restart(which, ticket=self._ticket(request)))
             case "reopen":
-                reason = self._reopen()
-                request.answer(not reason, **({"error": reason} if reason else {}))
+                self._reopen(request)
             case "upgrade":
                 self._upgrade(self._ticket(request))
             case "stop":
@@ -434,6 +438,10 @@ class Master:
                 self._admit(child, fds)
             case FailedMessage():
                 child.failure = message
+            case LeavingMessage():
+                self._feed(Leaving(child.spawn.worker))
+            case ReopenedMessage(reason):
+                self._reopening.heard(child.spawn.worker, reason)
             case ExitMessage():
                 self._feed(ExitRequested(child.spawn.worker))
             case ReturnedMessage(slot):
@@ -475,6 +483,7 @@ class Master:
 
     def _bury(self, death: Death) -> None:
         child = death.child
+        self._reopening.gone(child.spawn.worker)
         lost = self._board.settle(child.spawn.slot, child.spawn.place)
         reason, code = death.reason, 70 if death.exitcode else 0
         if child.failure is not None:
@@ -559,17 +568,23 @@ class Master:
         self._configs[generation] = config
         self._feed(Reload(generation, config.worker_count, self._policy(config), ticket, name))
 
-    def _reopen(self) -> str:
-        """Open every log file anew; return why not, or nothing."""
-        self._nursery.broadcast(ReopenMessage())
+    def _reopen(self, request: Request | None = None) -> None:
+        """Open every log file anew; it is answered when every worker has done so, too."""
+        reason = ""
         try:
             self._daemon_log.reopen()
             self._own_log(self._daemon_log)
         except OSError as error:
-            self._log.warning("cannot reopen the daemon log", reason=str(error))
-            return str(error)
-        self._log.info("logs reopened")
-        return ""
+            reason = str(error)
+            self._log.warning("cannot reopen the daemon log", reason=reason)
+
+        def done(reasons: str) -> None:
+            if not reasons:
+                self._log.info("logs reopened")
+            if request is not None:
+                request.answer(not reasons, **({"error": reasons} if reasons else {}))
+
+        self._reopening.begin(self._nursery.broadcast(ReopenMessage()), reason, done)
 
     def _status(self) -> object:
         return survey(
@@ -779,17 +794,23 @@ class Master:
         log = self._daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
 
         def live(channel: Channel, pipe: signals.SignalPipe) -> int:
+            config = self._configs[spawn.generation]
+            # Of a reload that is under way: the master goes over to it when it has succeeded.
+            daemon_log = self._daemon_log
+            if _log_settings(config) != _log_settings(self._config):
+                daemon_log = self._open_log(config)
+            log = daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
             seat = worker.Seat(
                 slot=spawn.slot,
                 generation=spawn.generation,
-                config=self._configs[spawn.generation],
+                config=config,
                 addresses=self._escrow.addresses,
                 listeners=listeners,
                 row=self._board.row(spawn.slot, spawn.place),
                 identity=self._identity,
                 channel=channel,
                 signals=pipe,
-                daemon_log=self._daemon_log,
+                daemon_log=daemon_log,
                 log=log.bind(pid=os.getpid()),
                 passed=self._escrow.passed,
                 gated=self._escrow.gated,
@@ -832,6 +853,10 @@ class Master:
         """Give a log file to the user that workers become, who reopen it, too."""
         if self._identity is not None and self._config.daemonize:
             os.fchown(log.fd, self._identity.uid, self._identity.gid)
+
+
+def _log_settings(config: Config) -> tuple[object, ...]:
+    return config.log_dir, config.log_format, config.log_level
 
 
 def _fixed(config: Config) -> list[tuple[str, str]]:

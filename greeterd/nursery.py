@@ -129,10 +129,10 @@ class Nursery:
             return True
         return child.channel.send(message, fds)
 
-    def broadcast(self, message: FromMaster) -> None:
-        """Send a message to every child."""
-        for ident in self._children:
-            self.send(ident, message)
+    def broadcast(self, message: FromMaster) -> list[WorkerId]:
+        """Send a message to every child; return those that it was sent to."""
+        living = [each for each in self._children.values() if each.channel.fileno() >= 0]
+        return [each.spawn.worker for each in living if each.channel.send(message)]
 
     def kill(self, child: Child, number: signal.Signals) -> None:
         """Send a signal; the pid cannot be another's, since it is not reaped."""

@@ -24,8 +24,10 @@ from greeterd.channel import (
     FromMaster,
     FromWorker,
     GoMessage,
+    LeavingMessage,
     LendMessage,
     ReadyMessage,
+    ReopenedMessage,
     ReopenMessage,
     ReturnedMessage,
     TakeBackMessage,
@@ -367,6 +369,7 @@ class Worker:
             # Not a hand-over: TERM may have been sent to the whole process group, and then nobody
             # else would take what is queued.
             if signal.SIGTERM in self._seat.signals.read() and self._how is None:
+                self._tell(LeavingMessage())
                 self._drain(How.SWEEP)
             return
         while True:
@@ -395,11 +398,14 @@ class Worker:
                 self._seat.log.error("unexpected message", message=type(message).__name__)
 
     def _reopen(self) -> None:
+        reason = ""
         try:
             self._seat.daemon_log.reopen()
             self._greetings.reopen()
         except OSError as error:
-            self._seat.log.warning("cannot reopen a log", reason=str(error))
+            reason = str(error)
+            self._seat.log.warning("cannot reopen a log", reason=reason)
+        self._tell(ReopenedMessage(reason))
 
     def _orphaned(self) -> None:
         """Serve what is there and leave: the master has died."""

@@ -43,7 +43,8 @@ def leave(state: State, stop: Stop, now: float) -> None:
         state.do(GateAll())
     how = How.QUICK if stop.quick else How.SWEEP
     for worker in state.workers.values():
-        if worker.life is not Life.DRAINING or (stop.quick and worker.leaving is not how):
+        # None: not told yet, or leaving of its own accord, without knowing that a gate is shut.
+        if worker.leaving is None or (stop.quick and worker.leaving is not how):
             state.drain(worker, how, now)
         worker.end_by(now + state.timeout(how))
     if not state.workers:

@@ -120,6 +120,13 @@ class ExitRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker leaves because somebody has told it to who is not the supervisor."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """The borrower has emptied and closed its duplicate of this slot's listener."""
 
@@ -195,6 +202,7 @@ Event = (
     | Ready
     | Exited
     | ExitRequested
+    | Leaving
     | Returned
     | TrialEnded
     | Command

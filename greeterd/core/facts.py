@@ -12,6 +12,7 @@ from greeterd.core.events import (
     Exited,
     ExitRequested,
     How,
+    Leaving,
     Life,
     Pulse,
     Ready,
@@ -50,6 +51,8 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
         case ExitRequested():
             if worker := state.worker(event.worker):
                 state.exit_requests.append(worker.slot)
+        case Leaving():
+            _note_leaving(state, event.worker, now)
         case Returned():
             _note_returned(state, event)
         case Stop():
@@ -84,6 +87,18 @@ def _note_ready(state: State, ident: WorkerId, now: float) -> None:
     worker.become(Life.READY, now)
     worker.deadline = None
     slot.generation = worker.generation
+
+
+def _note_leaving(state: State, ident: WorkerId, now: float) -> None:
+    """Let the slot have a new worker at once; `leaving` stays open, nobody here has told how."""
+    worker = state.worker(ident)
+    if worker is None or worker.life is not Life.READY:
+        return
+    worker.become(Life.DRAINING, now)
+    worker.end_by(now + state.timeout(How.SWEEP))
+    slot = state.slots[worker.slot]
+    if slot.ready is None:
+        slot.unserved_since = now
 
 
 def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> None:

@@ -20,6 +20,7 @@ from greeterd.core.events import (
     GateAll,
     How,
     Kill,
+    Leaving,
     Lend,
     Life,
     Policy,
@@ -125,7 +126,7 @@ class Rules:
 
     # Facts ----------------------------------------------------------------------------------
 
-    def _note(self, event: Event, policy: Policy, now: float) -> None:  # noqa: C901 - as _check
+    def _note(self, event: Event, policy: Policy, now: float) -> None:  # noqa: C901, PLR0912 - as _check
         match event:
             case SpawnFailed(worker) | Exited(worker):
                 self._bury(worker, now)
@@ -137,6 +138,11 @@ class Rules:
                         if not self._lives(record.slot, Life.READY):
                             self.served_since[record.slot] = now
                         record.life = Life.READY
+            case Leaving(worker):
+                record = self.alive.get(worker)
+                if record is not None and record.life is Life.READY:
+                    record.life = Life.DRAINING
+                    record.kill_from = min(record.kill_from, now + policy.graceful_timeout)
             case TrialEnded(reason):
                 self.trial = "passed" if self.trial == "running" and not reason else ""
             case Returned(slot, worker):

@@ -7,6 +7,7 @@ import pytest
 from greeterd.core.events import (
     GateAll,
     Generation,
+    Leaving,
     Life,
     Pid,
     Policy,
@@ -123,6 +124,20 @@ def test_ready_becomes_draining_when_its_slot_retires() -> None:
     daemon = started(2)
     assert daemon.tell(scale(1)) == [hand_over(2)]
     assert daemon.lives(2) == [Life.DRAINING]
+
+
+def test_ready_becomes_draining_when_it_leaves_unasked_and_another_is_started() -> None:
+    daemon = started(1)
+    assert daemon.tell(Leaving(WorkerId(1))) == [spawn(2, slot=1, place=1)]
+    assert daemon.lives(1) == [Life.DRAINING, Life.STARTING]
+    assert daemon.supervisor.slots[SlotIndex(1)].failures == 0, "it has not died"
+
+
+def test_a_worker_that_leaves_unasked_is_told_when_the_daemon_stops() -> None:
+    daemon = started(1)
+    daemon.tell(Leaving(WorkerId(1)))
+    daemon.tell(ready(2))
+    assert sweep(1) in daemon.tell(stop())
 
 
 def test_ready_becomes_gone_when_the_process_ends_and_another_is_started() -> None:
