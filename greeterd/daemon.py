@@ -21,7 +21,7 @@ from contextlib import suppress
 
 import daemon
 
-from greeterd.errors import GreeterdError
+from greeterd.errors import ConfigError, GreeterdError
 
 STANDARD_FDS = (0, 1, 2)
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -90,7 +90,12 @@ def launch(
 
     An interrupt at the waiting launcher sends the daemon TERM, a second one QUIT; the launcher
     goes on waiting for the end and returns 130. Killed otherwise, it leaves the start alone.
+
+    Raises: ConfigError if it is to detach as PID 1.
     """
+    if detach and os.getpid() == 1:
+        # The launcher's end would be the end of the container, or a panic of the kernel.
+        raise ConfigError("daemonize: PID 1 cannot detach, run in the foreground")
     _open_standard_streams()
     if not detach:
         os.umask(umask)

@@ -42,7 +42,8 @@ def open_daemon_log(*, path: Path | None, format: str, level: str) -> "DaemonLog
     """Open the daemon log at `path`, or on standard error.
 
     `format` is auto (console lines on a terminal, else JSON), json or console; `level` is the
-    lowest that is told. Colours only on a terminal, and not if NO_COLOR is set.
+    lowest that is told. Colours only on a terminal, and not if NO_COLOR is set. As PID 1 a terminal
+    is nobody's: a container's standard error is collected, whatever it looks like.
 
     Raises:
         OSError: `path` cannot be opened.
@@ -50,7 +51,7 @@ def open_daemon_log(*, path: Path | None, format: str, level: str) -> "DaemonLog
     """
     sink = _open_path(path) if path else _open_stream(_STDERR)
     terminal = os.isatty(sink.fd)
-    console = format == "console" or (format == "auto" and terminal)
+    console = format == "console" or (format == "auto" and terminal and os.getpid() != 1)
     colours = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     render = _console_processors(colours=colours) if console else [_render_json]
     logger: FilteringBoundLogger = structlog.wrap_logger(
