@@ -93,7 +93,7 @@ from greeterd.nursery import Child, Death, Nursery
 from greeterd.privileges import prepare_directory, resolve
 from greeterd.reopening import Reopening
 from greeterd.runlock import RunLock
-from greeterd.scoreboard import HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.scoreboard import GREETINGS, HEARTBEAT_NS, TURNS, Scoreboard
 from greeterd.sockdiag import queue_length
 from greeterd.succession import Estate, Trial
 from greeterd.survey import Circumstances, describe, survey
@@ -245,6 +245,9 @@ class Master:
         """Go on where the predecessor in this process has stopped: its workers serve meanwhile."""
         self._since, self._started, self._was_ready = estate.since, estate.started, True
         adopt_children(estate, self._nursery)
+        for heir in self._supervisor.workers:
+            if (child := self._nursery.get(heir.id)) is not None:
+                child.greetings_before = self._board.row(heir.slot, heir.place)[GREETINGS]
         for slot in estate.slots:
             for each in [slot.generation, *(one.generation for one in slot.workers)]:
                 # What the old generation was told is not known here.
@@ -363,7 +366,10 @@ class Master:
             turns = row[TURNS]
             alive = max(each.since, row[HEARTBEAT_NS] / 1e9)
             queued = self._escrow.queued(each.slot)
-            found.append(Pulse(each.id, now - alive, turns != child.turns, queued))
+            greetings = row[GREETINGS] - child.greetings_before
+            rss_bytes = child.rss_bytes() if self._supervisor.policy.max_rss_bytes else 0
+            turned = turns != child.turns
+            found.append(Pulse(each.id, now - alive, turned, queued, greetings, rss_bytes))
             child.turns = turns
         return tuple(found)
 
@@ -410,7 +416,9 @@ class Master:
     def _on_request(self, request: Request) -> None:
         match request.command:
             case "ping":
-                request.answer(True, pid=os.getpid())
+                stops = self._supervisor.stopping is not None
+                failure = {"error": "the daemon is stopping"} if stops else {}
+                request.answer(not stops, pid=os.getpid(), **failure)
             case "status":
                 request.answer(True, status=self._status())
             case "reload":
@@ -468,7 +476,8 @@ class Master:
             self._nursery.send(ident, GoMessage())
         self._escrow.use(child.spawn.slot)
         self._log.info("worker ready", **_facts(child))
-        self._feed(Ready(ident))
+        wants_rss = self._configs[child.spawn.generation].max_rss
+        self._feed(Ready(ident, child.rss_bytes() if wants_rss else 0))
 
     def _reap(self) -> None:
         trials = [*self._given_up, *([self._trial] if self._trial else [])]
@@ -526,6 +535,10 @@ class Master:
             worker_timeout=config.worker_timeout,
             max_restarts=config.max_restarts,
             restart_window=config.restart_window,
+            shutdown_delay=config.shutdown_delay,
+            max_greetings=config.max_greetings,
+            max_age=config.max_age,
+            max_rss_bytes=config.max_rss * 2**20,
         )
 
     # Commands -------------------------------------------------------------------------------
@@ -817,6 +830,7 @@ class Master:
             )
             return worker.main(seat)
 
+        greetings = self._board.row(spawn.slot, spawn.place)[GREETINGS]
         keep = [self._daemon_log.fd, *(sock.fileno() for sock in listeners or [])]
         try:
             child = self._nursery.fork(spawn, live, keep=keep, log=log)
@@ -824,6 +838,7 @@ class Master:
             self._log.warning("cannot fork", worker=spawn.slot, reason=error.strerror)
             self._feed(SpawnFailed(spawn.worker, f"fork: {error.strerror}"))
             return
+        child.greetings_before = greetings
         self._feed(Spawned(spawn.worker, child.pid))
 
     # Logs -----------------------------------------------------------------------------------

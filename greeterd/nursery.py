@@ -10,11 +10,13 @@ import contextlib
 import faulthandler
 import gc
 import os
+import resource
 import selectors
 import signal
 import socket
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -36,6 +38,16 @@ class Child:
     failure: FailedMessage | None = None
     turns: int = 0
     """Turns of the worker's loop at the last tick."""
+    greetings_before: int = 0
+    """What its scoreboard row had counted before it began."""
+
+    def rss_bytes(self) -> int:
+        """Return its resident memory, shared pages included; 0 where the kernel does not tell."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * resource.getpagesize()
 
 
 @dataclass(frozen=True, slots=True)

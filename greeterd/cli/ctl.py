@@ -95,7 +95,7 @@ def _check_timeout(_type: object, seconds: float) -> None:
 
 @app.command
 def ping(*, options: Common) -> int:
-    """Ask whether the daemon answers."""
+    """Ask whether the daemon answers, and is not about to stop."""
     asked = monotonic()
     deadline = asked + options.timeout
     with connect(options.socket, deadline) as sock:

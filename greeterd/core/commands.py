@@ -6,6 +6,7 @@ failed; `ending` answers those that a stop overtakes.
 
 from typing import assert_never
 
+from greeterd.core import recycling
 from greeterd.core.events import (
     Command,
     EndTrial,
@@ -23,9 +24,11 @@ from greeterd.core.workers import Slot
 
 
 def operate(state: State, now: float) -> None:
-    """Carry the operation on; when it has ended, begin the next command."""
+    """Carry the operation on; when it has ended, begin the next command, or else a recycling."""
     if state.operation is None and state.commands:
         state.operation = _begin(state, state.commands.popleft(), now)
+    elif state.operation is None:
+        state.operation = recycling.begin(state, now)
     match state.operation:
         case Launch():
             if all(slot.ready for slot in state.live_slots):
@@ -78,7 +81,7 @@ def _begin(state: State, command: Command, now: float) -> Operation | None:
 
 def _roll(state: State, roll: Roll, now: float) -> None:
     if roll.failure:
-        _end_failed_roll(state, roll)
+        _end_failed_roll(state, roll, now)
         return
     while roll.targets:
         index = next(iter(roll.targets))
@@ -109,9 +112,12 @@ def _replaced(state: State, roll: Roll, slot: Slot, now: float) -> bool:
     return False
 
 
-def _end_failed_roll(state: State, roll: Roll) -> None:
+def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
     """Go back to what served before where a reload has got on; else tell the failure."""
-    roll.replaced.pop(next(iter(roll.targets)), None)
+    index = next(iter(roll.targets))
+    roll.replaced.pop(index, None)
+    if roll.command == recycling.COMMAND:
+        recycling.put_off(state, state.slots[index], now)
     if roll.reload is not None and roll.replaced:
         state.operation = Roll(
             command=roll.command, targets=roll.replaced, ticket=roll.ticket, undoing=roll.failure

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from greeterd.core import recycling
 from greeterd.core.events import EndTrial, GateAll, How, Kill, Life, Signal, Stop
 from greeterd.core.operations import Resize, Roll, Trial
 from greeterd.core.state import State
@@ -28,16 +29,23 @@ def end_overdue(state: State, now: float) -> None:
             state.do(Kill(worker.id, Signal.ABORT, worker.doomed))
 
 
-def leave(state: State, stop: Stop, now: float) -> None:
-    """Refuse what was asked, and drain everyone; when nobody is left, end the daemon."""
+def refuse(state: State, now: float) -> None:
+    """Refuse what was asked: the daemon is to stop, now or after a delay that the log tells."""
+    if not state.announced and not state.leaving:
+        state.announced = True
+        state.say("info", "stopping", delay=round(state.leave_at - now, 3))
     operation, state.operation = state.operation, None
     if isinstance(operation, Trial):
         state.do(EndTrial())
-    if isinstance(operation, Roll | Resize | Trial):
+    if isinstance(operation, Roll | Resize | Trial) and operation.command != recycling.COMMAND:
         state.finish(operation.ticket, operation.command, STOPPING)
     for command in state.commands:
         state.finish(command.ticket, command.name, STOPPING)
     state.commands.clear()
+
+
+def leave(state: State, stop: Stop, now: float) -> None:
+    """Drain everyone; when nobody is left, end the daemon."""
     if not state.gated and not stop.quick:
         state.gated = True
         state.do(GateAll())

@@ -61,6 +61,12 @@ class Policy:
     worker_timeout: float = 30.0
     max_restarts: int = 20
     restart_window: float = 60.0
+    shutdown_delay: float = 0.0
+    """For how long the daemon goes on serving when it was told to stop."""
+    max_greetings: int = 0
+    """After so many a worker is replaced; 0 for never, as in the next two."""
+    max_age: float = 0.0
+    max_rss_bytes: int = 0
 
 
 # Events -------------------------------------------------------------------------------------
@@ -87,6 +93,8 @@ class Ready:
     """The worker accepts connections."""
 
     worker: WorkerId
+    rss_bytes: int = 0
+    """Its resident memory; 0 when nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,10 @@ class Pulse:
     """It has turned its loop since the tick before."""
     queued: int
     """Connections that wait in its own listener's accept queue (reuseport only)."""
+    greetings: int = 0
+    """Since its start."""
+    rss_bytes: int = 0
+    """Its resident memory; 0 when nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True)

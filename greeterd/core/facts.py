@@ -5,6 +5,7 @@ An event that comes twice, or too late, about a worker that is gone, says nothin
 
 from typing import Final, assert_never
 
+from greeterd.core import recycling
 from greeterd.core.events import (
     NO_TICKET,
     Event,
@@ -45,7 +46,7 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
         case SpawnFailed():
             _bury(state, event.worker, event.reason, 70, now)
         case Ready():
-            _note_ready(state, event.worker, now)
+            _note_ready(state, event, now)
         case Exited():
             _bury(state, event.worker, event.reason, event.code, now)
         case ExitRequested():
@@ -56,7 +57,7 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
         case Returned():
             _note_returned(state, event)
         case Stop():
-            _note_stop(state, event)
+            _note_stop(state, event, now)
         case Reload() | Restart() | Scale() | Upgrade():
             state.commands.append(event)
         case TrialEnded(reason):
@@ -74,8 +75,8 @@ def _note_trial(state: State, reason: str) -> None:
         state.operation.failure = reason
 
 
-def _note_ready(state: State, ident: WorkerId, now: float) -> None:
-    worker = state.worker(ident)
+def _note_ready(state: State, event: Ready, now: float) -> None:
+    worker = state.worker(event.worker)
     if worker is None or worker.life is not Life.STARTING:
         return
     slot = state.slots[worker.slot]
@@ -86,6 +87,10 @@ def _note_ready(state: State, ident: WorkerId, now: float) -> None:
         slot.served_since = now
     worker.become(Life.READY, now)
     worker.deadline = None
+    worker.first_rss_bytes = event.rss_bytes
+    worker.patience = 1.0 - recycling.JITTER * state.jitter()
+    slot.recycle_failures = 0
+    slot.recycle_at = 0.0
     slot.generation = worker.generation
 
 
@@ -161,11 +166,17 @@ def _note_returned(state: State, event: Returned) -> None:
     slot.swept = slot.steered
 
 
-def _note_stop(state: State, event: Stop) -> None:
+def _note_stop(state: State, event: Stop, now: float) -> None:
     if event.ticket != NO_TICKET:
         state.stop_tickets.append(event.ticket)
-    if state.stopping is None or (event.quick and not state.stopping.quick):
+    if state.stopping is None:
         state.end(state.exit, quick=event.quick)
+        # Nobody has been sent here before the start has ended.
+        if not event.quick and not isinstance(state.operation, Launch):
+            state.leave_at = now + state.policy.shutdown_delay
+            state.leaving = False
+    elif event.quick and not state.stopping.quick:
+        state.end(state.exit, quick=True)
 
 
 def _feel(state: State, pulse: Pulse, now: float) -> None:
@@ -179,6 +190,7 @@ def _feel(state: State, pulse: Pulse, now: float) -> None:
         worker.stalled_since = now
     if worker.stalled_since is not None and now - worker.stalled_since >= STUCK_AFTER:
         worker.stuck = True
+    recycling.weigh(state.policy, worker, pulse, now)
     overdue, worker.overdue = worker.overdue, pulse.age > state.policy.worker_timeout
     if overdue and worker.overdue and not worker.doomed:
         worker.deadline = now

@@ -21,7 +21,7 @@ def settle(state: State) -> None:
         if slot.borrower is None:
             continue
         borrower = state.worker(slot.borrower)
-        if borrower is not None and (borrower.able or state.stopping is not None):
+        if borrower is not None and (borrower.able or state.leaving):
             continue  # when all leave, those who have borrowed empty what they hold
         if borrower is not None and borrower.life is Life.READY and not slot.returning:
             state.do(TakeBack(slot.index, borrower.id))
@@ -64,6 +64,6 @@ def _needs_rescue(state: State, slot: Slot, now: float) -> bool:
         return False
     if slot.ready is not None:
         return not slot.ready.able
-    if slot.borrower is not None or state.stopping is not None:
+    if slot.borrower is not None or state.leaving:
         return True
     return now < slot.retry_at or now - slot.unserved_since >= UNSERVED_AFTER

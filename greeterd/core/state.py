@@ -55,11 +55,19 @@ class State:
     exit_requests: list[SlotIndex] = field(default_factory=list)
     """The slots whose workers were asked to exit, once for each request."""
     stopping: Stop | None = None
+    announced: bool = False
+    """The log tells that the daemon is going to stop."""
+    leave_at: float = 0.0
+    """When the workers are told to leave, once the daemon stops."""
+    leaving: bool = False
+    """They were, or are now."""
     stop_tickets: list[Ticket] = field(default_factory=list)
     exit: Exit = field(default_factory=lambda: Exit(0, ""))
     gated: bool = False
     ended: bool = False
     last_worker: int = 0
+    futile_rss_bytes: int = 0
+    """The limit of memory that even new workers exceed, if the log tells that already."""
     actions: list[Action] = field(default_factory=list)
     """What is to be done now, in this order."""
 
@@ -75,6 +83,7 @@ class State:
     def end(self, final: Exit, *, quick: bool = False) -> None:
         """Leave for good."""
         self.stopping = Stop(quick=quick)
+        self.leaving = True
         self.exit = final
 
     @property

@@ -63,7 +63,9 @@ class Supervisor:
         operation = self._state.operation
         if isinstance(operation, Trial) and not operation.ended:
             yield operation.deadline
-        if self._state.stopping is None:
+        if self._state.stopping is not None and not self._state.leaving:
+            yield self._state.leave_at
+        if not self._state.leaving:
             for slot in self._state.slots.values():
                 if slot.close_by is not None:
                     yield slot.close_by
@@ -136,6 +138,8 @@ def reconcile(state: State, now: float) -> list[Action]:
     One consequence may be what another waits for, and each asks for an action at least.
     """
     state.actions = []
+    if state.stopping is not None and now >= state.leave_at:
+        state.leaving = True
     progress = -1
     while progress < len(state.actions) and not state.ended:
         progress = len(state.actions)
@@ -145,10 +149,13 @@ def reconcile(state: State, now: float) -> list[Action]:
             serving.grant_exits(state)
         if state.stopping is None:
             commands.operate(state, now)
+        else:
+            ending.refuse(state, now)
+        if not state.leaving:
             serving.drain_replaced(state, now)
             serving.retire(state, now)
             serving.respawn(state, now)
         loans.lend(state, now)
-        if state.stopping is not None:
+        if state.stopping is not None and state.leaving:
             ending.leave(state, state.stopping, now)
     return state.actions

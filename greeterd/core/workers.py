@@ -48,6 +48,13 @@ class Worker:
     """Its heartbeat was too old at the last look.  Only the second look in a row counts: when all
     processes were frozen, the master may be the first to go on."""
 
+    patience: float = 1.0
+    """The share of the limits after which workers are replaced that holds for this one."""
+    first_rss_bytes: int = 0
+    """Its resident memory when it became ready."""
+    due: str = ""
+    """Why it is to be replaced; empty when it is not."""
+
     @property
     def able(self) -> bool:
         """It serves, as far as is known, and will go on."""
@@ -96,6 +103,10 @@ class Slot:
     """A worker has emptied its listener since it was steered away."""
     close_by: float | None = None
     """When it is closed though nobody has emptied its listener; set when its workers are gone."""
+    recycle_failures: int = 0
+    """Replacements in a row, of the worker that serves and is due, that did not start."""
+    recycle_at: float = 0.0
+    """When the next is tried."""
 
     @property
     def ready(self) -> Worker | None:

@@ -47,6 +47,8 @@ from greeterd.core.workers import Slot
 from tests.core.supervisor_rules import Rules
 
 TICK = 0.2
+RSS_BYTES = 1000
+"""What a worker begins with; it leaks one for each greeting."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Process:
     spawn: Spawn
     hung: bool = False
     turned_at: float = 0.0
+    greetings: int = 0
     serving: bool = False
     leaving: How | None = None
     lent: set[SlotIndex] = field(default_factory=set)
@@ -123,6 +126,7 @@ class Kernel:
         for process in self.processes.values():
             if process.serving and not process.hung:
                 process.turned_at = self.now
+                process.greetings += 1
                 self._serve(process)
         self.feed(Tick(tuple(self._pulses())))
 
@@ -139,7 +143,9 @@ class Kernel:
             if process is not None and worker.life is Life.READY:
                 age = self.now - process.turned_at
                 queued = self.queues[worker.slot] if self.supervisor.policy.own_listeners else 0
-                found.append(Pulse(worker.id, age, age == 0.0, queued))
+                rss = RSS_BYTES + process.greetings
+                turned = age == 0.0
+                found.append(Pulse(worker.id, age, turned, queued, process.greetings, rss))
         return found
 
     def chance(self, probability: float) -> bool:
@@ -148,12 +154,13 @@ class Kernel:
 
     def feed(self, event: Event) -> list[Action]:
         """Tell the supervisor what has happened, and do what it asks for."""
+        before = self.supervisor
         actions = self.rules.handle(event, self.now)
         if not isinstance(event, Tick):
             self.past.append(event)
         for action in actions:
             self._perform(action)
-            if isinstance(action, Replace) and self.rules.trial == "":
+            if self.supervisor is not before:
                 break  # the new image knows nothing of what the old one still wanted
         return actions
 
@@ -251,7 +258,7 @@ class Kernel:
         process.serving, process.turned_at = True, self.now
         if self.supervisor.policy.own_listeners and record.slot not in self.rules.listening:
             self.open.add(record.slot)
-        self.feed(Ready(worker))
+        self.feed(Ready(worker, RSS_BYTES))
 
     def die(self, worker: WorkerId, code: int) -> None:
         """Let a process end."""

@@ -6,6 +6,7 @@ The rules keep records of their own, made from events and actions alone, and com
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from greeterd.core import recycling
 from greeterd.core.ending import ABORT_GRACE
 from greeterd.core.events import (
     NO_TICKET,
@@ -86,8 +87,13 @@ class Rules:
     """How many times in a row the heartbeat of a worker was too old."""
     trial: str = ""
     """How far a new image has got: running, passed, replacing."""
+    started: bool = False
+    stopping: bool = False
+    """The daemon was to stop before the event."""
+    leave_from: float = 0.0
+    """When the workers may be told to leave, once the daemon stops."""
     stopped_at: float | None = None
-    """When a graceful stop began."""
+    """When they were, by a graceful stop."""
     final: Exit | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=30))
     """The last events with their actions: what a failure is read from."""
@@ -95,6 +101,7 @@ class Rules:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Have the supervisor handle the event; AssertionError when it breaks a rule."""
         policy = self.supervisor.policy
+        self.stopping = self.supervisor.stopping is not None
         actions = self.supervisor.handle(event, now)
         if actions or not isinstance(event, Tick):
             what = "Tick" if isinstance(event, Tick) else event
@@ -124,6 +131,11 @@ class Rules:
         """The policy in force."""
         return self.supervisor.policy
 
+    def leaving(self, now: float) -> bool:
+        """Tell whether the daemon is to serve nobody any longer."""
+        stop = self.supervisor.stopping
+        return stop is not None and (stop.quick or now >= self.leave_from)
+
     # Facts ----------------------------------------------------------------------------------
 
     def _note(self, event: Event, policy: Policy, now: float) -> None:  # noqa: C901, PLR0912 - as _check
@@ -147,8 +159,10 @@ class Rules:
                 self.trial = "passed" if self.trial == "running" and not reason else ""
             case Returned(slot, worker):
                 self.holders.discard((slot, worker))
-            case Stop(ticket=ticket):
+            case Stop(quick, ticket):
                 self.asked[ticket] += 1
+                if self.started and not self.stopping and not quick:
+                    self.leave_from = now + policy.shutdown_delay
             case Tick(pulses):
                 for pulse in pulses:
                     late = pulse.age > policy.worker_timeout
@@ -191,7 +205,7 @@ class Rules:
 
     # Actions --------------------------------------------------------------------------------
 
-    def _check(self, action: Action, now: float) -> None:  # noqa: C901 - a case an action
+    def _check(self, action: Action, now: float) -> None:  # noqa: C901, PLR0912 - a case an action
         match action:
             case Spawn():
                 self._check_spawn(action, now)
@@ -211,6 +225,7 @@ class Rules:
                 self._check_trial(action)
             case GateAll():
                 assert self.supervisor.stopping == Stop()
+                assert self.leaving(now)
                 assert self.stopped_at is None
                 self.stopped_at = now
             case Lend(slot, worker):
@@ -218,18 +233,22 @@ class Rules:
                 assert self.policy.rescue or self.steered == slot
                 assert slot in self.listening
                 assert self.alive[worker].slot != slot
-                assert self.able(worker) or self.supervisor.stopping
+                assert self.able(worker) or self.leaving(now)
                 assert not any(lent == slot and self.able(holder) for lent, holder in self.holders)
                 self.holders.add((slot, worker))
             case TakeBack(slot, worker):
                 assert (slot, worker) in self.holders
+            case Finished(command=recycling.COMMAND):
+                pass  # nobody has asked
             case Finished(ticket):
                 self.answered[ticket] += 1
                 assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
             case Exit():
                 assert not self.alive
                 self.final = action
-            case Started() | Say():
+            case Started():
+                self.started = True
+            case Say():
                 pass
 
     def _check_trial(self, action: StartTrial | EndTrial | Replace) -> None:
@@ -247,7 +266,7 @@ class Rules:
                 self.trial = "replacing"
 
     def _check_spawn(self, spawn: Spawn, now: float) -> None:
-        assert self.supervisor.stopping is None
+        assert not self.leaving(now)
         others = [each for each in self.alive.values() if each.slot == spawn.slot]
         assert len(others) < 2, "two at most"
         assert spawn.place in {0, 1}
@@ -260,11 +279,13 @@ class Rules:
                 assert now - self.vacant_since[spawn.slot] >= wait, "back-off"
         else:
             assert not self._lives(spawn.slot, Life.STARTING)
+            if operation.command == recycling.COMMAND:
+                assert all(each.life is Life.READY for each in self.alive.values()), "one slot"
         limit = now + self.policy.start_timeout
         self.alive[spawn.worker] = Record(spawn.slot, spawn.place, limit)
 
     def _check_drain(self, record: Record, how: How, now: float) -> None:
-        stop = self.supervisor.stopping
+        stop = self.supervisor.stopping if self.leaving(now) else None
         slot = self.supervisor.slots.get(record.slot)
         if record.life is Life.READY and stop is None and slot is not None and not slot.retiring:
             assert len(self._lives(record.slot, Life.READY)) > 1
@@ -315,7 +336,7 @@ class Rules:
 
     def _check_state(self, now: float) -> None:
         supervisor = self.supervisor
-        if supervisor.stopping is None:  # a borrower that cannot serve counts no longer
+        if not self.leaving(now):  # a borrower that cannot serve counts no longer
             self.holders = {each for each in self.holders if self.able(each[1])}
         lives = {worker.id: worker.life for worker in supervisor.workers}
         assert lives == {ident: record.life for ident, record in self.alive.items()}
@@ -327,5 +348,5 @@ class Rules:
         assert deadline is None or deadline > now, "no busy loop"
         assert supervisor.handle(Tick(), now) == [], "all that follows has been asked for"
         assert (self.final is not None) <= (not supervisor.slots or not self.alive)
-        if self.final is None and supervisor.stopping is None:
+        if self.final is None and not self.leaving(now):
             assert supervisor.live_slots

@@ -24,7 +24,7 @@ from greeterd.core.events import (
     Upgrade,
     WorkerId,
 )
-from tests.core.fake_kernel import Kernel
+from tests.core.fake_kernel import RSS_BYTES, Kernel
 
 HISTORIES = 150
 STEPS = 60
@@ -58,6 +58,10 @@ def begin(seed: int) -> Story:
         worker_timeout=rng.choice([1.5, 5.0]),
         max_restarts=rng.choice([3, 1000, 1000, 1000]),
         restart_window=rng.choice([5.0, 60.0]),
+        shutdown_delay=rng.choice([0.0, 0.0, 1.5]),
+        max_greetings=rng.choice([0, 0, 10, 50]),
+        max_age=rng.choice([0.0, 0.0, 3.0, 20.0]),
+        max_rss_bytes=rng.choice([0, 0, RSS_BYTES // 2, RSS_BYTES + 20]),
     )
     return Story(Kernel(seed, workers=rng.choice([1, 2, 3, 4]), policy=policy), policy)
 
@@ -164,9 +168,18 @@ def calm_down(story: Story) -> None:
     for worker in list(kernel.processes):
         if kernel.rng.random() < 0.7:
             kernel.resume(worker)
+    story.policy = replace(story.policy, max_greetings=0, max_age=0.0, max_rss_bytes=0)
     for _ in range(100):
         if kernel.rules.final is None and not settled(kernel):
+            if recycles(kernel):
+                reload(story)
             kernel.advance(2.0)
+
+
+def recycles(kernel: Kernel) -> bool:
+    """Tell whether workers can be due, so that there may be no end of replacements."""
+    policy = kernel.supervisor.policy
+    return bool(policy.max_greetings or policy.max_age or policy.max_rss_bytes)
 
 
 def settled(kernel: Kernel) -> bool:
@@ -192,7 +205,8 @@ def stop(story: Story) -> None:
     if kernel.rules.final is None:
         quick = quick or kernel.chance(0.3)
         kernel.feed(Stop(quick=quick, ticket=story.ticket()))
-    limit = 2.0 if quick else kernel.supervisor.policy.graceful_timeout
+    policy = kernel.supervisor.policy
+    limit = 2.0 if quick else policy.shutdown_delay + policy.graceful_timeout
     kernel.advance(limit + 0.1)
 
 

@@ -1,8 +1,19 @@
 """How the daemon stops: in peace, quickly, and in bounded time whatever the workers do."""
 
+from dataclasses import replace
+
 import pytest
 
-from greeterd.core.events import Exit, GateAll, Life, Policy, Tick
+from greeterd.core.events import (
+    CloseSlot,
+    Exit,
+    GateAll,
+    Life,
+    Policy,
+    Say,
+    SlotIndex,
+    Tick,
+)
 from tests.core.supervised import (
     Daemon,
     abort,
@@ -12,6 +23,7 @@ from tests.core.supervised import (
     hand_over,
     kill,
     left,
+    lend,
     look,
     quick,
     ready,
@@ -23,6 +35,8 @@ from tests.core.supervised import (
     started,
     stop,
     sweep,
+    take_back,
+    turns,
 )
 
 STOPPING = "the daemon is stopping"
@@ -222,3 +236,119 @@ def test_a_starting_worker_that_was_aborted_is_killed_in_a_stop_when_its_time_co
     assert daemon.wait(3.0) == [abort(2, "not ready within 3 s")]
     daemon.tell(stop(), after=1.0)
     assert daemon.wait(1.0) == [kill(2, "not ready within 3 s")]
+
+
+# The delay
+
+
+DELAYED = Policy(shutdown_delay=5.0, graceful_timeout=7.0)
+
+
+def test_with_a_delay_a_stop_is_told_at_once_and_carried_out_later() -> None:
+    daemon = started(2, policy=DELAYED)
+    assert daemon.hear(stop(ticket=1)) == [Say("info", "stopping", (("delay", 5.0),))]
+    assert daemon.supervisor.stopping == stop()
+    assert daemon.supervisor.next_deadline() == daemon.now + 5.0
+    assert daemon.wait(4.9) == []
+    assert daemon.wait(0.1) == [GateAll(), sweep(1), sweep(2)]
+    assert daemon.wait(6.9) == []
+    assert daemon.wait(0.1) == [kill(1), kill(2)]
+    assert daemon.tell(died(1), died(2)) == [finished("stop", ticket=1), Exit(0, "")]
+
+
+def test_a_quick_stop_cuts_the_delay_short() -> None:
+    daemon = started(1, policy=DELAYED)
+    daemon.tell(stop())
+    assert daemon.hear(stop(quick=True), after=1.0) == [quick(1)]
+    assert daemon.tell(left(1)) == [Exit(0, "")]
+
+
+def test_a_second_stop_does_not_put_the_end_off() -> None:
+    daemon = started(1, policy=DELAYED)
+    daemon.tell(stop())
+    assert daemon.tell(stop(), after=4.0) == []
+    assert daemon.wait(1.0) == [GateAll(), sweep(1)]
+
+
+def test_a_quick_stop_does_not_wait() -> None:
+    assert started(1, policy=DELAYED).tell(stop(quick=True)) == [quick(1)]
+
+
+def test_a_start_is_not_waited_for() -> None:
+    daemon = Daemon(2, policy=DELAYED)
+    daemon.tell(Tick(), ready(1))
+    assert daemon.tell(stop()) == [GateAll(), sweep(1), sweep(2)]
+
+
+def test_an_end_of_its_own_accord_is_not_delayed() -> None:
+    daemon = started(1, policy=replace(DELAYED, max_restarts=0))
+    assert daemon.tell(died(1)) == [GateAll(), Exit(70, "1 workers died within 60 s")]
+
+
+def test_a_worker_that_dies_during_the_delay_is_replaced() -> None:
+    daemon = started(2, policy=replace(DELAYED, own_listeners=True))
+    daemon.tell(stop())
+    assert daemon.tell(died(1)) == [spawn(3, slot=1)]
+    assert daemon.tell(died(3)) == [lend(1, 2)]
+    assert daemon.supervisor.next_deadline() == daemon.now + 0.1
+    assert daemon.wait(0.1) == [spawn(4, slot=1)]
+    assert daemon.tell(ready(4)) == [take_back(1, 2)]
+    assert daemon.wait(4.9) == [GateAll(), sweep(2), sweep(4)]
+
+
+def test_more_deaths_than_max_restarts_do_not_make_a_stop_a_failure() -> None:
+    daemon = started(1, policy=replace(DELAYED, max_restarts=0))
+    daemon.tell(stop())
+    assert daemon.tell(died(1)) == [spawn(2, slot=1)]
+    daemon.tell(ready(2))
+    daemon.wait(5.0)
+    assert daemon.tell(left(2)) == [Exit(0, "")]
+
+
+def test_a_listener_is_lent_during_the_delay_and_taken_back() -> None:
+    daemon = started(2, policy=replace(DELAYED, own_listeners=True))
+    daemon.tell(stop(), look(stalls(1)))
+    assert daemon.tell(look(stalls(1)), after=0.5) == [lend(1, 2)]
+    assert daemon.tell(look(turns(1))) == [take_back(1, 2)]
+
+
+def test_a_borrower_that_gets_stuck_during_the_delay_is_relieved() -> None:
+    daemon = started(3, policy=replace(DELAYED, own_listeners=True))
+    daemon.tell(stop(), look(stalls(1)))
+    assert daemon.tell(look(stalls(1), stalls(2)), after=0.5) == [lend(1, 2)]
+    assert daemon.tell(look(stalls(1), stalls(2)), after=0.5) == [
+        take_back(1, 2),
+        lend(1, 3),
+        lend(2, 3),
+    ]
+
+
+def test_commands_are_refused_during_the_delay() -> None:
+    daemon = started(2, policy=DELAYED)
+    daemon.tell(restart(None, ticket=1))
+    assert daemon.tell(stop()) == [finished("restart", STOPPING, ticket=1)]
+    assert daemon.tell(ready(3)) == [hand_over(1)]
+    refused = [finished("scale", STOPPING, ticket=2), finished("reload", STOPPING, ticket=3)]
+    assert daemon.tell(scale(3, ticket=2), reload(2, 2, ticket=3)) == refused
+    assert daemon.tell(left(1), asked_to_exit(2)) == []
+    assert daemon.wait(5.0) == [GateAll(), sweep(2), sweep(3)]
+
+
+def test_a_slot_that_retires_goes_on_to_do_so_during_the_delay() -> None:
+    daemon = started(2, policy=replace(DELAYED, own_listeners=True))
+    daemon.tell(scale(1))
+    daemon.tell(stop())
+    assert daemon.tell(left(2)) == [CloseSlot(SlotIndex(2))]
+    assert daemon.wait(5.0) == [GateAll(), sweep(1)]
+
+
+def test_nobody_is_recycled_during_the_delay() -> None:
+    daemon = started(1, policy=replace(DELAYED, max_age=1.0))
+    daemon.tell(stop())
+    assert daemon.tell(look(turns(1)), after=2.0) == []
+
+
+def test_a_reload_sets_another_delay() -> None:
+    daemon = started(1)
+    daemon.tell(reload(2, 1, policy=DELAYED), ready(2), left(1))
+    assert daemon.tell(stop()) == []
