@@ -1,0 +1,52 @@
+"""Tells what the machine itself does to a process that needs 2 ms of CPU time at once.
+
+Run as `python -m tests.system.metronome`: beats every 20 ms until its standard input ends, then
+prints the longest time, in seconds, from when a beat was due to when it had had its CPU time.
+"""
+
+import contextlib
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from tests.system.harness import ROOT
+
+BEAT = 0.02
+WORK = 0.002
+
+
+@contextlib.contextmanager
+def metronome() -> Iterator[Callable[[], float]]:
+    """Let it beat beside the block; what is given ends it and returns the longest time."""
+    command = [sys.executable, "-m", "tests.system.metronome"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def longest() -> float:
+            out, _ = process.communicate(timeout=30)
+            return float(out)
+
+        try:
+            yield longest
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Beat."""
+    longest = 0.0
+    due = time.monotonic() + BEAT
+    while not select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
+        until = time.process_time() + WORK
+        while time.process_time() < until:
+            pass
+        longest = max(longest, time.monotonic() - due)
+        due = time.monotonic() + BEAT
+    print(longest)
+
+
+if __name__ == "__main__":
+    main()
