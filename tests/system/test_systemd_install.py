@@ -19,8 +19,8 @@ from tests.system.harness import ROOT, records
 from tests.system.unit import ADDRESS, UNITS
 
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
-HIDDEN = ("/home", "/root", "/run/user")
-"""What ProtectHome= hides."""
+HIDDEN = ("/home", "/root", "/run/user", "/tmp")
+"""What ProtectHome= and PrivateTmp= hide."""
 
 
 def commands(file: Path) -> list[str]:
@@ -47,6 +47,8 @@ class Installed:
     def __init__(self, container: Container) -> None:
         self.container = container
         self.wheels = f"/opt/{container.directory.name}"
+        self.hides = True
+        """The units are as they are shipped."""
 
     def follow(self, file: Path) -> None:
         """Run the commands of a file's head."""
@@ -73,7 +75,8 @@ class Installed:
         if any(path.is_relative_to(hidden) for path in needed for hidden in HIDDEN):
             drop_in = self.container.path("/etc/systemd/system/greeterd.service.d/test.conf")
             drop_in.parent.mkdir()
-            drop_in.write_text("[Service]\nProtectHome=no\n")
+            drop_in.write_text("[Service]\nProtectHome=no\nPrivateTmp=no\n")
+            self.hides = False
 
     def show(self, name: str) -> str:
         """Return a property of the service."""
@@ -138,7 +141,9 @@ def test_the_sandbox_is_in_force(installed: Installed) -> None:
             told = installed.run(f"{inside} touch {path} 2>&1", check=False)
             assert "Read-only file system" in told, path
         installed.run(f"{inside} touch /var/log/greeterd/touched /run/greeterd/touched")
-    assert installed.run(f"nsenter --target {master} --mount -- ls /tmp") == "", "its own"
+    if installed.hides:
+        for path in ("/tmp", "/home", "/root"):
+            assert installed.run(f"nsenter --target {master} --mount -- ls {path}") == "", path
 
 
 def test_a_socket_starts_the_service(installed: Installed) -> None:

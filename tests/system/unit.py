@@ -47,8 +47,9 @@ class Unit:
         self.configure(config)
         directory = container.path(f"/etc/systemd/system/{SERVICE}.d")
         directory.mkdir(exist_ok=True)
-        # The interpreter may lie in somebody's home, which the unit hides.
-        lines = ["[Service]", "ProtectHome=no", "RestartSec=100ms", drop_in, ""]
+        # The project and the interpreter may lie where the unit hides all.
+        shown = ["ProtectHome=no", *(["PrivateTmp=no"] if ROOT.is_relative_to("/tmp") else [])]
+        lines = ["[Service]", *shown, "RestartSec=100ms", drop_in, ""]
         (directory / "test.conf").write_text("\n".join(lines))
         self.ctl("daemon-reload")
 
