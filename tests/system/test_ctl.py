@@ -1,4 +1,7 @@
-"""greeterctl and a real daemon: each command returns when what it asked for is so."""
+"""greeterctl and a real daemon: each command returns when what it asked for is so.
+
+Every exit code of every command is in test_ctl_codes.
+"""
 
 import json
 import signal
