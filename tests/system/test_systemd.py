@@ -6,14 +6,15 @@ import pytest
 
 from tests.support import until
 from tests.system.conftest import StartUnit
-from tests.system.unit import ADDRESS
+from tests.system.unit import ADDRESS, UNITS
 
 BOTH = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 CLIENTS = 300
 
 
 def config(mode: str, more: str = "") -> str:
-    return f'mode = "{mode}"\nworkers = 2\nreply = true\ngraceful_timeout = 0.5\n{more}\n'
+    times = "graceful_timeout = 0.5\ndrain_grace = 0.05"
+    return f'mode = "{mode}"\nworkers = 2\nreply = true\n{times}\n{more}\n'
 
 
 @BOTH
@@ -202,8 +203,16 @@ def test_an_upgrade_is_no_restart(unit: StartUnit, mode: str) -> None:
 
 
 def test_a_long_drain_gets_the_time_that_it_needs(unit: StartUnit) -> None:
-    server = unit(config("inherit").replace("0.5", "6.0"), drop_in="TimeoutStopSec=1")
+    server = unit(config("inherit").replace("0.5", "4.0"), drop_in="TimeoutStopSec=1")
     server.start()
     server.signal("STOP", *server.workers().values())
     server.ctl("stop", "greeterd")
     assert server.show("Result") == "success", "systemd would have killed it after a second"
+
+
+def test_the_drop_in_for_pinned_workers_is_enough(unit: StartUnit) -> None:
+    head = (UNITS / "greeterd.service").read_text().partition("[Unit]")[0]
+    [line] = re.findall(r"^#   cpu_affinity +(\S+)$", head, re.MULTILINE)
+    server = unit(config("inherit", 'cpu_affinity = "auto"'), drop_in=line)
+    server.start()
+    server.greet()

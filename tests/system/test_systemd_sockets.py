@@ -13,7 +13,8 @@ CLIENTS = 300
 def config(mode: str, more: str = "") -> str:
     # The addresses are the sockets', so this one is not used.
     bind = 'bind = ["127.0.0.1:1"]'
-    return f'mode = "{mode}"\nreply = true\ngraceful_timeout = 0.5\n{bind}\n{more}\n'
+    times = "graceful_timeout = 0.5\ndrain_grace = 0.05"
+    return f'mode = "{mode}"\nreply = true\n{times}\n{bind}\n{more}\n'
 
 
 def refusal(server: Unit, *words: str) -> str:
@@ -107,6 +108,7 @@ def test_there_are_no_more_workers_than_sockets_and_fewer_get_all_clients(unit: 
     assert server.greeterctl("upgrade").returncode == 0
     server.greet(40)
     assert server.status()["counters"]["2"]["greetings"] > 0, "as many as are configured again"
+    assert server.greeterctl("reload").returncode == 0, "though bind is another"
     server.configure(config("reuseport", "workers = 1"))
     assert "2 sockets" in server.greeterctl("reload").stderr
 
