@@ -5,27 +5,21 @@ take the place of `bind`, and it is never gated, shut down or unlinked here, or 
 the service again.  What an earlier process of ours had kept in the descriptor store (`core.stored`)
 is ours again where it fits the configuration; the rest is closed, and leaves the store.
 
-A socket unit wins: then nothing in the store is of use.  `allot` and `Terms.impose` are pure.
+A socket unit wins: then nothing in the store is of use.  All here is pure; `reception` has the real
+descriptors.
 """
 
-import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from msgspec import structs
-
-from greeterd import steering, systemd
 from greeterd.config import MAX_WORKERS, Config, contradictions
 from greeterd.core.address import Address, parse_address
 from greeterd.core.stored import PREFIX, Stored, label_of, parse_name
 from greeterd.errors import ConfigError
-from greeterd.listener import local_address
 from greeterd.succession import InheritedListeners
 
-BARRIER_TIMEOUT: Final = 5.0
 _TYPES: Final[dict[int, str]] = {
     socket.SOCK_DGRAM: "a datagram socket",
     socket.SOCK_SEQPACKET: "a socket of packets",
@@ -97,49 +91,6 @@ class Allotment:
     listeners: InheritedListeners | None = None
     """None: there is nothing to take over."""
     stale: tuple[Stale, ...] = ()
-
-
-def receive(config: Config) -> Allotment:
-    """Take what the service manager has passed to this process; call it once, at the start.
-
-    What is stale is gone from the store when this returns.  What is kept has no gate any more.
-
-    Raises:
-        ConfigError: the sockets, or the variables that tell of them, do not fit.
-
-    """
-    passed = [_describe(name, fd) for name, fd in systemd.listen_fds()]
-    allotment = allot(passed, config, uid=os.geteuid())
-    _drop(allotment.stale)
-    listeners = allotment.listeners
-    if listeners is None or listeners.passed:
-        return allotment
-    gates = [_ungate(fd) for fd in listeners.listening()]
-    return replace(allotment, listeners=structs.replace(listeners, gated=any(gates)))
-
-
-def bind_by(
-    listeners: InheritedListeners | None, config: Config, reload: Callable[[], Config]
-) -> tuple[Config, Callable[[], Config]]:
-    """Return the configuration, and what reads it anew, as these listeners want them.
-
-    Raises:
-        ConfigError: as Terms.impose; so does what reads it anew.
-
-    """
-    terms = terms_of(listeners)
-    if terms is None:
-        return config, reload
-    return terms.impose(config), lambda: terms.impose(reload())
-
-
-def terms_of(listeners: InheritedListeners | None) -> Terms | None:
-    """Return the terms of listeners that a socket unit has opened; None for our own."""
-    if listeners is None or not listeners.passed:
-        return None
-    slots = listeners.slots
-    fds = slots[listeners.order[0]] if slots else listeners.listening()
-    return Terms(bind=tuple(map(_address_text, fds)), workers=len(slots) or None)
 
 
 def allot(passed: Sequence[Passed], config: Config, *, uid: int) -> Allotment:
@@ -304,77 +255,3 @@ def _close_hole(order: list[int], slot: int) -> None:
     """Renumber as the kernel does when a listener closes: the last takes its index."""
     order[order.index(slot)] = order[-1]
     order.pop()
-
-
-# Real descriptors ---------------------------------------------------------------------------
-
-
-def _describe(name: str, fd: int) -> Passed:
-    with socket.socket(fileno=fd) as sock:
-        passed = Passed(
-            name=name,
-            fd=fd,
-            address=_address_of(sock),
-            type=int(sock.type),
-            listens=bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)),
-            connected=_is_connected(sock),
-            shares=_option(sock, socket.SO_REUSEPORT),
-            uid=os.fstat(fd).st_uid,
-        )
-        sock.detach()
-    if passed.address is not None and passed.address.is_unix:
-        return replace(passed, file=_file_at(passed.address.path))
-    return passed
-
-
-def _address_of(sock: socket.socket) -> Address | None:
-    if sock.family in {socket.AF_INET, socket.AF_INET6}:
-        return local_address(sock) if sock.proto == socket.IPPROTO_TCP else None
-    return local_address(sock) if sock.family == socket.AF_UNIX and sock.getsockname() else None
-
-
-def _address_text(fd: int) -> str:
-    with socket.socket(fileno=fd) as sock:
-        text = str(local_address(sock))
-        sock.detach()
-    return text
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
-
-
-def _option(sock: socket.socket, number: int) -> bool:
-    with suppress(OSError):
-        return bool(sock.getsockopt(socket.SOL_SOCKET, number))
-    return False
-
-
-def _file_at(path: str) -> tuple[int, int] | None:
-    with suppress(OSError, ValueError):  # an abstract address has a NUL byte
-        status = os.lstat(path)
-        return status.st_dev, status.st_ino
-    return None
-
-
-def _ungate(fd: int) -> bool:
-    with socket.socket(fileno=fd) as sock:
-        deaf = steering.ungate(sock)
-        sock.detach()
-    return deaf
-
-
-def _drop(stale: Sequence[Stale]) -> None:
-    """Close descriptors for every process, the service manager included, before this returns."""
-    for each in stale:
-        with suppress(OSError), socket.socket(fileno=each.fd) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
-    for name in {each.name for each in stale}:
-        systemd.remove_fds(name)
-    if stale:
-        # Else an address could still be taken when it is opened anew.
-        systemd.barrier(BARRIER_TIMEOUT)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from greeterd import __version__, signals, succession, worker
-from greeterd.activation import Allotment, bind_by, receive
+from greeterd.activation import Allotment
 from greeterd.channel import (
     Channel,
     DrainMessage,
@@ -91,6 +91,7 @@ from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.manager import Manager
 from greeterd.nursery import Child, Death, Nursery
 from greeterd.privileges import prepare_directory, resolve
+from greeterd.reception import bind_by, receive
 from greeterd.reopening import Reopening
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import GREETINGS, HEARTBEAT_NS, TURNS, Scoreboard

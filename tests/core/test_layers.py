@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"activation", "escrow", "intake", "manager", "nursery"}),
-    frozenset({"legacy"}),
+    frozenset({"legacy", "reception"}),
     frozenset({"service"}),  # halves of the master and of the worker
     frozenset({"survey", "worker"}),
     frozenset({"trial"}),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import activation, steering, systemd
-from greeterd.activation import Allotment, Passed, Stale, allot, bind_by, receive
+from greeterd import steering, systemd
+from greeterd.activation import Allotment, Passed, Stale, allot
 from greeterd.config import Config
 from greeterd.core.address import parse_address
 from greeterd.core.events import SlotIndex
@@ -18,6 +18,7 @@ from greeterd.core.stored import Stored, label_of
 from greeterd.errors import ConfigError
 from greeterd.escrow import Escrow
 from greeterd.listener import open_member
+from greeterd.reception import bind_by, receive
 from greeterd.succession import InheritedListeners
 
 HERE, THERE, FILE = "127.0.0.1:80", "127.0.0.1:81", "unix:/run/g"
@@ -392,7 +393,7 @@ def test_kept_slots_come_back_in_the_kernel_s_order(manager: Manager) -> None:
 def test_what_is_stale_is_closed_for_everyone_and_leaves_the_store(manager: Manager) -> None:
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         manager.keep("escrow/of-2030", theirs.fileno())
-        found = activation.receive(INHERIT)
+        found = receive(INHERIT)
         assert found.listeners is None
         assert manager.heard == ["escrow/of-2030", "barrier"]
         with pytest.raises(ConnectionRefusedError):
