@@ -97,5 +97,12 @@ class Gate:
 
 
 def versions(pids: list[int]) -> set[str]:
-    """Return the versions that are in the memory of these processes."""
-    return {psutil.Process(pid).cmdline()[0].partition(":")[0].partition("-")[2] for pid in pids}
+    """Return the versions that are in the memory of these processes; empty of one that ends."""
+    found = set()
+    for pid in pids:
+        try:
+            title = "".join(psutil.Process(pid).cmdline())
+        except psutil.NoSuchProcess:
+            title = ""
+        found.add(title.partition(":")[0].partition("-")[2])
+    return found

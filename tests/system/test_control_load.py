@@ -173,7 +173,7 @@ def test_workers_that_are_not_forked_yet_are_not_needed_after_a_stop(daemon: Sta
 def test_a_thousand_requests_in_one_write_do_not_stall_the_loop(daemon: StartDaemon) -> None:
     server = daemon("--workers", "4")
     deadline = time.monotonic() + 60.0
-    with connect(server.run_dir / "control.sock", deadline) as sock:
+    with metronome() as noise, connect(server.run_dir / "control.sock", deadline) as sock:
         sock.settimeout(60.0)
         sock.sendall(b'{"version":1,"command":"status"}\n' * 1000)
         answers = 0
@@ -184,9 +184,10 @@ def test_a_thousand_requests_in_one_write_do_not_stall_the_loop(daemon: StartDae
                     assert ask(server.run_dir / "control.sock", "ping", 5.0)["ok"]
                 if answers == 1000:
                     break
+        anyone = noise()
     stall = server.status()["longest_stall"]
     print(f"longest stall {stall:.3f} s")
-    assert stall < STALL
+    assert stall < max(STALL, NOISE * anyone)
 
 
 def test_a_changed_file_is_read_without_a_stall(daemon: StartDaemon, tmp_path: Path) -> None:
@@ -194,16 +195,18 @@ def test_a_changed_file_is_read_without_a_stall(daemon: StartDaemon, tmp_path: P
     file.write_text('bind = ["127.0.0.1:0"]\nworkers = 2\n')
     server = daemon("--config", str(file), without={"--bind"})
     path = server.run_dir / "control.sock"
-    for number in range(5):
-        reply = "true" if number % 2 else "false"
-        file.write_text(f'bind = ["127.0.0.1:0"]\nworkers = 2\nreply = {reply}\n')
-        assert ask(path, "reload", 30.0)["ok"]
-        answer = "Hello, Alice\n" if number % 2 else ""
-        # The old workers leave by and by.
-        until(lambda answer=answer: greet(server.address, "Alice") == answer)  # type: ignore[misc]
+    with metronome() as noise:
+        for number in range(5):
+            reply = "true" if number % 2 else "false"
+            file.write_text(f'bind = ["127.0.0.1:0"]\nworkers = 2\nreply = {reply}\n')
+            assert ask(path, "reload", 30.0)["ok"]
+            answer = "Hello, A\n" if number % 2 else ""
+            # The old workers leave by and by.
+            until(lambda answer=answer: greet(server.address, "A") == answer)  # type: ignore[misc]
+        anyone = noise()
     stall = server.status()["longest_stall"]
     print(f"longest stall {stall:.3f} s")
-    assert stall < STALL
+    assert stall < max(STALL, NOISE * anyone)
 
 
 def test_a_loop_that_does_not_turn_shows_as_a_stall(daemon: StartDaemon) -> None:
