@@ -16,7 +16,7 @@ from tests.support import until
 from tests.system.clients import Load
 from tests.system.container import Container
 from tests.system.harness import ROOT, records
-from tests.system.unit import ADDRESS, UNITS
+from tests.system.unit import ADDRESS, UNITS, what_to_show
 
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp")
@@ -73,9 +73,10 @@ class Installed:
         (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         needed = (packages.resolve(), ROOT, *([] if is_twin() else [Path(sys.base_prefix)]))
         if any(path.is_relative_to(hidden) for path in needed for hidden in HIDDEN):
-            drop_in = self.container.path("/etc/systemd/system/greeterd.service.d/test.conf")
-            drop_in.parent.mkdir()
-            drop_in.write_text("[Service]\nProtectHome=no\nPrivateTmp=no\n")
+            for unit in ("greeterd.service", "greeterd@.service"):
+                drop_in = self.container.path(f"/etc/systemd/system/{unit}.d/test.conf")
+                drop_in.parent.mkdir()
+                drop_in.write_text("\n".join(["[Service]", *what_to_show(), ""]))
             self.hides = False
 
     def show(self, name: str) -> str:
