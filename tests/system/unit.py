@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Unit:
         drop_in: str = "",
     ) -> None:
         self.container = container
+        self._since = time.time()
         self.units = [SERVICE, *units]
         install_programs(container)
         for name in self.units:
@@ -90,8 +92,8 @@ class Unit:
         return int(self.show("MainPID"))
 
     def journal(self) -> str:
-        """Return the service's messages."""
-        return self.container.journal("greeterd")
+        """Return the service's messages since this unit was installed."""
+        return self.container.journal("greeterd", f"--since=@{self._since:.6f}")
 
     def events(self, name: str) -> list[Record]:
         """Return the records of one event in the daemon log."""
@@ -193,7 +195,7 @@ class Unit:
             self.container.path(f"/etc/systemd/system/{name}").unlink()
         shutil.rmtree(self.container.path(f"/etc/systemd/system/{SERVICE}.d"))
         self.container.run("bash", "-c", f"rm -rf {LOG_DIR}/*")
-        self.container.run("journalctl", "--rotate", "--vacuum-time=1s", "--quiet")
+        self.container.run("journalctl", "--sync")
         self.ctl("daemon-reload")
 
 
