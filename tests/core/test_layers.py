@@ -25,7 +25,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"survey", "worker"}),
     frozenset({"trial"}),
     frozenset({"master"}),
-    frozenset({"bench", "cli"}),
+    frozenset({"bench"}),
+    frozenset({"cli"}),
     frozenset({"__main__"}),
 )
 """Lowest first. A module may import from the layers below its own, and from its own package."""

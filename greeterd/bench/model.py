@@ -1,0 +1,186 @@
+"""What an experiment is made of, and what it found: the records that are kept and exchanged.
+
+A case is one cell of the matrix; a trial is one run of a case against a fresh server; the results
+are the trials of one experiment with the machine that they ran on.  All of it is JSON by msgspec:
+a field may be added with a default, none changes its meaning.  Rates are per second of wall clock,
+CPU times are microseconds per greeting, latencies milliseconds; other units are in the names.
+"""
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+FORMAT: Final = 1
+"""Of the results; a reader refuses what it does not know."""
+
+Server = Literal["greeterd", "socketserver", "asyncio", "uvloop", "threaded", "bare"]
+Arrival = Literal["closed", "constant", "poisson", "burst", "seed"]
+Fault = Literal["none", "stopped", "killed", "reload"]
+
+
+class Case(Struct, frozen=True, kw_only=True):
+    """One cell of the matrix: what is served, and how it is asked."""
+
+    server: Server = "greeterd"
+    mode: str = "inherit"
+    wait: str = "auto"
+    """The wait strategy, as the setting; peers have `auto` only."""
+    steering: str = "hash"
+    handoff_policy: str = "round-robin"
+    """Of mode handoff."""
+    rescue: bool = True
+    workers: int = 4
+    concurrency: int = 16
+    """Connections in flight at once, over all client processes; of `seed` and `closed`.  In open
+    loop it bounds nothing, and tells how many a burst has."""
+    arrival: Arrival = "closed"
+    rate: float = 0.0
+    """Intended arrivals per second; of `constant` and `poisson`."""
+    fault: Fault = "none"
+    greetings: int = 10_000
+    """Sent in one trial, beside the warm-up."""
+
+
+class Latency(Struct, frozen=True, kw_only=True):
+    """Milliseconds from a connection's (intended) start to its end."""
+
+    count: int = 0
+    mean: float = 0.0
+    min: float = 0.0
+    p50: float = 0.0
+    p90: float = 0.0
+    p99: float = 0.0
+    p999: float = 0.0
+    max: float = 0.0
+    curve: list[tuple[float, float]] = []
+    """(percentile 0..100, milliseconds), rising."""
+    histogram: str = ""
+    """HdrHistogram of microseconds, in its base64 interchange form."""
+
+
+class LoadReport(Struct, frozen=True, kw_only=True):
+    """What one run of the load generator did: what `greeter load --json` prints."""
+
+    address: str
+    arrival: Arrival
+    processes: int
+    concurrency: int
+    rate: float = 0.0
+    """Intended; 0 in closed loop."""
+    seconds: float
+    """From the first start to the last end, warm-up left out."""
+    warmup: int = 0
+    """Greetings sent before, which are in `sent`, `ok` and `errors`, and in no rate or latency."""
+    sent: int
+    """Connections begun."""
+    ok: int
+    """Ended in order: the server has closed (or answered) after it took the name."""
+    uncertain: int = 0
+    """The name was sent, and no orderly end was seen: a greeting may be logged, or not."""
+    errors: dict[str, int] = {}
+    """By kind (refused, reset, timeout, ...): sent == ok + the sum of these."""
+    latency: Latency = Latency()
+    client_cpu_seconds: float = 0.0
+    """User and system time of all client processes."""
+    bottleneck: str = ""
+    """A sentence that says why the client, not the server, was the limit; empty when it was not."""
+
+    @property
+    def greetings_per_second(self) -> float:
+        """The rate of orderly ends, warm-up left out."""
+        return self.latency.count / self.seconds if self.seconds > 0 else 0.0
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """One number, counted three times."""
+
+    client: int
+    """Orderly ends."""
+    uncertain: int = 0
+    """Those of which the client does not know."""
+    scoreboard: int | None = None
+    """Greetings by the server's own counters; None for a server that has none."""
+    log: int | None = None
+    """Greeting records in its logs; None for a server that writes none."""
+
+
+class Listener(Struct, frozen=True, kw_only=True):
+    """The accept queues of a trial, over all listeners."""
+
+    queued_max: int = 0
+    """The longest queue that was seen."""
+    limit: int = 0
+    """Its backlog."""
+    drops: int = 0
+    """Connections that the kernel dropped at the listeners."""
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """One run of one case."""
+
+    case: Case
+    repeat: int
+    """Which trial of this case, from 0."""
+    order: int
+    """Which of all, as drawn, from 0."""
+    began: str
+    """UTC, ISO 8601."""
+    load: LoadReport | None = None
+    """None when the trial failed before its end."""
+    rate: float = 0.0
+    cpu_user_us: float = 0.0
+    cpu_system_us: float = 0.0
+    """Of the whole server (master, workers, dispatcher) per greeting."""
+    switches_voluntary: float = 0.0
+    switches_involuntary: float = 0.0
+    """Context switches per greeting."""
+    per_worker: list[int] = []
+    """Greetings by slot, in the order of slots; empty for a server that does not tell."""
+    wakeups: float = 0.0
+    wasted_wakeups: float = 0.0
+    """Per greeting."""
+    listener: Listener = Listener()
+    lost: int = 0
+    """Clients that were not served in order."""
+    counts: Counts = Counts(client=0)
+    invalid: str = ""
+    """Why this trial says nothing; empty when it is valid."""
+
+    @property
+    def cpu_us(self) -> float:
+        """User and system time per greeting."""
+        return self.cpu_user_us + self.cpu_system_us
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """The machine and the programs."""
+
+    date: str
+    """UTC, ISO 8601."""
+    kernel: str
+    machine: str
+    """The architecture."""
+    cpu: str
+    cpus: int
+    """Usable ones."""
+    memory_mib: int = 0
+    python: str = ""
+    greeterd: str = ""
+    commit: str = ""
+    """Of the source, with `+` when it has changes; empty when it is no checkout."""
+    sysctls: dict[str, str] = {}
+    packages: dict[str, str] = {}
+    load_average: float = 0.0
+    """Of one minute, before the first trial."""
+
+
+class Results(Struct, frozen=True, kw_only=True):
+    """One experiment."""
+
+    format: int = FORMAT
+    environment: Environment
+    preset: str = ""
+    seed: int = 0
+    planned: int = 0
+    """Trials that were to be run; fewer are there when it was interrupted."""
+    trials: list[Trial] = []
