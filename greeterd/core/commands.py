@@ -8,6 +8,7 @@ from typing import assert_never
 
 from greeterd.core import recycling
 from greeterd.core.events import (
+    DISPATCHER,
     Command,
     EndTrial,
     Reload,
@@ -31,7 +32,7 @@ def operate(state: State, now: float) -> None:
         state.operation = recycling.begin(state, now)
     match state.operation:
         case Launch():
-            if all(slot.ready for slot in state.live_slots):
+            if all(slot.ready for slot in state.staffed_slots):
                 state.operation = None
                 state.do(Started())
         case Roll() as roll:
@@ -51,12 +52,12 @@ def _begin(state: State, command: Command, now: float) -> Operation | None:
     live = state.live_slots
     match command:
         case Reload():
-            targets = {slot.index: command.generation for slot in live}
+            targets = {slot.index: command.generation for slot in state.staffed_slots}
             return Roll(
                 command=command.name, targets=targets, ticket=command.ticket, reload=command
             )
         case Restart():
-            chosen = [slot for slot in live if command.slot in (None, slot.index)]
+            chosen = [slot for slot in state.staffed_slots if command.slot in (None, slot.index)]
             if not chosen:
                 state.finish(command.ticket, command.name, f"there is no worker {command.slot}")
                 return None
@@ -132,7 +133,8 @@ def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
 def _resize(state: State, resize: Resize, now: float) -> None:
     if not resize.begun:
         live = state.live_slots
-        if resize.want - len(live) > state.most_slots - len(state.slots):
+        taken = sum(index != DISPATCHER for index in state.slots)
+        if resize.want - len(live) > state.most_slots - taken:
             return  # the numbers are still taken by slots that retire
         resize.begun = True
         resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]

@@ -3,7 +3,17 @@
 from typing import Final
 
 from greeterd.core import recycling
-from greeterd.core.events import EndTrial, GateAll, How, Kill, Life, Signal, Stop
+from greeterd.core.events import (
+    DISPATCHER,
+    CloseSlot,
+    EndTrial,
+    GateAll,
+    How,
+    Kill,
+    Life,
+    Signal,
+    Stop,
+)
 from greeterd.core.operations import Resize, Roll, Trial
 from greeterd.core.state import State
 
@@ -45,7 +55,10 @@ def refuse(state: State, now: float) -> None:
 
 
 def leave(state: State, stop: Stop, now: float) -> None:
-    """Drain everyone; when nobody is left, end the daemon."""
+    """Drain everyone; when nobody is left, end the daemon.
+
+    Who is handed connections has more to come until the dispatcher's slot is closed.
+    """
     if not state.gated and not stop.quick:
         state.gated = True
         state.do(GateAll())
@@ -55,6 +68,10 @@ def leave(state: State, stop: Stop, now: float) -> None:
         if worker.leaving is None or (stop.quick and worker.leaving is not how):
             state.drain(worker, how, now)
         worker.end_by(now + state.timeout(how))
+    dispatcher = state.slots.get(DISPATCHER)
+    if dispatcher is not None and not dispatcher.workers:
+        del state.slots[DISPATCHER]
+        state.do(CloseSlot(DISPATCHER))
     if not state.workers:
         state.ended = True
         for ticket in state.stop_tickets:

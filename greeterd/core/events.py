@@ -9,7 +9,7 @@ from enum import Enum
 from typing import ClassVar, NewType
 
 SlotIndex = NewType("SlotIndex", int)
-"""A numbered place from 1; it names the worker, its log file and its scoreboard rows."""
+"""A numbered place from 1 (0: DISPATCHER); it names the worker, its log file and its rows."""
 WorkerId = NewType("WorkerId", int)
 Generation = NewType("Generation", int)
 Pid = NewType("Pid", int)
@@ -17,6 +17,9 @@ Ticket = NewType("Ticket", int)
 """Names the command that an answer belongs to; 0 when nobody waits for one."""
 
 NO_TICKET = Ticket(0)
+
+DISPATCHER = SlotIndex(0)
+"""The slot of mode handoff whose worker accepts for all, and hands on what it has accepted."""
 
 
 class Life(Enum):
@@ -52,7 +55,10 @@ class Policy:
     """The settings that decisions depend on; durations in seconds."""
 
     own_listeners: bool = False
-    """Each slot has a listener of its own (reuseport), which outlives its workers in escrow."""
+    """Each slot has a listener of its own (reuseport), or a socketpair through which it is handed
+    connections (handoff); it outlives the slot's workers in escrow."""
+    dispatcher: bool = False
+    """The slot DISPATCHER accepts, and hands on to the others."""
     most_slots: int | None = None
     """As many sockets were passed for them; None: as many as there can be."""
     rescue: bool = True

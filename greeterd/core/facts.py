@@ -7,6 +7,7 @@ from typing import Final, assert_never
 
 from greeterd.core import recycling
 from greeterd.core.events import (
+    DISPATCHER,
     NO_TICKET,
     Event,
     Exit,
@@ -50,7 +51,8 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
         case Exited():
             _bury(state, event.worker, event.reason, event.code, now)
         case ExitRequested():
-            if worker := state.worker(event.worker):
+            worker = state.worker(event.worker)
+            if worker is not None and worker.slot != DISPATCHER:
                 state.exit_requests.append(worker.slot)
         case Leaving():
             _note_leaving(state, event.worker, now)
@@ -131,7 +133,8 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
 
 def _note_failed_start(state: State, worker: Worker, reason: str, code: int) -> None:
     """Let the operation fail that waits for this worker."""
-    failure = f"worker {worker.slot} did not start: {reason}"
+    who = "the dispatcher" if worker.slot == DISPATCHER else f"worker {worker.slot}"
+    failure = f"{who} did not start: {reason}"
     match state.operation:
         case Launch():
             state.end(Exit(code or 70, failure))

@@ -42,7 +42,7 @@ def begin(state: State, now: float) -> Roll | None:
         return None
     due = [
         (slot.ready.since, slot)
-        for slot in state.live_slots
+        for slot in state.staffed_slots
         if slot.ready is not None and slot.ready.due and slot.ready.able and now >= slot.recycle_at
     ]
     if not due:

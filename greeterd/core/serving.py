@@ -14,7 +14,7 @@ def drain_replaced(state: State, now: float) -> None:
 
 def respawn(state: State, now: float) -> None:
     """Start a worker in the place of a dead one, when its back-off is over."""
-    for slot in state.live_slots:
+    for slot in state.staffed_slots:
         if slot.died:
             slot.died = False
             restart_in = round(slot.retry_at - now, 3)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from greeterd.core.events import (
+    DISPATCHER,
     Action,
     Command,
     Drain,
@@ -73,7 +74,12 @@ class State:
 
     @property
     def live_slots(self) -> list[Slot]:
-        """The slots that are to be served, by their number."""
+        """The slots whose workers are to greet, by their number."""
+        return [slot for slot in self.staffed_slots if slot.index != DISPATCHER]
+
+    @property
+    def staffed_slots(self) -> list[Slot]:
+        """The slots that are to have a worker, the dispatcher's first."""
         return [self.slots[index] for index in sorted(self.slots) if not self.slots[index].retiring]
 
     def worker(self, ident: WorkerId | None) -> Worker | None:
@@ -93,7 +99,11 @@ class State:
 
     def add_slot(self, now: float) -> Slot:
         """Add the slot with the lowest number that is free."""
-        index = next(SlotIndex(n) for n in range(1, self.most_slots + 1) if n not in self.slots)
+        free = (SlotIndex(n) for n in range(1, self.most_slots + 1) if n not in self.slots)
+        return self.add(next(free), now)
+
+    def add(self, index: SlotIndex, now: float) -> Slot:
+        """Add this slot."""
         slot = Slot(index=index, generation=self.generation, retry_at=now, unserved_since=now)
         self.slots[index] = slot
         self.highest_slot = max(self.highest_slot, index)

@@ -9,7 +9,16 @@ twice, or late, leads to the same world.  Instants come in with each call, and r
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from greeterd.core import commands, ending, facts, loans, serving
-from greeterd.core.events import Action, Event, Generation, Policy, SlotIndex, Stop, WorkerId
+from greeterd.core.events import (
+    DISPATCHER,
+    Action,
+    Event,
+    Generation,
+    Policy,
+    SlotIndex,
+    Stop,
+    WorkerId,
+)
 from greeterd.core.operations import Operation, Trial
 from greeterd.core.state import MAX_SLOTS, State
 from greeterd.core.workers import Slot, Worker
@@ -22,6 +31,8 @@ class Supervisor:
 
     def __init__(self, *, workers: int, policy: Policy, jitter: Callable[[], float]) -> None:
         self._state = State(policy=policy, jitter=jitter)
+        if policy.dispatcher:
+            self._state.add(DISPATCHER, 0.0)
         for _ in range(workers):
             self._state.add_slot(0.0)
 
@@ -89,7 +100,7 @@ class Supervisor:
 
     @property
     def live_slots(self) -> list[Slot]:
-        """The slots that are to be served, by their number."""
+        """The slots whose workers are to greet, by their number."""
         return self._state.live_slots
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from greeterd.core.events import (
+    DISPATCHER,
     Action,
     CloseSlot,
     Drain,
@@ -316,7 +317,8 @@ class Kernel:
 
     def _close(self, slot: SlotIndex) -> None:
         """Close a listener; connections are lost only where nobody has taken them for long."""
-        late = self.now >= self.rules.close_from[slot]
+        # The listener of a dispatcher that has crashed while all were leaving has nobody left.
+        late = self.now >= self.rules.close_from[slot] or slot == DISPATCHER
         assert late or not self.queues[slot], "connections were lost"
         self.queues[slot] = 0
         self.open.discard(slot)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from greeterd.core import recycling
 from greeterd.core.ending import ABORT_GRACE
 from greeterd.core.events import (
+    DISPATCHER,
     NO_TICKET,
     Action,
     CloseSlot,
@@ -215,6 +216,7 @@ class Rules:
                 self._check_kill(worker, number, now)
             case SteerAway(slot):
                 assert self.policy.own_listeners
+                assert slot != DISPATCHER
                 assert slot in self.listening
                 assert self.steered is None, "one at a time"
                 self.steered = slot
@@ -232,7 +234,7 @@ class Rules:
                 assert self.policy.own_listeners
                 assert self.policy.rescue or self.steered == slot
                 assert slot in self.listening
-                assert self.alive[worker].slot != slot
+                assert self.alive[worker].slot not in {slot, DISPATCHER}
                 assert self.able(worker) or self.leaving(now)
                 assert not any(lent == slot and self.able(holder) for lent, holder in self.holders)
                 self.holders.add((slot, worker))
@@ -245,6 +247,7 @@ class Rules:
                 assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
             case Exit():
                 assert not self.alive
+                assert DISPATCHER not in self.supervisor.slots
                 self.final = action
             case Started():
                 self.started = True
@@ -323,7 +326,9 @@ class Rules:
 
     def _check_close(self, slot: SlotIndex, now: float) -> None:
         assert not any(record.slot == slot for record in self.alive.values())
-        if self.policy.own_listeners and slot in self.listening:
+        if slot == DISPATCHER:
+            assert self.leaving(now)
+        elif self.policy.own_listeners and slot in self.listening:
             assert self.steered == slot
             self.steered = None
         if now < self.close_from[slot]:

@@ -52,6 +52,7 @@ def begin(seed: int) -> Story:
     rng = random.Random(seed)
     policy = Policy(
         own_listeners=seed % 3 != 0,
+        dispatcher=seed % 3 == 1,
         rescue=seed % 5 != 0,
         graceful_timeout=rng.choice([0.0, 2.0, 4.0]),
         start_timeout=rng.choice([1.0, 3.0]),
