@@ -95,6 +95,7 @@ from greeterd.reception import bind_by, receive
 from greeterd.reopening import Reopening
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import GREETINGS, HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.seat import Seat
 from greeterd.sockdiag import queue_length
 from greeterd.succession import Estate, Trial
 from greeterd.survey import Circumstances, describe, survey
@@ -814,7 +815,7 @@ class Master:
             if _log_settings(config) != _log_settings(self._config):
                 daemon_log = self._open_log(config)
             log = daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
-            seat = worker.Seat(
+            seat = Seat(
                 slot=spawn.slot,
                 generation=spawn.generation,
                 config=config,

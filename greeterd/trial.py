@@ -13,6 +13,7 @@ from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.nursery import Child, Nursery
 from greeterd.privileges import resolve
 from greeterd.scoreboard import Scoreboard
+from greeterd.seat import Seat
 from greeterd.signals import SignalPipe
 from greeterd.succession import Estate
 
@@ -48,7 +49,7 @@ def _start(
         said.append(message)
 
     def live(channel: Channel, pipe: SignalPipe) -> int:
-        seat = worker.Seat(
+        seat = Seat(
             slot=spawn.slot,
             generation=spawn.generation,
             config=config,

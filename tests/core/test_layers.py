@@ -19,10 +19,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
-    frozenset({"activation", "escrow", "intake", "manager", "nursery"}),
+    frozenset({"activation", "escrow", "intake", "manager", "nursery", "seat"}),
     frozenset({"legacy", "reception"}),
     frozenset({"service"}),  # halves of the master and of the worker
-    frozenset({"survey", "worker"}),
+    frozenset({"leaving", "survey"}),
+    frozenset({"workloop"}),
+    frozenset({"worker"}),
     frozenset({"trial"}),
     frozenset({"master"}),
     frozenset({"bench"}),
@@ -37,7 +39,10 @@ WORLD = frozenset({
 })  # fmt: skip
 """What core may not know: processes, sockets, clocks and logs."""
 
-SERVERS = frozenset({"escrow", "intake", "listener", "master", "scoreboard", "service", "worker"})
+SERVERS = frozenset({
+    "escrow", "intake", "leaving", "listener", "master", "scoreboard", "seat", "service", "worker",
+    "workloop",
+})  # fmt: skip
 """What bench may not know: it meets a server as a user does, by process, socket and log."""
 
 HOMES = {

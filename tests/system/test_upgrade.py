@@ -46,7 +46,7 @@ BREAKAGES: dict[str, tuple[Spoil, str]] = {
     ),
     "hang in a worker's start": (
         lambda image, _: image.spoil(
-            "worker.py", r"(\n    title_worker\(.*\n)", r"\1    signal.pause()\n"
+            "worker.py", r"(\n    title_worker\(.*\n)", r"\1    __import__('signal').pause()\n"
         ),
         r"the new image was not ready within [28] s",
     ),

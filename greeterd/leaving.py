@@ -1,0 +1,130 @@
+"""Empties and closes a worker's listeners: all of them when it leaves, and those that were lent.
+
+A listener that others hold is left at once.  One that nobody takes over is swept: the grace passes,
+then the handshakes that have begun before the gate or the steering, then its queue is emptied.
+The loop calls `go_on` at the latest at the soonest of `deadlines`, and never while it is paused.
+"""
+
+import select
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from greeterd.core.events import How
+from greeterd.intake import Intake, Source
+from greeterd.seat import Seat
+from greeterd.service import Service
+from greeterd.sockdiag import handshakes
+from greeterd.steering import is_gated_by_ttl
+from greeterd.titles import title_worker
+
+HANDSHAKE_LIMIT: Final = 5.0
+"""Seconds that a closing listener waits for handshakes in flight at most.  A client's lost ACK is
+repeated after a second, then after two more: two losses in a row are covered."""
+HANDSHAKE_POLL: Final = 0.1
+"""Seconds between two looks at them; one look costs the kernel some milliseconds."""
+
+Take = Callable[[int, Source], int | None]
+"""Accepts a burst from a listener; returns how many it took, None when the worker had to pause."""
+
+
+class Leaving:
+    """What is on its way out."""
+
+    def __init__(self, seat: Seat, intake: Intake, service: Service, take: Take) -> None:
+        self._seat = seat
+        self._intake = intake
+        self._service = service
+        self._take = take
+        self.how: How | None = None
+        """None while the worker is to stay."""
+        self._sweep_at: float | None = None
+        self._sweep_limit = 0.0
+        self._in_flight: frozenset[bytes] | None = None
+        self._returns: dict[int, float] = {}
+        """When the listeners that a slot has lent are emptied and closed."""
+
+    def begin(self, how: How) -> None:
+        """Leave, from now on, in this way; a later order overrides an earlier one."""
+        title_worker(self._seat.slot, self._seat.generation, "draining")
+        self.how = how
+        match how:
+            case How.HAND_OVER:
+                self._sweep_at = None
+                self._intake.close(list(self._intake.sources))
+            case How.SWEEP:
+                now = monotonic()
+                if any(is_gated_by_ttl(each.sock) for each in self._intake.sources.values()):
+                    self._service.open_gates()
+                self._sweep_at = now + self._seat.config.drain_grace
+                self._sweep_limit = now + HANDSHAKE_LIMIT
+            case How.QUICK:
+                self._sweep_at = None
+                self._intake.close(list(self._intake.sources))
+                self._service.abandon()
+
+    def give_back(self, slot: int) -> None:
+        """Empty and close, after the grace, the listeners that this slot has lent."""
+        self._returns[slot] = monotonic() + self._seat.config.drain_grace
+
+    def deadlines(self) -> list[float]:
+        """Return when there is something to do."""
+        sweep = [] if self._sweep_at is None else [self._sweep_at]
+        return [*self._returns.values(), *sweep]
+
+    def go_on(self, now: float) -> list[int]:
+        """Sweep what is due; return the slots whose listeners are given back by that."""
+        returned = []
+        for slot in [slot for slot, due in self._returns.items() if now >= due]:
+            if self._swept(self._intake.lent_from(slot)):
+                del self._returns[slot]
+                returned.append(slot)
+        if self._sweep_at is None or now < self._sweep_at:
+            return returned
+        if self._handshakes_in_flight(now):
+            self._sweep_at = now + HANDSHAKE_POLL
+        elif self._swept(list(self._intake.sources)):
+            self._sweep_at = None
+        return returned
+
+    def _handshakes_in_flight(self, now: float) -> bool:
+        """Whether a client has begun to connect before the gate or the steering was in force.
+
+        Handshakes that begin later go elsewhere, so only those of the first look are waited for.
+        """
+        if now >= self._sweep_limit:
+            return False
+        try:
+            current = frozenset(
+                client
+                for address in self._seat.addresses
+                if not address.is_unix
+                for client in handshakes(address)
+            )
+        except OSError:
+            return False  # the kernel does not tell: the grace has to do
+        self._in_flight = current if self._in_flight is None else self._in_flight & current
+        return bool(self._in_flight)
+
+    def _swept(self, fds: list[int]) -> bool:
+        """Take all that is queued, then close; False when the worker had to pause before that."""
+        for fd in fds:
+            source = self._intake.sources[fd]
+            # A queue holds one connection more than the backlog: what comes after so many came too
+            # late to be waited for, and there may be no end of it where the listener lives on.
+            left = self._seat.config.backlog + 1
+            # Asked first, since a blocking accept on an empty queue would wait.
+            while left > 0 and fd in self._intake.sources and _readable(fd):
+                taken = self._take(fd, source)
+                if taken is None:
+                    return False
+                left -= taken or 1
+        self._intake.close([fd for fd in fds if fd in self._intake.sources])
+        return True
+
+
+def _readable(fd: int) -> bool:
+    # Not select.select(): it cannot take descriptors above 1023.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,324 @@
+"""Serves one slot: accepts, greets, counts, and leaves when it is told to.
+
+One thread, one epoll.  The worker takes orders from its channel and decides nothing about its own
+life but this: on TERM, and when the master is gone (end-of-file on the channel), it drains.
+It writes its own scoreboard row and its slot's log, and nothing else.
+"""
+
+import os
+import select
+import signal
+import socket
+from time import monotonic
+from typing import Final
+
+from greeterd import scoreboard
+from greeterd.channel import (
+    DrainMessage,
+    ExitMessage,
+    FromMaster,
+    FromWorker,
+    LeavingMessage,
+    LendMessage,
+    ReopenedMessage,
+    ReopenMessage,
+    ReturnedMessage,
+    TakeBackMessage,
+)
+from greeterd.core.events import How
+from greeterd.core.ratelimit import RateLimit
+from greeterd.greetings import GreetingLog
+from greeterd.intake import Intake, Source
+from greeterd.leaving import Leaving
+from greeterd.seat import Seat
+from greeterd.service import EXHAUSTED, SHUT, Service
+from greeterd.steering import gate_syn
+
+BURST: Final = 64
+"""Connections accepted in one turn of the loop: enough for one large write, few enough that a
+connection which is read in pieces does not wait."""
+HEARTBEAT: Final = 1.0
+"""Seconds that a turn of the loop waits at most."""
+RETRY_AFTER: Final = 0.1
+"""Seconds until a paused worker tries again to write its log, or to accept without descriptors."""
+
+
+class Worker:
+    """The loop."""
+
+    def __init__(self, seat: Seat, greetings: GreetingLog, listeners: list[socket.socket]) -> None:
+        config = seat.config
+        self._seat = seat
+        self._row = seat.row
+        self._greetings = greetings
+        self._epoll = select.epoll()
+        self._epoll.register(seat.channel.fileno(), select.EPOLLIN)
+        self._epoll.register(seat.signals.fileno(), select.EPOLLIN)
+        self._intake = Intake(self._epoll, config.wait_strategy)
+        for sock in listeners:
+            self._intake.add(sock)
+        self._warnings = RateLimit(1.0)
+        self._service = Service(
+            max_name_bytes=config.max_name_bytes,
+            client_timeout=config.client_timeout,
+            allow_exit=config.allow_exit,
+            reply=config.reply,
+            epoll=self._epoll,
+            greetings=greetings,
+            row=seat.row,
+            log=seat.log,
+            warn=self._warn,
+            on_exit=lambda: self._tell(ExitMessage()),
+        )
+        self._deaf = set(self._intake.sources) if seat.gated else set()
+        """The listeners in whose queues connections wait that a gate has made deaf."""
+        if self._deaf:
+            self._service.open_gates()
+        self._max_connections = config.max_connections
+        self._interval = min(HEARTBEAT, config.client_timeout)
+        self._blocking = config.wait_strategy == "blocking"
+        # A second accept on a blocking listener would wait for what may never come.
+        self._burst_limit = 1 if self._blocking else BURST
+        self._full = False
+        self._now = 0.0
+        self._paused_until = 0.0
+        self._paused_for = scoreboard.NOT_BLOCKED
+        self._next_upkeep = 0.0
+        self._next_look = 0.0
+        self._leaving = Leaving(seat, self._intake, self._service, self._take)
+
+    def run(self) -> None:
+        """Turn the loop until everything that was taken is served."""
+        self._watch()
+        while not self._finished:
+            self._turn()
+        self._greetings.close()
+
+    @property
+    def _finished(self) -> bool:
+        return self._leaving.how is not None and not self._intake.sources and self._service.idle
+
+    def _turn(self) -> None:
+        row = self._row
+        row[scoreboard.TURNS] += 1
+        sources = self._intake.sources
+        woken, orders = [], []
+        for fd, _ in self._wait():
+            if fd in sources:
+                woken.append(fd)
+            elif not self._service.handle(fd):
+                orders.append(fd)
+        if woken:
+            self._accept(woken)
+        # Only now: an exclusive waiter that was woken is the only one, so an order to leave must
+        # not come before it has taken what it was woken for.
+        for fd in orders:
+            self._take_orders(fd)
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+        elif self._service.open >= self._max_connections and not self._paused_for:
+            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+        self._now = now = monotonic()
+        row[scoreboard.HEARTBEAT_NS] = int(now * 1e9)
+        if now >= self._next_upkeep:
+            self._keep_up(now)
+
+    def _accept(self, woken: list[int]) -> None:
+        # Where a CPU is wanted by others, let them run first: a client that is about to connect is
+        # part of this burst then, and not of a turn of its own, which halves the CPU time of a
+        # greeting with 4 busy workers on 2 CPUs.  On an idle CPU it returns at once.  When the last
+        # burst was full there is enough to do already.
+        if not self._full:
+            os.sched_yield()
+        self._full = False
+        for fd in woken:
+            source = self._intake.sources.get(fd)
+            if source is not None:
+                self._row[scoreboard.WAKEUPS] += 1
+                taken = self._burst(fd, source, self._burst_limit)
+                if not taken:
+                    self._row[scoreboard.WASTED_WAKEUPS] += 1
+                self._full |= taken == BURST
+
+    def _wait(self) -> list[tuple[int, int]]:
+        """Wait for something to happen, one interval at most; return what epoll reports."""
+        if self._blocking and (source := self._blocking_source()) is not None:
+            self._burst(source.sock.fileno(), source, 1)
+            return self._epoll.poll(0)
+        # The clock of the turn before: it differs by what that turn has taken.
+        return self._epoll.poll(max(0.0, self._next_upkeep - self._now))
+
+    def _burst(self, fd: int, source: Source, limit: int) -> int:
+        # Each connection of a burst may be one that stays.
+        room = self._max_connections - self._service.open
+        if room <= 0:
+            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+            return 0
+        limit = min(limit, room)
+        taken = self._service.burst(source, limit)
+        if self._deaf and taken < limit and not self._service.trouble:
+            self._hear(fd)
+        if taken:
+            self._intake.note(fd, source, taken)
+            if source.lender is not None:
+                self._row[scoreboard.RESCUED] += taken
+        if self._service.trouble in EXHAUSTED:
+            self._warn("cannot accept", reason=os.strerror(self._service.trouble))
+            self._pause(scoreboard.BLOCKED_BY_DESCRIPTORS)
+        elif self._service.trouble in SHUT:
+            self._intake.close([fd])
+        return taken
+
+    def _take(self, fd: int, source: Source) -> int | None:
+        """Serve one burst to its end; None when that had to pause."""
+        taken = self._burst(fd, source, self._burst_limit)
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+        return None if self._paused_for else taken
+
+    def _hear(self, fd: int) -> None:
+        """Note that a listener was found empty: what comes from now on was never gated."""
+        self._deaf.discard(fd)
+        if not self._deaf and self._leaving.how is None:
+            self._service.leave_gates()
+
+    def _blocking_source(self) -> Source | None:
+        """Return the listener to block on in accept(2); None when epoll has to be waited for."""
+        source = self._intake.blocking_source
+        leaves = self._leaving.how is not None
+        if source is None or self._paused_for or leaves or not self._service.idle:
+            self._watch()
+            return None
+        self._intake.watch(on=False)
+        return source
+
+    # Time -----------------------------------------------------------------------------------
+
+    def _keep_up(self, now: float) -> None:
+        """Do what is due, and find out when the loop has to turn next at the latest."""
+        self._service.expire(now)
+        if self._paused_for and now >= self._paused_until:
+            self._resume()
+        if now >= self._next_look:
+            self._next_look = now + HEARTBEAT
+            self._look_after_log()
+            if overlooked := self._intake.overlooked():
+                self._accept(overlooked)
+        if not self._paused_for:
+            for slot in self._leaving.go_on(now):
+                self._tell(ReturnedMessage(slot))
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+        # A connection that comes before the next look has its deadline after it.
+        deadlines = [now + self._interval, *self._leaving.deadlines()]
+        if self._paused_for:
+            deadlines.append(self._paused_until)
+        if (deadline := self._service.next_deadline()) is not None:
+            deadlines.append(deadline)
+        self._next_upkeep = min(deadlines)
+
+    def _pause(self, reason: int) -> None:
+        """Accept nothing for a while; what waits stays in the listener's queue."""
+        if not self._paused_for:
+            self._row[scoreboard.ACCEPTS_PAUSED] += 1
+        self._paused_for = self._row[scoreboard.BLOCKED] = reason
+        self._paused_until = monotonic() + RETRY_AFTER
+        self._next_upkeep = min(self._next_upkeep, self._paused_until)
+        self._intake.watch(on=False)
+        if reason == scoreboard.BLOCKED_BY_LOG:
+            why = str(self._greetings.blocked)
+            self._warn("cannot write greetings", path=str(self._greetings.path), reason=why)
+
+    def _resume(self) -> None:
+        """Accept again, if the cause has gone."""
+        if not self._service.end_turn():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+            return
+        if self._service.open >= self._max_connections:
+            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+            return
+        if self._paused_for == scoreboard.BLOCKED_BY_LOG:
+            self._seat.log.info("greetings are written again")
+        self._paused_for = self._row[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._paused_for:
+            self._intake.watch(on=True)
+
+    def _look_after_log(self) -> None:
+        try:
+            if self._greetings.reopen_if_moved():
+                self._seat.log.info("log reopened", reason="its file was moved or removed")
+        except OSError as error:
+            self._warn("cannot reopen a log", reason=str(error))
+
+    # Orders ---------------------------------------------------------------------------------
+
+    def _take_orders(self, fd: int) -> None:
+        if fd == self._seat.signals.fileno():
+            # Not a hand-over: TERM may have been sent to the whole process group, and then nobody
+            # else would take what is queued.
+            if signal.SIGTERM in self._seat.signals.read() and self._leaving.how is None:
+                self._tell(LeavingMessage())
+                self._drain(How.SWEEP)
+            return
+        while True:
+            try:
+                message, fds = self._seat.channel.receive()
+            except BlockingIOError:
+                return
+            if message is None:
+                self._orphaned()
+                return
+            self._obey(message, fds)
+
+    def _obey(self, message: FromMaster | FromWorker, fds: list[int]) -> None:
+        match message:
+            case DrainMessage(how):
+                self._drain(How(how))
+            case ReopenMessage():
+                self._reopen()
+            case LendMessage(slot):
+                for fd in fds:
+                    self._intake.add(socket.socket(fileno=fd), slot)
+            case TakeBackMessage(slot):
+                self._leaving.give_back(slot)
+                self._next_upkeep = 0.0
+            case _:
+                self._seat.log.error("unexpected message", message=type(message).__name__)
+
+    def _drain(self, how: How) -> None:
+        self._leaving.begin(how)
+        self._next_upkeep = 0.0
+
+    def _reopen(self) -> None:
+        reason = ""
+        try:
+            self._seat.daemon_log.reopen()
+            self._greetings.reopen()
+        except OSError as error:
+            reason = str(error)
+            self._seat.log.warning("cannot reopen a log", reason=reason)
+        self._tell(ReopenedMessage(reason))
+
+    def _orphaned(self) -> None:
+        """Serve what is there and leave: the master has died."""
+        self._epoll.unregister(self._seat.channel.fileno())
+        if self._leaving.how is None:
+            self._seat.log.error("the master is gone, draining")
+            for source in self._intake.sources.values():
+                if source.sock.family != socket.AF_UNIX and not self._seat.passed:
+                    gate_syn(source.sock)
+            self._drain(How.SWEEP)
+
+    def _tell(self, message: FromWorker) -> None:
+        if not self._seat.channel.send(message):
+            self._seat.log.error("the master does not listen", message=type(message).__name__)
+
+    def _warn(self, event: str, **fields: object) -> None:
+        suppressed = self._warnings.admit(event, monotonic())
+        if suppressed is not None:
+            if suppressed:
+                fields["suppressed"] = suppressed
+            self._seat.log.warning(event, **fields)
