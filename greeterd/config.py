@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, TypedDict
 
 from cyclopts import Group, Parameter
 
-from greeterd.core.address import parse_address
+from greeterd.core.address import Address, parse_address
 from greeterd.core.cpulist import render_cpus
 from greeterd.cpus import affinity_of, unusable, usable_cpus
 from greeterd.kinds import (
@@ -37,9 +37,10 @@ MAX_MIB: Final = 2**30
 MIN_FILES: Final = 64
 """With fewer descriptors a master cannot look after a few workers."""
 
-Mode = Literal["inherit", "reuseport"]
+Mode = Literal["inherit", "reuseport", "handoff"]
 Wait = Literal["auto", "rotate", "exclusive", "epoll", "blocking"]
 Steering = Literal["hash", "cpu", "random"]
+HandoffPolicy = Literal["round-robin", "least-busy"]
 Fsync = Literal["never", "always"]
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -68,7 +69,10 @@ class Config:
 
     mode: Annotated[Mode, _LISTENING, choice(Mode)] = field(
         default="inherit",
-        metadata=_about("Share one listener, or give each worker its own.", reload=False),
+        metadata=_about(
+            "Share one listener, give each worker its own, or have one process hand off.",
+            reload=False,
+        ),
     )
     workers: Annotated[
         int | Literal["auto"], _LISTENING, count_or_auto("COUNT", 1, MAX_WORKERS)
@@ -87,12 +91,16 @@ class Config:
     wait: Annotated[Wait, _LISTENING, choice(Wait)] = field(
         default="auto",
         metadata=_about(
-            "How workers wait; auto is rotate for inherit, epoll for reuseport.", reload=False
+            "How workers wait; auto is rotate for inherit, else epoll.", reload=False
         ),
     )
     steering: Annotated[Steering, _LISTENING, choice(Steering)] = field(
         default="hash",
         metadata=_about("How the kernel chooses the listener of a connection (reuseport)."),
+    )
+    handoff_policy: Annotated[HandoffPolicy, _LISTENING, choice(HandoffPolicy)] = field(
+        default="round-robin",
+        metadata=_about("How the dispatcher chooses the worker of a connection (handoff)."),
     )
 
     max_name_bytes: Annotated[int, _GREETING, count("BYTES", 1, 2**20)] = field(
@@ -246,22 +254,7 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     twice = next((one for one in addresses if addresses.count(one) > 1), None)
     if twice is not None:
         yield Contradiction(("bind",), f"{twice} is listed twice")
-    if config.mode == "reuseport":
-        if any(address.is_unix for address in addresses):
-            yield Contradiction(
-                ("mode", "bind"),
-                "the kernel has no reuseport balancing for unix sockets",
-            )
-        if config.wait in {"rotate", "exclusive"}:
-            yield Contradiction(
-                ("mode", "wait"),
-                f"{config.wait} orders the waiters of one shared listener, reuseport has none",
-            )
-    elif config.steering != "hash":
-        yield Contradiction(
-            ("mode", "steering"),
-            "steering chooses between listeners, and inherit shares one",
-        )
+    yield from _of_the_mode(config, addresses)
     if missing := unusable(config.pinned_cpus):
         yield Contradiction(
             ("cpu_affinity",), f"CPU {render_cpus(missing)} cannot be used by this process"
@@ -278,6 +271,35 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     if config.user is not None and config.group is None and not _has_entry(config.user):
         yield Contradiction(
             ("user", "group"), "a user without an entry in the user database needs a group"
+        )
+
+
+def _of_the_mode(config: Config, addresses: list[Address]) -> Iterator[Contradiction]:
+    if config.mode == "reuseport":
+        if any(address.is_unix for address in addresses):
+            yield Contradiction(
+                ("mode", "bind"),
+                "the kernel has no reuseport balancing for unix sockets",
+            )
+        if config.wait in {"rotate", "exclusive"}:
+            yield Contradiction(
+                ("mode", "wait"),
+                f"{config.wait} orders the waiters of one shared listener, reuseport has none",
+            )
+    elif config.steering != "hash":
+        yield Contradiction(
+            ("mode", "steering"),
+            f"steering chooses between listeners, and {config.mode} has one",
+        )
+    if config.mode == "handoff":
+        if config.wait not in {"auto", "epoll"}:
+            yield Contradiction(
+                ("mode", "wait"),
+                f"{config.wait} is for several who accept, and in handoff the dispatcher does",
+            )
+    elif config.handoff_policy != "round-robin":
+        yield Contradiction(
+            ("mode", "handoff_policy"), f"nothing is handed off in mode {config.mode}"
         )
 
 

@@ -1,10 +1,10 @@
 """Lends the listener of a slot that cannot serve it to a sibling, and ends the loan.
 
-Only where each slot has a listener of its own, or what stands for one: the socketpair through which
-the dispatcher hands connections to it.  The dispatcher's slot is lent as well, but its worker borrows
-nothing.  A slot has one borrower at a time; one that is stuck or gone is forgotten, and another takes
-its place.  A slot that retires and has no worker to empty its listener is lent, too, and called back
-at once: a borrower empties what it gives back.
+Only where each slot has a listener of its own, or what stands for one: the socketpair by which the
+dispatcher hands connections to it.  The dispatcher's slot is lent as well, but its worker borrows
+nothing.  A slot has one borrower at a time; one that is stuck or gone is forgotten, and another
+takes its place.  A slot that retires and has no worker to empty its listener is lent, too, and
+called back at once: a borrower empties what it gives back.
 """
 
 from typing import Final

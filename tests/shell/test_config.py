@@ -34,6 +34,7 @@ TEXTS: Mapping[str, tuple[str, str, str]] = {
     "backlog": ("1", "2", "2147483647"),
     "wait": ("epoll", "auto", "epoll"),
     "steering": ("cpu", "random", "cpu"),  # which needs the first text of the mode
+    "handoff_policy": ("least-busy", "round-robin", "least-busy"),  # which needs NEEDED
     "max_name_bytes": ("1", "2", "1048576"),
     "client_timeout": ("0.001", "1e3", "1000000"),
     "max_connections": ("1", "2", "3"),
@@ -65,6 +66,8 @@ TEXTS: Mapping[str, tuple[str, str, str]] = {
     "fsync": ("always", "never", "always"),
 }
 SOURCES = ("flag", "variable", "file")
+NEEDED = {"steering": ["--mode=reuseport"], "handoff_policy": ["--mode=handoff"]}
+"""Without these a setting cannot be given."""
 
 
 def kind(name: str) -> Kind:
@@ -110,6 +113,7 @@ def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(
 ) -> None:
     if given_by["steering"]:
         given_by["mode"] = given_by["mode"] | {"flag"}
+    given_by["handoff_policy"] = set()  # not possible with all others
     texts = {
         source: {name: TEXTS[name][i] for name in NAMES if source in given_by[name]}
         for i, source in enumerate(SOURCES)
@@ -143,10 +147,9 @@ def test_of_two_sources_the_earlier_one_counts(
     name: str, first: int, second: int, tmp_path: Path
 ) -> None:
     by = {SOURCES[i]: TEXTS[name][i] for i in (first, second)}
-    needed = ["--mode=reuseport"] if name == "steering" else []
     loaded = load_in(
         tmp_path,
-        [*needed, *([f"{flag(name)}={by['flag']}"] if "flag" in by else [])],
+        [*NEEDED.get(name, []), *([f"{flag(name)}={by['flag']}"] if "flag" in by else [])],
         {f"GREETERD_{name.upper()}": by["variable"]} if "variable" in by else {},
         toml({name: by["file"]} if "file" in by else {}),
     )
@@ -247,8 +250,8 @@ WHOLE = "must be a whole number from"
 SECONDS = "must be a number of seconds from"
 OCTAL = 'must be an octal string from "0000" to "0777", not'
 REFUSED = [
-    ("mode", "fork", "must be one of inherit, reuseport, not 'fork'"),
-    ("mode", "INHERIT", "must be one of inherit, reuseport, not 'INHERIT'"),
+    ("mode", "fork", "must be one of inherit, reuseport, handoff, not 'fork'"),
+    ("mode", "INHERIT", "must be one of inherit, reuseport, handoff, not 'INHERIT'"),
     ("workers", "0", f"{WHOLE} 1 to 512, or auto, not '0'"),
     ("workers", "513", f"{WHOLE} 1 to 512, or auto, not '513'"),
     ("workers", "2.0", f"{WHOLE} 1 to 512, or auto, not '2.0'"),
@@ -262,6 +265,7 @@ REFUSED = [
     ("backlog", "2147483648", f"{WHOLE} 1 to 2147483647, not '2147483648'"),
     ("wait", "select", "must be one of auto, rotate, exclusive, epoll, blocking, not 'select'"),
     ("steering", "numa", "must be one of hash, cpu, random, not 'numa'"),
+    ("handoff_policy", "chance", "must be one of round-robin, least-busy, not 'chance'"),
     ("max_name_bytes", "0", f"{WHOLE} 1 to 1048576, not '0'"),
     ("max_name_bytes", "1048577", f"{WHOLE} 1 to 1048576, not '1048577'"),
     ("client_timeout", "0", f"{SECONDS} 0.001 to 1000000, not '0'"),
@@ -334,7 +338,7 @@ def test_a_bad_value_is_refused_by_its_flag_or_its_variable(
         ("umask = 0o27", f"key umask: {OCTAL} 23"),
         ("user = 0", "key user: must be a user, not 0"),
         ('user = "no\\nbody"', r"key user: the user 'no\nbody' is unknown"),
-        ("mode = []", "key mode: must be one of inherit, reuseport, not []"),
+        ("mode = []", "key mode: must be one of inherit, reuseport, handoff, not []"),
         ("bind = []", "key bind: must be at least one address"),
         ('bind = ["a:1", 2]', "key bind: must be a list of addresses, not ['a:1', 2]"),
         ("bind = {}", "key bind: must be a list of addresses, not {}"),
@@ -428,6 +432,18 @@ def test_variables_of_others_are_none_of_ours(tmp_path: Path) -> None:
             "mode (default), steering (flag --steering): steering chooses between listeners",
         ),
         (
+            ["--mode=handoff", "--steering=random"],
+            "mode (flag --mode), steering (flag --steering): steering chooses between",
+        ),
+        (
+            ["--mode=handoff", "--wait=blocking"],
+            "mode (flag --mode), wait (flag --wait): blocking is for several who accept",
+        ),
+        (
+            ["--handoff-policy=least-busy"],
+            "mode (default), handoff_policy (flag --handoff-policy): nothing is handed off",
+        ),
+        (
             ["--cpu-affinity=8000-8191"],
             "cpu_affinity (flag --cpu-affinity): CPU 8000-8191 cannot be used by this process",
         ),
@@ -455,6 +471,7 @@ def test_settings_that_contradict_are_refused_with_the_source_of_each(
     "argv",
     [
         ["--mode=reuseport", "--wait=blocking"],
+        ["--mode=handoff", "--wait=epoll", "--bind=unix:/run/x", "--bind=a:1"],
         ["--mode=reuseport", "--wait=epoll", "--bind=a:1", "--bind=b:1"],
         ["--bind=unix:/run/x", "--bind=a:1", "--wait=exclusive"],
         ["--wait=blocking"],
@@ -570,6 +587,7 @@ def test_a_difference_is_fixed_if_a_reload_may_not_make_it(name: str) -> None:
 def test_auto_waits_in_turn_on_a_shared_listener_and_by_epoll_on_its_own() -> None:
     assert Config().wait_strategy == "rotate"
     assert Config(mode="reuseport").wait_strategy == "epoll"
+    assert Config(mode="handoff").wait_strategy == "epoll"
     assert Config(wait="blocking").wait_strategy == "blocking"
 
 
