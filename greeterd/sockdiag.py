@@ -72,8 +72,13 @@ def drops(listener: socket.socket) -> int:
     Most are connections that found the queue full, each counted again when the client asks again;
     SYNs stopped by a gate count too.
 
-    Raises: OSError if the socket is not of TCP, or on Linux before 4.12.
+    This is what sock_diag(7) tells as INET_DIAG_SKMEMINFO, without a netlink socket.
+
+    Raises: OSError for a unix socket, which drops nothing but has clients wait, or fail at once; on
+    Linux before 4.12.
     """
+    if listener.family == socket.AF_UNIX:
+        raise OSError("a unix socket counts no drops")
     info = listener.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
     return int(_MEMINFO.unpack(info)[_MEMINFO_DROPS])
 

@@ -1,5 +1,6 @@
 """Describes the daemon: the supervisor's records and the shared counters, as one Status."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from greeterd.core.workers import Slot, Worker
 from greeterd.escrow import Escrow
 from greeterd.listener import local_address
 from greeterd.scoreboard import Scoreboard
-from greeterd.sockdiag import queue_length
+from greeterd.sockdiag import drops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Circumstances:
 def survey(
     supervisor: Supervisor, board: Scoreboard, escrow: Escrow, about: Circumstances
 ) -> Status:
-    """Return the daemon's status at `about.now`; reads, and changes nothing."""
+    """Return the daemon's status at `about.now`; changes nothing but the longest queue seen."""
     slots = [supervisor.slots[index] for index in sorted(supervisor.slots)]
     counters = {int(slot.index): _counters(board, slot.index) for slot in slots}
     gone = [
@@ -145,15 +146,22 @@ def _worker(
 
 
 def _listeners(escrow: Escrow) -> list[ListenerStatus]:
-    found = []
-    for slot, sock in escrow.by_slot():
-        try:
-            queue = queue_length(sock)
-        except OSError:
-            continue  # this kernel does not tell; the rest of the status is still true
-        found.append(
-            ListenerStatus(
-                address=str(local_address(sock)), slot=slot, queued=queue.now, limit=queue.limit
-            )
+    # Where this kernel does not tell, the rest of the status is still true.
+    return [
+        ListenerStatus(
+            address=str(local_address(sock)),
+            slot=slot,
+            queued=queue.now,
+            queued_max=escrow.longest(sock),
+            limit=queue.limit,
+            drops=_drops(sock),
         )
-    return found
+        for slot, sock, queue in escrow.look()
+    ]
+
+
+def _drops(sock: socket.socket) -> int | None:
+    try:
+        return drops(sock)
+    except OSError:
+        return None

@@ -6,7 +6,7 @@ seconds; `since` and `at` are wall-clock seconds since the epoch, for people and
 A field may be added; none changes its meaning.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -91,8 +91,15 @@ class ListenerStatus(Struct, frozen=True, kw_only=True):
     """Whose it is; None for a listener that all slots share."""
     queued: int
     """Connections that wait to be accepted."""
+    queued_max: int = 0
+    """The most that the master has seen waiting, in this image of the program: it looks five times
+    a second in mode reuseport and once a second else, and at each status request.  A queue that was
+    longer in between is not in it."""
     limit: int
     """The backlog in force."""
+    drops: int | None = None
+    """Packets that the kernel has dropped here since the listener was opened, mostly connections
+    that found the queue full, counted again at each new attempt; None where it does not tell."""
 
 
 class ReloadResult(Struct, frozen=True, kw_only=True):
@@ -191,9 +198,7 @@ def heading(status: Status) -> list[str]:
     """Return the lines above the table: the daemon first, then only what is worth a line."""
     queues = {each.address: each for each in status.listeners if each.slot is None}
     addresses = [
-        f"{address} (queue {queues[address].queued} of {queues[address].limit})"
-        if address in queues
-        else address
+        f"{address} ({_queue(queues[address])})" if address in queues else address
         for address in status.addresses
     ]
     daemon = (
@@ -214,6 +219,15 @@ def heading(status: Status) -> list[str]:
     if status.last_error:
         lines.append(f"last error: {status.last_error}")
     return lines
+
+
+def _queue(listener: ListenerStatus) -> str:
+    found = [f"queue {listener.queued} of {listener.limit}"]
+    if listener.queued_max:
+        found.append(f"{listener.queued_max} at most")
+    if listener.drops:
+        found.append(f"{listener.drops} dropped")
+    return ", ".join(found)
 
 
 def footing(status: Status) -> list[str]:
@@ -247,12 +261,12 @@ def table_rows(status: Status) -> list[tuple[str, ...]]:
 
 def _row(status: Status, worker: WorkerStatus, *, first: bool) -> tuple[str, ...]:
     counters = status.counters.get(worker.slot, SlotCounters())
-    queues = [each.queued for each in status.listeners if each.slot == worker.slot]
+    listeners = [each for each in status.listeners if each.slot == worker.slot]
     own = (
         str(counters.connections),
         str(counters.greetings),
         percent(share(counters.connections, status.totals.connections)),
-        str(sum(queues)) if queues else "-",
+        str(sum(each.queued for each in listeners)) if listeners else "-",
         str(counters.open),
         str(worker.restarts),
     )
@@ -264,11 +278,15 @@ def _row(status: Status, worker: WorkerStatus, *, first: bool) -> tuple[str, ...
         duration(worker.age),
         *(own if first else ("",) * len(own)),
         "-" if worker.heartbeat_age is None else f"{worker.heartbeat_age:.1f}s",
-        ", ".join(notes(worker, counters if first else SlotCounters())),
+        ", ".join(
+            notes(worker, counters, listeners) if first else notes(worker, SlotCounters(), ())
+        ),
     )
 
 
-def notes(worker: WorkerStatus, counters: SlotCounters) -> list[str]:
+def notes(
+    worker: WorkerStatus, counters: SlotCounters, listeners: Sequence[ListenerStatus]
+) -> list[str]:
     """Return what is out of the ordinary about a worker and its slot, the most urgent first."""
     found = []
     if counters.blocked:
@@ -279,6 +297,10 @@ def notes(worker: WorkerStatus, counters: SlotCounters) -> list[str]:
         found.append(f"lent to {worker.lent_to}")
     if worker.leaving:
         found.append("leaving")
+    if any(each.queued_max > each.limit for each in listeners):
+        found.append("queue was full")  # the kernel lets in one more than the limit
+    if dropped := sum(each.drops or 0 for each in listeners):
+        found.append(f"{dropped} dropped")
     if counters.rescued:
         found.append(f"{counters.rescued} rescued")
     if counters.accept_errors:

@@ -188,7 +188,7 @@ def test_a_slots_queue_is_the_sum_of_its_own_listeners() -> None:
 )
 def test_a_worker_that_does_not_accept_says_why(blocked: int, words: str) -> None:
     worker = WorkerStatus(slot=1, pid=1, generation=1, state="ready")
-    (note,) = notes(worker, SlotCounters(blocked=blocked))
+    (note,) = notes(worker, SlotCounters(blocked=blocked), ())
     assert note.startswith("not accepting")
     assert words in note
 
@@ -198,9 +198,10 @@ def test_the_most_urgent_note_comes_first() -> None:
         slot=1, generation=1, state="draining", backoff=0.25, lent_to=3, leaving=True
     )
     counters = SlotCounters(blocked=1, rescued=34, accept_errors=5, log_errors=6)
-    assert notes(worker, counters) == [
-        BLOCKED[1], "back-off 0.2 s", "lent to 3", "leaving", "34 rescued", "5 accept errors",
-        "6 log errors",
+    full = ListenerStatus(address="", slot=1, queued=0, queued_max=9, limit=8, drops=7)
+    assert notes(worker, counters, [full]) == [
+        BLOCKED[1], "back-off 0.2 s", "lent to 3", "leaving", "queue was full", "7 dropped",
+        "34 rescued", "5 accept errors", "6 log errors",
     ]  # fmt: skip
 
 
@@ -216,6 +217,33 @@ def test_a_shared_listeners_queue_stands_beside_its_address() -> None:
     assert heading(a_status(listeners=[shared]))[1] == (
         "listening on 127.0.0.1:12345 (queue 7 of 4096)"
     )
+
+
+def test_the_longest_queue_and_the_drops_of_a_shared_listener_stand_beside_it() -> None:
+    shared = ListenerStatus(
+        address="127.0.0.1:12345", queued=7, queued_max=4097, limit=4096, drops=12
+    )
+    assert heading(a_status(listeners=[shared]))[1] == (
+        "listening on 127.0.0.1:12345 (queue 7 of 4096, 4097 at most, 12 dropped)"
+    )
+
+
+def test_a_slots_listeners_are_out_of_the_ordinary_when_full_or_when_they_dropped() -> None:
+    listeners = [
+        ListenerStatus(address="127.0.0.1:1", slot=1, queued=0, queued_max=8, limit=8, drops=0),
+        ListenerStatus(address="127.0.0.1:1", slot=2, queued=0, queued_max=9, limit=8, drops=1),
+        ListenerStatus(address="[::1]:1", slot=2, queued=0, queued_max=0, limit=8, drops=2),
+    ]
+    status = a_status(listeners=listeners)
+    assert cells(status, 0)["note"] == ""
+    assert cells(status, 1)["note"] == "queue was full, 3 dropped"
+
+
+def test_an_older_daemon_tells_no_longest_queue_and_no_drops() -> None:
+    told = {"address": "127.0.0.1:1", "queued": 1, "limit": 8}
+    plain = json.loads(to_json(a_status())) | {"listeners": [told]}
+    (listener,) = from_plain(plain).listeners
+    assert (listener.queued_max, listener.drops) == (0, None)
 
 
 def test_a_heading_tells_of_restarts_the_last_reload_and_the_last_error() -> None:

@@ -49,6 +49,12 @@ def test_a_full_queue_counts_those_it_drops(opened: ExitStack) -> None:
     assert queue_length(listener) == Queue(now=2, limit=1)
 
 
+def test_a_unix_socket_counts_no_drops(opened: ExitStack, tmp_path: Path) -> None:
+    listener = shared(opened, Address(path=str(tmp_path / "socket")))
+    with pytest.raises(OSError, match="counts no drops"):
+        drops(listener)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_a_handshake_is_half_open_while_the_client_has_not_answered(
     opened: ExitStack, host: str
