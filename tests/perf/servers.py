@@ -5,7 +5,6 @@ Each server runs on 127.0.0.1, on a port that the kernel chose, in a temporary d
 or SIGTERM, the server and its directory are gone.
 """
 
-import array
 import os
 import shutil
 import signal
@@ -23,12 +22,12 @@ from typing import NoReturn
 import msgspec
 import psutil
 
+from greeterd.bench import peers
+from greeterd.bench.peers.compiled import COMPILED, build, compile_program, compiler
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PROGRAMS = ("threaded", "bare", "load")
-CFLAGS = ("-O2", "-Wall", "-Wextra", "-std=gnu11", "-pthread")
 GREETERD = (sys.executable, "-m", "greeterd")
-BARE_CELL = 8  # uint64 per worker in bare.c's count file
 START_TIMEOUT = 60.0
 
 
@@ -59,15 +58,15 @@ def poll(predicate: Callable[[], object], *, timeout: float, step: float = 0.001
 @contextmanager
 def built() -> Iterator[Path | None]:
     """Compile the C programs; yields their directory, or None when there is no compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
+    if compiler() is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="greeterd-perf-") as directory:
-        for name in PROGRAMS:
-            source, program = HERE / f"{name}.c", Path(directory, name)
-            subprocess.run([compiler, *CFLAGS, str(source), "-o", str(program)], check=True)
-        yield Path(directory)
+    with tempfile.TemporaryDirectory(prefix="greeterd-perf-") as name:
+        directory = Path(name)
+        for server in COMPILED:
+            build(server, directory)
+        compile_program(HERE / "load.c", directory)
+        yield directory
 
 
 @dataclass
@@ -97,9 +96,8 @@ class Server:
 
     def done(self) -> int:
         """Greetings finished so far: log lines, or the count cells of bare.c."""
-        cells = self.directory / "count"
-        if cells.exists():
-            return sum(array.array("Q", cells.read_bytes())[::BARE_CELL])
+        if (self.directory / "count").exists():
+            return sum(peers.counts(self.directory))
         return sum(self.lines().values())
 
     def stop(self) -> None:
@@ -191,7 +189,7 @@ def wait_for_port(process: subprocess.Popen[bytes], directory: Path) -> int:
 def announced_port(directory: Path) -> int:
     """Return the port that the server has announced, or 0."""
     if said := (directory / "stdout").read_bytes().strip():
-        return int(said)
+        return int(said.rpartition(b":")[2])
     for line in (directory / "stderr").read_bytes().splitlines(keepends=True):
         if b'"ready"' not in line or not line.endswith(b"\n"):
             continue

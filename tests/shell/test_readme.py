@@ -29,7 +29,7 @@ README = (ROOT / "README.md").read_text()
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
-GREETING_LOG = {PACKAGE / "greetings.py"}
+GREETING_LOG = {PACKAGE / "greetings.py", *(PACKAGE / "bench" / "peers").glob("*.py")}
 """The modules whose records go to a greeting log, not to the daemon log."""
 
 

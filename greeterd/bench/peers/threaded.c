@@ -1,10 +1,16 @@
 /* Reference: a multi-threaded greeting server, one connection at a time per thread.
  *
  * Per connection: accept, recv to end-of-stream, one flushed "Hello, NAME" line (one write(2)),
- * close. Each thread owns its log file, LOG_DIR/worker-<n>.log. Blocking calls throughout. */
+ * close. Each thread owns its log file, LOG_DIR/worker-<n>.log. Blocking calls throughout.
+ *
+ * The log is plain text, not JSON: this is the yardstick that greeterd is held against. */
 #include "server.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <sys/time.h>
+
+static atomic_bool ending;
 
 struct worker {
     pthread_t thread;
@@ -33,10 +39,10 @@ static void *serve(void *argument)
 {
     struct worker *worker = argument;
 
-    for (;;) {
+    while (!ending) {
         int connection = accept4(worker->listener, NULL, NULL, SOCK_CLOEXEC);
         if (connection < 0) {
-            if (errno != EINTR && errno != ECONNABORTED)
+            if (!ending && errno != EINTR && errno != ECONNABORTED && errno != EAGAIN)
                 fail("accept");
             continue;
         }
@@ -46,17 +52,34 @@ static void *serve(void *argument)
     return NULL;
 }
 
+/* Accepted connections inherit it (Linux), so that no client can keep a thread. accept() wakes up
+ * as often, and goes on. */
+static void limit_waiting(int listener)
+{
+    struct timeval limit = {.tv_sec = CLIENT_TIMEOUT_S};
+
+    if (setsockopt(listener, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0)
+        fail("SO_RCVTIMEO");
+}
+
 int main(int argc, char **argv)
 {
     struct options options = parse_options(argc, argv);
     static int listeners[MAX_WORKERS];
     static struct worker workers[MAX_WORKERS];
+    sigset_t ends;
+    int signal_number;
 
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGTERM);
+    sigaddset(&ends, SIGINT);
+    sigprocmask(SIG_BLOCK, &ends, NULL);
     die_with(getppid());
     open_listeners(&options, listeners, 0);
     for (int i = 0; i < options.workers; i++) {
         char path[4096];
         snprintf(path, sizeof path, "%s/worker-%d.log", options.log_dir, i + 1);
+        limit_waiting(listeners[i]);
         workers[i].listener = listeners[i];
         workers[i].log = fopen(path, "ae");
         if (workers[i].log == NULL)
@@ -64,6 +87,12 @@ int main(int argc, char **argv)
         if (pthread_create(&workers[i].thread, NULL, serve, &workers[i]) != 0)
             fail("pthread_create");
     }
-    pthread_join(workers[0].thread, NULL); /* never: SIGTERM ends the process */
+    say_ready(&options);
+    sigwait(&ends, &signal_number);
+    ending = true;
+    for (int i = 0; i < options.workers; i++)
+        shutdown(listeners[i], SHUT_RD); /* wakes whoever waits in accept() */
+    for (int i = 0; i < options.workers; i++)
+        pthread_join(workers[i].thread, NULL);
     return EXIT_SUCCESS;
 }

@@ -11,6 +11,14 @@
 
 enum { BURST = 64, CELLS_PER_WORKER = 8 };
 
+static volatile sig_atomic_t ending;
+
+static void end(int signal_number)
+{
+    (void)signal_number;
+    ending = 1;
+}
+
 static void watch(int epoll, int fd, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.fd = fd};
@@ -34,39 +42,63 @@ static bool finish(int connection, volatile uint64_t *count)
     return true;
 }
 
-static void accept_burst(int epoll, int listener, volatile uint64_t *count)
+/* How many of the accepted connections are not over yet. */
+static int accept_burst(int epoll, int listener, volatile uint64_t *count)
 {
+    int unfinished = 0;
+
     for (int i = 0; i < BURST; i++) {
         int connection = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (connection < 0) {
             if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
                 fail("accept");
-            return;
+            break;
         }
-        if (!finish(connection, count))
+        if (!finish(connection, count)) {
             watch(epoll, connection, EPOLLIN);
+            unfinished++;
+        }
     }
+    return unfinished;
 }
 
+/* Until SIGTERM, which is let in only while nothing is at hand; then the unfinished are finished,
+ * unless none of them does anything for long. SIGINT is the first process's to handle. */
 static void serve(int listener, bool shared, volatile uint64_t *count)
 {
     struct epoll_event events[BURST];
+    struct sigaction on_end = {.sa_handler = end};
+    sigset_t but_the_end;
+    bool listening = true;
+    int open = 0;
     int epoll = epoll_create1(EPOLL_CLOEXEC);
 
     if (epoll < 0)
         fail("epoll_create1");
+    sigprocmask(SIG_BLOCK, NULL, &but_the_end);
+    sigdelset(&but_the_end, SIGTERM);
+    sigaction(SIGTERM, &on_end, NULL);
     watch(epoll, listener, EPOLLIN | (shared ? EPOLLEXCLUSIVE : 0));
-    for (;;) {
-        int ready = epoll_wait(epoll, events, BURST, -1);
+    while (!ending || open > 0) {
+        int ready = epoll_pwait(epoll, events, BURST, ending ? CLIENT_TIMEOUT_S * 1000 : -1,
+                                &but_the_end);
         if (ready < 0 && errno != EINTR)
-            fail("epoll_wait");
+            fail("epoll_pwait");
+        if (ready == 0)
+            break;
         for (int i = 0; i < ready; i++) {
             if (events[i].data.fd == listener)
-                accept_burst(epoll, listener, count);
-            else
-                finish(events[i].data.fd, count); /* close() also leaves the epoll set */
+                open += accept_burst(epoll, listener, count);
+            else if (finish(events[i].data.fd, count))
+                open--; /* close() also leaves the epoll set */
+        }
+        if (ending && listening) {
+            epoll_ctl(epoll, EPOLL_CTL_DEL, listener, NULL);
+            close(listener);
+            listening = false;
         }
     }
+    exit(EXIT_SUCCESS);
 }
 
 static volatile uint64_t *map_counts(const struct options *options)
@@ -112,14 +144,18 @@ int main(int argc, char **argv)
         if (workers[i] < 0)
             fail("fork");
         if (workers[i] == 0) {
-            sigprocmask(SIG_UNBLOCK, &ends, NULL);
             die_with(master);
             serve(listeners[i], !options.reuseport, counts + i * CELLS_PER_WORKER);
         }
     }
+    say_ready(&options);
     sigwait(&ends, &signal_number);
     for (int i = 0; i < options.workers; i++)
+        close(listeners[i]); /* one and the same, or one each */
+    for (int i = 0; i < options.workers; i++) {
         kill(workers[i], SIGTERM);
+        kill(workers[i], SIGCONT); /* it may be stopped */
+    }
     while (wait(NULL) > 0)
         continue;
     return signal_number == SIGCHLD ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -1,9 +1,10 @@
 /* What the reference servers share: argv, listeners on 127.0.0.1, the parent's death.
  *
- * argv: PORT-or-0 WORKERS inherit|reuseport LOG_DIR. The bound port is the one line on stdout,
- * printed when every listener listens. SIGTERM ends the server, and so does its parent's death. */
-#ifndef PERF_SERVER_H
-#define PERF_SERVER_H
+ * argv: PORT-or-0 WORKERS inherit|reuseport LOG_DIR. The one line on stdout, `ready ADDRESS`, is
+ * printed when every worker can be connected to. SIGTERM lets the server finish what it has
+ * accepted and exit 0; its parent's death kills it. */
+#ifndef PEERS_SERVER_H
+#define PEERS_SERVER_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -20,7 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { BACKLOG = 4096, MAX_WORKERS = 512, MAX_NAME_BYTES = 4096 };
+enum { BACKLOG = 4096, MAX_WORKERS = 512, MAX_NAME_BYTES = 4096, CLIENT_TIMEOUT_S = 10 };
 
 struct options {
     int port;
@@ -83,14 +84,18 @@ static inline int open_listener(int *port, bool reuseport, int type_flags)
     return fd;
 }
 
-/* One listener for all, or one for each; says the port. */
+/* One listener for all, or one for each. */
 static inline void open_listeners(struct options *options, int *listeners, int type_flags)
 {
     for (int i = 0; i < options->workers; i++)
         listeners[i] = i > 0 && !options->reuseport
                            ? listeners[0]
                            : open_listener(&options->port, options->reuseport, type_flags);
-    printf("%d\n", options->port);
+}
+
+static inline void say_ready(const struct options *options)
+{
+    printf("ready 127.0.0.1:%d\n", options->port);
     fflush(stdout);
 }
 
