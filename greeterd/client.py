@@ -114,7 +114,7 @@ def send_all(names: Iterable[bytes], order: Order) -> Generator[Result, None, No
         burst.close()
 
 
-def _resolve(address: Address) -> tuple[socket.AddressFamily, str | tuple[object, ...]]:
+def resolve(address: Address) -> tuple[socket.AddressFamily, str | tuple[object, ...]]:
     """Return the family and the address as connect() takes it; the resolver may block."""
     if address.is_unix:
         return socket.AF_UNIX, address.path
@@ -126,7 +126,7 @@ def _resolve(address: Address) -> tuple[socket.AddressFamily, str | tuple[object
     return family, found[0][4]
 
 
-def _explain(error: OSError) -> tuple[Failure, str]:
+def explain(error: OSError) -> tuple[Failure, str]:
     """Return the kind of an error of a connection, and its words."""
     match error.errno:
         case errno.ECONNREFUSED | errno.ENOENT:
@@ -149,7 +149,7 @@ class _Burst:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._family, self._target = _resolve(order.address)
+        self._family, self._target = resolve(order.address)
         self._epoll = select.epoll()
         self._flights: dict[int, _Flight] = {}
         self._queueing: dict[int, _Flight] = {}  # those of the flights that a full queue refused
@@ -260,12 +260,12 @@ class _Burst:
         if flight.phase is _Phase.CONNECTING:
             failure, reason = self._judge(error)
         else:
-            failure, reason = _explain(error)
+            failure, reason = explain(error)
         return self._end(flight, failure, reason)
 
     def _judge(self, error: OSError) -> tuple[Failure, str]:
         """Explain an error of connecting, or raise when there is nobody to connect to."""
-        failure, reason = _explain(error)
+        failure, reason = explain(error)
         if self._reached or failure in (Failure.RESET, Failure.TIMEOUT):
             return failure, reason  # a reset comes from somebody, and the slow may yet answer
         address = self._order.address

@@ -70,6 +70,9 @@ def _check_timeout(_type: object, seconds: float) -> None:
         raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
 
 
+app.command("greeterd.cli.load:load")  # imported when it is asked for: it takes what send does not
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class SendOptions:
