@@ -113,6 +113,8 @@ class Listener(Struct, frozen=True, kw_only=True):
     """Its backlog."""
     drops: int = 0
     """Connections that the kernel dropped at the listeners."""
+    sockets: int = 0
+    """How many sockets listen at the address; 0 is not known."""
 
 
 class Trial(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,318 @@
+"""Runs one trial: a fresh server, a warm-up, a measured load, three counts, and an end.
+
+The client is `greeter load`, a process of its own; what the server spends is looked at from
+outside.  A trial has a time limit: whatever hangs is killed, and the trial is invalid.
+"""
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from greeterd.bench import plan as planning
+from greeterd.bench.counting import disagreement
+from greeterd.bench.environment import now
+from greeterd.bench.faults import Injector
+from greeterd.bench.model import Case, Counts, Listener, LoadReport, Trial
+from greeterd.bench.outside import Spent, Watch, listen_drops, queues
+from greeterd.bench.plan import Plan, Visit
+from greeterd.bench.servers import (
+    Server,
+    Setup,
+    TrialError,
+    clean_environment,
+    kill,
+    last_words,
+    running,
+)
+from greeterd.bench.waiting import poll
+from greeterd.client import Failure, Order, UnreachableError, send_all
+from greeterd.core.status import Status
+from greeterd.cpus import usable_cpus
+
+LOAD: Final = (
+    sys.executable,
+    "-P",
+    "-c",
+    "import sys; from greeterd.cli.client import main; sys.exit(main(['load', *sys.argv[1:]]))",
+)
+SOURCES: Final = 64
+"""Source addresses, so that no trial runs out of ports in TIME_WAIT."""
+
+_STEP: Final = 0.05
+"""Seconds between two looks at the queues."""
+_LOOK_EVERY: Final = 5
+"""Steps between two looks at the processes, for those that die."""
+_WARMUP_CONCURRENCY: Final = 8
+_SETTLE_TIMEOUT: Final = 10.0
+_SLOWEST: Final = 100.0
+"""Greetings per second: a load that is slower than that hangs."""
+_PATIENCE: Final = 30.0
+
+
+@dataclass(slots=True)
+class Watched:
+    """What was seen from outside while the load ran."""
+
+    spent: Spent
+    sockets: int = 0
+    longest_queue: int = 0
+    drops: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the clients know of their greetings, warm-up and load."""
+
+    ok: int = 0
+    uncertain: int = 0
+
+
+@dataclass(slots=True)
+class Before:
+    """What the server had counted when the load began."""
+
+    status: Status | None
+    lines: Mapping[int, int] = field(default_factory=dict)
+
+
+def run(visit: Visit, plan: Plan, setup: Setup) -> Trial:
+    """Run a trial; one that failed is invalid and says why.  Blocks for its whole time."""
+    began = now()
+    trial = Trial(case=visit.case, repeat=visit.repeat, order=visit.order, began=began)
+    try:
+        with running(visit.case, setup) as server:
+            return _measure(trial, server, plan)
+    except TrialError as error:
+        return msgspec.structs.replace(trial, invalid=str(error))
+
+
+def _measure(trial: Trial, server: Server, plan: Plan) -> Trial:
+    case = trial.case
+    tally = Tally()
+    _warm_up(server, plan.warmup, tally)
+    before = Before(server.status(), server.log_lines())
+    injector = Injector(server, server.log_bytes())
+    try:
+        load, watched = _load(server, injector, plan.seed + trial.order)
+    finally:
+        injector.end()
+    tally.ok += load.ok
+    tally.uncertain += load.uncertain
+    after = _settle(server, tally)
+    server.stop()
+    lines = server.log_lines()
+    counts = Counts(
+        client=tally.ok,
+        uncertain=tally.uncertain,
+        scoreboard=None if after is None else after.totals.greetings,
+        log=None if case.server == "bare" else sum(lines.values()),
+    )
+    trial = _with_figures(trial, load, watched, _per_worker(case, before, after, lines))
+    if before.status is not None and after is not None:
+        trial = _with_status(trial, before.status, after)
+    return msgspec.structs.replace(
+        trial, counts=counts, invalid=_objection(case, load, injector, counts)
+    )
+
+
+def _objection(case: Case, load: LoadReport, injector: Injector, counts: Counts) -> str:
+    """Return why a trial that came to its end says nothing; empty when it says something."""
+    if planning.duration(case) is None and load.sent != case.greetings:
+        return f"the client sent {load.sent} of {case.greetings}"
+    if case.fault != "none" and not injector.done:
+        return f"the load had ended before the fault ({case.fault})"
+    return disagreement(counts, case.fault)
+
+
+def _with_figures(trial: Trial, load: LoadReport, watched: Watched, per_worker: list[int]) -> Trial:
+    spent = watched.spent
+    greetings = sum(per_worker) or load.ok or 1
+    return msgspec.structs.replace(
+        trial,
+        load=load,
+        rate=load.greetings_per_second,
+        cpu_user_us=spent.user_ns / 1e3 / greetings,
+        cpu_system_us=spent.system_ns / 1e3 / greetings,
+        switches_voluntary=spent.voluntary / greetings,
+        switches_involuntary=spent.involuntary / greetings,
+        per_worker=per_worker,
+        listener=Listener(
+            queued_max=watched.longest_queue, drops=watched.drops, sockets=watched.sockets
+        ),
+        lost=load.sent - load.ok,
+    )
+
+
+def _with_status(trial: Trial, before: Status, after: Status) -> Trial:
+    """Add what only the server knows."""
+    greetings = (after.totals.greetings - before.totals.greetings) or 1
+    told = [one.drops for one in after.listeners if one.drops is not None]
+    listener = Listener(
+        queued_max=max(trial.listener.queued_max, *(one.queued_max for one in after.listeners), 0),
+        limit=max((one.limit for one in after.listeners), default=0),
+        drops=sum(told) if told else trial.listener.drops,
+        sockets=trial.listener.sockets,
+    )
+    return msgspec.structs.replace(
+        trial,
+        wakeups=(after.totals.wakeups - before.totals.wakeups) / greetings,
+        wasted_wakeups=(after.totals.wasted_wakeups - before.totals.wasted_wakeups) / greetings,
+        listener=listener,
+    )
+
+
+def _per_worker(
+    case: Case, before: Before, after: Status | None, lines: Mapping[int, int]
+) -> list[int]:
+    """Return the measured greetings by slot: as counted, else as logged."""
+    slots = range(1, case.workers + 1)
+    if before.status is None or after is None:
+        logged = [lines.get(slot, 0) - before.lines.get(slot, 0) for slot in slots]
+        return logged if lines else []
+    old, new = before.status.counters, after.counters
+    return [
+        (new[slot].greetings if slot in new else 0) - (old[slot].greetings if slot in old else 0)
+        for slot in slots
+    ]
+
+
+def _warm_up(server: Server, greetings: int, tally: Tally) -> None:
+    """Send greetings that are counted and not measured, so that every page is there."""
+    order = Order(server.address, concurrency=_WARMUP_CONCURRENCY)
+    try:
+        for result in send_all(repeat(b"warm-up", greetings), order):
+            if result.failure is None:
+                tally.ok += 1
+            elif result.failure is not Failure.REFUSED:
+                tally.uncertain += 1
+    except UnreachableError as error:
+        raise TrialError(server.obituary() or str(error)) from error
+
+
+def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Watched]:
+    """Run the measured load, watching; blocks until it has ended."""
+    report, words = server.directory / "load.json", server.directory / "load"
+    words.mkdir()
+    drops = listen_drops()
+    watch = Watch(server.pid)
+    with report.open("wb") as out, (words / "stderr").open("wb") as err:
+        client = subprocess.Popen(  # noqa: S603
+            [*LOAD, *_load_options(server, seed)],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    watched = Watched(Spent(0, 0, 0, 0), sockets=len(queues(server.address)))
+    try:
+        for now_, step in _steps(client, _limit(server.case)):
+            waiting = queues(server.address)
+            watched.longest_queue = max([watched.longest_queue, *waiting])
+            injector.step(now_)
+            if step % _LOOK_EVERY == 0 and server.case.fault != "none":
+                watch.look()
+            if obituary := server.obituary():
+                raise TrialError(obituary)
+        watched.spent = watch.spent()
+    finally:
+        kill(client)
+    watched.drops = listen_drops() - drops
+    if obituary := server.obituary():
+        raise TrialError(obituary)
+    return _report(report, words, client.returncode), watched
+
+
+def _report(report: Path, words: Path, code: int) -> LoadReport:
+    try:
+        return msgspec.json.decode(report.read_bytes(), type=LoadReport)
+    except msgspec.DecodeError:
+        raise TrialError(f"greeter load failed ({code}): {last_words(words)}") from None
+
+
+def _load_options(server: Server, seed: int) -> Iterator[str]:
+    case = server.case
+    options = {
+        "address": server.address,
+        "arrival": case.arrival,
+        "concurrency": case.concurrency,
+        "processes": case.concurrency
+        if case.arrival == "seed"
+        else min(case.concurrency, usable_cpus()),
+        "timeout": planning.timeout(case),
+        "seed": seed,
+    }
+    if not server.address.is_unix:
+        options["sources"] = SOURCES
+    seconds = planning.duration(case)
+    options |= {"count": case.greetings} if seconds is None else {"duration": seconds}
+    if case.rate:
+        options["rate"] = case.rate
+    yield "--json"
+    yield from (f"--{name}={value}" for name, value in options.items())
+
+
+def _limit(case: Case) -> float:
+    """Return the seconds after which a load hangs."""
+    seconds = planning.duration(case)
+    if seconds is None:
+        seconds = case.greetings / (case.rate or _SLOWEST)
+    return seconds + planning.timeout(case) + _PATIENCE
+
+
+def _steps(client: subprocess.Popen[bytes], limit: float) -> Iterator[tuple[float, int]]:
+    """Yield the time and a number until the client has ended.
+
+    Raises:
+        TrialError: it has not within its limit.
+    """
+    deadline = time.monotonic() + limit
+    step = 0
+    with contextlib.ExitStack() as stack:
+        pidfd = os.pidfd_open(client.pid)
+        stack.callback(os.close, pidfd)
+        while not select.select([pidfd], (), (), _STEP)[0]:
+            yield time.monotonic(), step
+            step += 1
+            if time.monotonic() > deadline:
+                raise TrialError(f"the load had not ended after {limit:.0f} s")
+
+
+def _settle(server: Server, tally: Tally) -> Status | None:
+    """Wait until the server has nothing under way, and return what it has counted."""
+    before: Status | None = None
+
+    def quiet() -> Status | None:
+        nonlocal before
+        now_, last = server.status(), before
+        before = now_
+        if now_ is None or now_.state != "running" or now_.totals.open:
+            return None
+        if any(one.queued for one in now_.listeners):
+            return None
+        done = tally.ok == now_.totals.greetings and not tally.uncertain
+        still = last is not None and last.totals.connections == now_.totals.connections
+        return now_ if done or still else None
+
+    if server.case.server != "greeterd":
+        return None
+    settled = poll(quiet, _SETTLE_TIMEOUT, step=0.2)
+    if settled is None:
+        assert before is not None
+        raise TrialError(
+            f"not quiet {_SETTLE_TIMEOUT:g} s after the load: {before.state},"
+            f" {before.totals.open} connections open"
+        )
+    if settled.reload is not None and not settled.reload.ok:
+        raise TrialError(f"a reload failed: {settled.reload.error}")
+    return settled
