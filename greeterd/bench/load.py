@@ -12,7 +12,7 @@ import socket
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from time import monotonic_ns
 from typing import Final
@@ -35,7 +35,7 @@ __all__ = ["LoadInterrupted", "LoadOptions", "run"]
 SPARE_DESCRIPTORS: Final = 32
 
 
-class LoadInterrupted(KeyboardInterrupt):  # noqa: N818 - as the one that it is
+class LoadInterrupted(KeyboardInterrupt):
     """Ctrl-C; `report` holds what was measured until then."""
 
     def __init__(self, report: LoadReport) -> None:
@@ -51,7 +51,7 @@ class _Target:
     hosts: list[str]
     port: int = 0
     scope: int = 0
-    places: Places = Places()
+    places: Places = field(default_factory=Places)
 
 
 def run(options: LoadOptions, tell: Callable[[int], None] = lambda _: None) -> LoadReport:

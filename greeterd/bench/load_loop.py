@@ -209,6 +209,8 @@ class Loop:
             while flight.unsent:
                 sent = flight.sock.send(flight.unsent)
                 flight.state = WRITING
+                if sent == len(flight.unsent):
+                    break
                 flight.unsent = (
                     memoryview(flight.unsent)[sent:] if sent < len(flight.unsent) else b""
                 )

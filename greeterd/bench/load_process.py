@@ -51,7 +51,7 @@ def _write(data: bytes | memoryview) -> None:
 
 
 def _waited_ns() -> int:
-    """Return how long this process was ready and had no CPU (Documentation/scheduler/sched-stats)."""
+    """Return how long this process was ready and had no CPU (sched-stats.rst)."""
     try:
         return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):
@@ -76,7 +76,13 @@ def main() -> int:
     """Serve phases until the parent has no more of them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    parent = Parent()
+    try:
+        return _serve(Parent())
+    except BrokenPipeError:
+        return 1  # the parent has gone, or wants no more
+
+
+def _serve(parent: Parent) -> int:
     line = parent.ask()
     if not line:
         return 0

@@ -49,7 +49,7 @@ class Sending:
         # Of a name that does not fit its end is what tells it from the others.
         return name if size is None else name[max(0, len(name) - size) :].rjust(size, b"x")
 
-    def target(self, number: int) -> object:
+    def target(self, number: int) -> str | tuple[str, int] | tuple[str, int, int, int]:
         """Return a greeting's destination as connect() takes it."""
         order = self.order
         host = order.hosts[number % len(order.hosts)]

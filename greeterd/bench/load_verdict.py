@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 
 BUSY: Final = 0.9
 """The share of the time in which a process that is the limit runs, or waits for a CPU."""
+SHORTEST: Final = 0.05
+"""Seconds of each process below which its being busy says nothing."""
 LATE: Final = 0.01
 """The share of arrivals that may begin late, by more than 1 ms."""
 
@@ -52,14 +54,13 @@ def _late(effort: Effort) -> list[str]:
     if effort.starts == 0 or effort.late <= LATE * effort.starts:
         return []
     share = 100 * effort.late / effort.starts
-    return [
-        f"{share:.0f} % of the starts came more than 1 ms late, at most {1e3 * effort.latest:.1f} ms"
-        " (the latencies count it in)"
-    ]
+    worst = 1e3 * effort.latest
+    said = f"{share:.0f} % of the starts came more than 1 ms late, the worst {worst:.1f} ms"
+    return [f"{said} (the latencies count it in)"]
 
 
 def _busy(effort: Effort, cpus: int) -> list[str]:
-    if effort.wall <= 0:
+    if effort.wall < SHORTEST * effort.processes or effort.wall == 0:
         return []
     busy = (effort.cpu + effort.waited) / effort.wall
     used = effort.cpu / effort.wall * effort.processes

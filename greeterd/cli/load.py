@@ -1,36 +1,55 @@
 """The command `greeter load`: a bounded load on a server of this machine, told as a table or JSON.
 
-Standard output carries the report and nothing else; progress, on a terminal, and all messages go
-to standard error.
+Standard output carries the report and nothing else; progress (where standard error is a terminal)
+and all messages go to standard error.
 """
 
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
 
 import msgspec
 from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import LoadReport
 
-EX_FAILED = 1
-EX_INTERRUPTED = 130
+EX_FAILED: Final = 1
+EX_INTERRUPTED: Final = 130
 
 
 def load(
     *,
-    options: Annotated[LoadOptions | None, Parameter(name="*")] = None,
+    options: Annotated[LoadOptions | None, Parameter(name="*", negative=())] = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
-    """Send a bounded load and report its rate and latencies.
+    """Send a bounded load to a server of this machine, and report its rate and latencies.
+
+    Arrivals:
+
+    - closed: `--concurrency` connections, and a new one for each that ends
+    - constant: `--rate` connections per second, evenly spaced
+    - poisson: `--rate` connections per second, at random instants
+    - burst: `--concurrency` connections at once, again when all have ended
+    - seed: as closed, each greeting from a process of its own
+
+    The schedule of constant and poisson does not wait for the server, and latencies count from the
+    instant that was due: a server that stalls for a second shows it in every connection that was
+    due in that second. A report names the client where the client was the limit.
 
     Parameters
     ----------
     json
-        Print the report as JSON.
+        Print the report as JSON, with the latency curve and the HdrHistogram.
     """
+    options = options or LoadOptions()
     try:
-        report = run(options or LoadOptions())
+        with _progress(options) as tell:
+            report = run(options, tell)
     except LoadInterrupted as interrupted:
         _print(interrupted.report, json=json)
         print("greeter: interrupted", file=sys.stderr)
@@ -39,8 +58,79 @@ def load(
     return EX_FAILED if report.errors else 0
 
 
+@contextmanager
+def _progress(options: LoadOptions) -> Iterator[Callable[[int], None]]:
+    """Show how far a load is on a terminal; what is yielded takes the number that have ended."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    total = None if options.greetings is None else options.greetings + options.warmup
+    columns = (TextColumn("{task.completed:.0f} greetings"), BarColumn(), TimeElapsedColumn())
+    left = () if total is None else (TextColumn("left"), TimeRemainingColumn())
+    # Drawn when there is news, so that it takes no thread.
+    with Progress(*columns, *left, console=console, transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda ended: progress.update(task, completed=ended, refresh=True)
+
+
 def _print(report: LoadReport, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return
-    print(report)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"{_what(report)} on {report.address}", soft_wrap=True)
+    console.print()
+    console.print(_counts(report))
+    if report.latency.count:
+        console.print()
+        console.print(_latencies(report))
+    if report.bottleneck:
+        console.print()
+        console.print(report.bottleneck, style="yellow", soft_wrap=True)
+
+
+def _what(report: LoadReport) -> str:
+    rate = f" {report.rate:g}/s" if report.rate else f", {report.concurrency} at once"
+    processes = "1 process" if report.processes == 1 else f"{report.processes} processes"
+    return f"{report.arrival}{rate}, {processes}"
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+
+
+def _counts(report: LoadReport) -> Table:
+    table = _table()
+    cells = {
+        "sent": f"{report.sent}",
+        "ok": f"{report.ok}",
+        **{kind: f"{count}" for kind, count in report.errors.items()},
+        "uncertain": f"{report.uncertain}",
+        "seconds": f"{report.seconds:.2f}",
+        "per second": f"{report.greetings_per_second:.0f}",
+        "client CPU s": f"{report.client_cpu_seconds:.2f}",
+    }
+    for name in cells:
+        style = "red" if name in report.errors else ""
+        table.add_column(name, justify="right", no_wrap=True, style=style)
+    table.add_row(*cells.values())
+    return table
+
+
+def _latencies(report: LoadReport) -> Table:
+    latency = report.latency
+    table = _table()
+    cells = {
+        "mean": latency.mean,
+        "min": latency.min,
+        "p50": latency.p50,
+        "p90": latency.p90,
+        "p99": latency.p99,
+        "p99.9": latency.p999,
+        "max": latency.max,
+    }
+    for name in ("latency", *cells):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("ms", *(f"{cell:.3f}" for cell in cells.values()))
+    return table
