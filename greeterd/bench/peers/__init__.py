@@ -14,6 +14,8 @@ from greeterd.bench.model import Case
 from greeterd.bench.peers.compiled import COMPILED, build
 from greeterd.errors import GreeterdError
 
+__all__ = ["COMPILED", "MODES", "PEERS", "SCRIPTED", "MissingError", "build", "command", "counts"]
+
 SCRIPTED: Final = ("socketserver", "asyncio", "uvloop")
 PEERS: Final = (*SCRIPTED, *COMPILED)
 MODES: Final = ("inherit", "reuseport")
