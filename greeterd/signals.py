@@ -109,3 +109,8 @@ def become_worker() -> SignalPipe:
 
 def _ignore_in_python(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: the byte on the wakeup descriptor is all that is wanted."""
+
+
+def terminate_as_interrupt() -> None:
+    """Make SIGTERM raise KeyboardInterrupt, as SIGINT does: for a program that cleans up then."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

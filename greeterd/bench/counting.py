@@ -6,7 +6,7 @@ from greeterd.bench.model import Counts, Fault
 def disagreement(counts: Counts, fault: Fault = "none") -> str:
     """Return in words, with the numbers, how the counts contradict each other; empty if not.
 
-    A server logs a greeting, counts it, and closes the connection, in this order; so what the
+    A server logs a greeting, counts it, and then answers or closes, in this order; so what the
     client saw end in order is counted and logged, and what it did not see end may be.  A worker
     that is killed between two of these steps has logged more than it has counted.
     """

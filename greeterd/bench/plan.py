@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from greeterd.bench.model import Arrival, Case, Fault, Server
+from greeterd.config import MAX_WORKERS, HandoffPolicy, Mode, Steering, Wait
 
 OPEN_LOOP: Final = frozenset({"constant", "poisson"})
 """Arrivals that have a rate, and come whether the server keeps up or not."""
@@ -23,7 +24,6 @@ FAULT_SECONDS: Final = 5.0
 """How long the load of a case with a fault lasts at least: five kills, five reloads."""
 
 DEFAULT: Final = Case()
-MAX_WORKERS: Final = 512
 CLIENT_TIMEOUT: Final = 10.0
 FAULT_TIMEOUT: Final = 2.0
 """Seconds that a client waits; less with a fault, so that a stopped worker bounds its clients."""
@@ -39,10 +39,10 @@ class Matrix:
     """Values for each axis: their product is what is asked for."""
 
     server: Sequence[Server] = ("greeterd",)
-    mode: Sequence[str] = ("inherit", "reuseport")
-    wait: Sequence[str] = ("auto",)
-    steering: Sequence[str] = ("hash",)
-    handoff_policy: Sequence[str] = ("round-robin",)
+    mode: Sequence[Mode] = ("inherit", "reuseport")
+    wait: Sequence[Wait] = ("auto",)
+    steering: Sequence[Steering] = ("hash",)
+    handoff_policy: Sequence[HandoffPolicy] = ("round-robin",)
     rescue: Sequence[bool] = (True,)
     workers: Sequence[int] = (4,)
     concurrency: Sequence[int] = (16,)
@@ -154,8 +154,8 @@ def _impossible_server(case: Case) -> str:
 def _impossible_setting(case: Case) -> str:
     if case.wait in {"rotate", "exclusive"} and case.mode != "inherit":
         return f"wait {case.wait} orders the waiters of one shared listener: inherit only"
-    if case.wait != "auto" and case.mode == "handoff":
-        return "in mode handoff the dispatcher waits: wait auto only"
+    if case.wait == "blocking" and case.mode == "handoff":
+        return "wait blocking is for several who accept, not for mode handoff"
     if case.steering != "hash" and case.mode != "reuseport":
         return f"steering {case.steering} chooses between listeners: reuseport only"
     if case.handoff_policy != "round-robin" and case.mode != "handoff":
@@ -206,6 +206,15 @@ def timeout(case: Case) -> float:
     return CLIENT_TIMEOUT if case.fault == "none" else FAULT_TIMEOUT
 
 
+def wants_reply(case: Case) -> bool:
+    """Tell whether clients wait for the reply, and the server answers.
+
+    A worker that is killed after it has read a name closes its connection in order, like one that
+    has logged it: then only a reply proves that a greeting was recorded.
+    """
+    return case.fault == "killed"
+
+
 def expected(case: Case) -> float:
     """Return a guess of the seconds that a trial takes."""
     fixed = duration(case)
@@ -236,21 +245,6 @@ def schedule(plan: Plan) -> list[Visit]:
 def key(case: Case) -> str:
     """Return all that makes a case, as `axis=value` in the order of the fields."""
     return " ".join(f"{name}={_show(getattr(case, name))}" for name in Case.__struct_fields__)
-
-
-def label(case: Case) -> str:
-    """Return a case in few words: the server, and what is not the default."""
-    words = [case.mode] if case.server == "greeterd" else [case.server, case.mode]
-    words += [case.wait] if case.wait != "auto" else []
-    words += [f"steering {case.steering}"] if case.steering != "hash" else []
-    words += [case.handoff_policy] if case.mode == "handoff" else []
-    words += ["no rescue"] if not case.rescue else []
-    words += [f"{case.workers} workers"]
-    words += (
-        [f"{case.arrival} {case.rate:g}/s"] if case.rate else [f"{case.arrival} {case.concurrency}"]
-    )
-    words += [case.fault] if case.fault != "none" else []
-    return " ".join(words)
 
 
 def _show(value: object) -> str:

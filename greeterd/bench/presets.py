@@ -1,13 +1,19 @@
-"""Names the experiments that are ready to run: `article`, `quick` and `full`."""
+"""Names the experiments that are ready to run, and makes a plan of one, or of axes alone."""
 
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, get_args, get_type_hints
 
-from greeterd.bench.plan import Matrix
+import msgspec
 
-ALL_MODES: Final = ("inherit", "reuseport", "handoff")
-CLASSIC: Final = ("inherit", "reuseport")
-WAITS: Final = ("rotate", "exclusive", "epoll", "blocking")
+from greeterd.bench.plan import AXES, Choice, Matrix, join
+from greeterd.config import Mode, Wait
+from greeterd.errors import UsageError
+
+ALL_MODES: Final[tuple[Mode, ...]] = ("inherit", "reuseport", "handoff")
+CLASSIC: Final[tuple[Mode, ...]] = ("inherit", "reuseport")
+WAITS: Final[tuple[Wait, ...]] = ("rotate", "exclusive", "epoll", "blocking")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,4 +73,45 @@ FULL: Final = Preset(
     repeats=5,
 )
 
-PRESETS: Final = {"article": ARTICLE, "quick": QUICK, "full": FULL}
+PRESETS: Final[Mapping[str, Preset]] = types.MappingProxyType(
+    {"article": ARTICLE, "quick": QUICK, "full": FULL}
+)
+"""By name."""
+
+CUSTOM: Final = Preset(about="the axes of the command line", matrices=(Matrix(),), repeats=3)
+
+_SWITCHES: Final = {"on": "true", "off": "false"}
+
+
+def parse_axes(texts: Mapping[str, str]) -> dict[str, Sequence[Any]]:
+    """Return the values of axes, each given as a list separated by commas.
+
+    Raises:
+        UsageError: a value is none of the axis.
+    """
+    hints = get_type_hints(Matrix)
+    assert texts.keys() <= set(AXES)
+    found: dict[str, Sequence[Any]] = {}
+    for name, text in texts.items():
+        words = [_SWITCHES.get(word, word) for word in text.replace(",", " ").split()]
+        try:
+            values = msgspec.convert(words, hints[name], strict=False)
+        except msgspec.ValidationError:
+            values = ()
+        if not values:
+            known = _known(hints[name])
+            raise UsageError(f"--{name.replace('_', '-')} {text}: must be a list of {known}")
+        found[name] = tuple(dict.fromkeys(values))
+    return found
+
+
+def _known(hint: Any) -> str:
+    """Return in words which values an axis has."""
+    (kind,) = get_args(hint)
+    words = {bool: "on, off", int: "numbers", float: "numbers"}
+    return words.get(kind) or ", ".join(get_args(kind))
+
+
+def choose(preset: Preset, axes: Mapping[str, Sequence[Any]]) -> Choice:
+    """Return the cases of a preset with the values of some axes in the place of its own."""
+    return join(replace(matrix, **axes) for matrix in preset.matrices)

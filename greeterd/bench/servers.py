@@ -19,12 +19,15 @@ from typing import Final
 
 import msgspec
 
+from greeterd.bench import peers
 from greeterd.bench.model import Case
 from greeterd.bench.outside import tree
+from greeterd.bench.plan import wants_reply
 from greeterd.bench.waiting import poll
 from greeterd.control import ControlError, NotRunningError, ask
 from greeterd.core.address import Address, parse_address
 from greeterd.core.status import Status, from_plain
+from greeterd.errors import GreeterdError
 
 DAEMON: Final = (sys.executable, "-P", "-m", "greeterd")
 """The daemon of this very installation, and not one in the working directory (-P)."""
@@ -47,8 +50,8 @@ _FOREIGN: Final = (
 )
 
 
-class TrialError(Exception):
-    """Why a trial says nothing; the experiment goes on with the next."""
+class TrialError(GreeterdError):
+    """Why a trial says nothing; the experiment goes on with the next (EX_SOFTWARE)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,9 @@ class Server:
         return sum(log.stat().st_size for log in self.log_dir.glob("worker-*.log"))
 
     def log_lines(self) -> dict[int, int]:
-        """Return how many greetings each slot has logged."""
+        """Return how many greetings each slot has logged; of `bare` what it has counted."""
+        if self.case.server == "bare":
+            return dict(enumerate(peers.counts(self.log_dir), 1))
         return {
             int(log.stem.rpartition("-")[2]): _lines(log)
             for log in sorted(self.log_dir.glob("worker-*.log"))
@@ -168,8 +173,6 @@ def running(case: Case, setup: Setup) -> Iterator[Server]:
 
 def _command(case: Case, setup: Setup, directory: Path) -> list[str]:
     if case.server != "greeterd":
-        from greeterd.bench import peers  # noqa: PLC0415  only where one is measured
-
         return peers.command(case, directory / "logs", setup.build_dir or directory)
     settings = {
         "bind": setup.bind,
@@ -178,6 +181,7 @@ def _command(case: Case, setup: Setup, directory: Path) -> list[str]:
         "steering": case.steering,
         "workers": case.workers,
         "rescue": str(case.rescue).lower(),
+        "reply": str(wants_reply(case)).lower(),
         "log-dir": directory / "logs",
         "run-dir": directory / "run",
         "log-format": "json",

@@ -38,6 +38,7 @@ from greeterd.bench.waiting import poll
 from greeterd.client import Failure, Order, UnreachableError, send_all
 from greeterd.core.status import Status
 from greeterd.cpus import usable_cpus
+from greeterd.errors import GreeterdError
 
 LOAD: Final = (
     sys.executable,
@@ -92,7 +93,7 @@ def run(visit: Visit, plan: Plan, setup: Setup) -> Trial:
     try:
         with running(visit.case, setup) as server:
             return _measure(trial, server, plan)
-    except TrialError as error:
+    except GreeterdError as error:
         return msgspec.structs.replace(trial, invalid=str(error))
 
 
@@ -111,18 +112,22 @@ def _measure(trial: Trial, server: Server, plan: Plan) -> Trial:
     after = _settle(server, tally)
     server.stop()
     lines = server.log_lines()
-    counts = Counts(
-        client=tally.ok,
-        uncertain=tally.uncertain,
-        scoreboard=None if after is None else after.totals.greetings,
-        log=None if case.server == "bare" else sum(lines.values()),
-    )
+    counts = _counts(case, tally, after, sum(lines.values()))
     trial = _with_figures(trial, load, watched, _per_worker(case, before, after, lines))
     if before.status is not None and after is not None:
         trial = _with_status(trial, before.status, after)
     return msgspec.structs.replace(
         trial, counts=counts, invalid=_objection(case, load, injector, counts)
     )
+
+
+def _counts(case: Case, tally: Tally, after: Status | None, lines: int) -> Counts:
+    counts = Counts(client=tally.ok, uncertain=tally.uncertain, log=lines)
+    if case.server == "bare":  # it logs nothing and counts
+        return msgspec.structs.replace(counts, scoreboard=lines, log=None)
+    if after is None:
+        return counts
+    return msgspec.structs.replace(counts, scoreboard=after.totals.greetings)
 
 
 def _objection(case: Case, load: LoadReport, injector: Injector, counts: Counts) -> str:
@@ -251,6 +256,7 @@ def _load_options(server: Server, seed: int) -> Iterator[str]:
         else min(case.concurrency, usable_cpus()),
         "timeout": planning.timeout(case),
         "seed": seed,
+        "end": "reply" if planning.wants_reply(case) else "wait",
     }
     if not server.address.is_unix:
         options["sources"] = SOURCES

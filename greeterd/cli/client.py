@@ -70,7 +70,9 @@ def _check_timeout(_type: object, seconds: float) -> None:
         raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
 
 
-app.command("greeterd.cli.load:load")  # imported when it is asked for: it takes what send does not
+# Imported when they are asked for: they take what send does not.
+app.command("greeterd.cli.load:load")
+app.command("greeterd.cli.bench:app", name="bench")
 
 
 @Parameter(name="*")

@@ -1,0 +1,300 @@
+"""The command `greeter bench`: an experiment from its plan to its report.
+
+Standard output carries the plan or the report; progress and messages go to standard error.
+Whatever would spoil the end of a long run is looked for before its first trial.
+"""
+
+import contextlib
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
+from rich.table import Table
+
+from greeterd.bench import expectations, experiment, predicates, presets, servers, store, tables
+from greeterd.bench.environment import describe, now
+from greeterd.bench.labels import names
+from greeterd.bench.model import Results
+from greeterd.bench.plan import Choice, Plan, expected
+from greeterd.bench.progress import telling
+from greeterd.bench.servers import Setup
+from greeterd.bench.store import Store, StoreError, UnusableError
+from greeterd.core.printable import escape
+from greeterd.core.status import duration
+from greeterd.errors import UsageError
+from greeterd.signals import terminate_as_interrupt
+
+EX_FAILED: Final = 1
+EX_INTERRUPTED: Final = 130
+
+
+app = App(name="bench", help="Measure greeterd on this machine.")
+
+_AXES: Final = Group.create_ordered("Axes", help="Each is one value, or several with commas.")
+
+
+@Parameter(name="*", group=_AXES, negative=(), show_default=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """The values to try, in the place of the preset's."""
+
+    server: str = ""
+    "greeterd, socketserver, asyncio, uvloop, threaded, bare."
+    mode: str = ""
+    "inherit, reuseport, handoff."
+    wait: str = ""
+    "auto, rotate, exclusive, epoll, blocking."
+    steering: str = ""
+    "hash, cpu, random (of reuseport)."
+    handoff_policy: str = ""
+    "round-robin, least-busy (of handoff)."
+    rescue: str = ""
+    "on, off."
+    workers: str = ""
+    "Number of workers."
+    concurrency: str = ""
+    "Connections in flight at once."
+    arrival: str = ""
+    "closed, constant, poisson, burst, seed."
+    rate: str = ""
+    "Arrivals per second, of constant and poisson."
+    fault: str = ""
+    "none, stopped, killed, reload."
+    greetings: str = ""
+    "Greetings in one trial."
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The axes that the command line has named."""
+        return {one.name: text for one in fields(self) if (text := getattr(self, one.name))}
+
+
+@Parameter(name="*", negative=(), show_default=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """The options of `greeter bench`."""
+
+    preset: str = ""
+    "article, quick or full. [default: quick, or the axes that are given]"
+    trials: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
+    "How often each case is run. [default: 3, of full 5]"
+    seed: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
+    "Decides the order of the trials. [default: 0]"
+    warmup: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
+    "Greetings before each trial that are not measured. [default: 400, of quick 200]"
+    results: Path | None = None
+    "Where results are kept as they come. [default: greeter-bench-DATE.jsonl]"
+    resume: Path | None = None
+    "Go on with an interrupted experiment."
+    html: Path | None = None
+    "Write the report as one HTML file."
+    json: Path | None = None
+    "Write the results as JSON."
+    csv: Path | None = None
+    "Write the trials as CSV."
+    predicates: Path | None = None
+    "Check the expectations of a TOML file. [default: the known effects, of quick and full]"
+    bind: str = "127.0.0.1:0"
+    "Where greeterd listens. [default: a free port]"
+    greeterd: str = ""
+    "The command that runs the daemon. [default: this installation's]"
+    dry_run: bool = False
+    "Print the plan and run nothing."
+
+
+@app.default
+def bench(*, axes: Axes | None = None, options: BenchOptions | None = None) -> int:
+    """Run an experiment: each case several times, each time on a fresh server.
+
+    Every greeting is counted three times: by the client, by the server and in its logs. Where the
+    counts contradict each other the trial is invalid. Results are kept as they come, and an
+    interrupted experiment goes on with `--resume`.
+
+    - article: the hand-made experiment, 40,000 senders started one by one (10 minutes)
+    - quick: modes and waits (under a minute)
+    - full: modes, waits, steering, workers, latencies, faults and peers (35 minutes)
+    """
+    axes, options = axes or Axes(), options or BenchOptions()
+    terminate_as_interrupt()
+    if options.dry_run:
+        plan, choice = _plan(options, axes)
+        _tell_left_out(choice.left_out)
+        _print_plan(plan)
+        return 0
+    with _prepared(options, axes) as (kept, setup):
+        try:
+            _run(kept, setup)
+        except KeyboardInterrupt:
+            _tell_interrupted(kept)
+            return EX_INTERRUPTED
+        return _report(kept.results, options)
+
+
+@contextlib.contextmanager
+def _prepared(options: BenchOptions, axes: Axes) -> Iterator[tuple[Store, Setup]]:
+    """Check all that can be checked before the run, and open the results."""
+    daemon = tuple(shlex.split(options.greeterd)) or servers.DAEMON
+    version = servers.version_of(daemon)
+    experiment.require("hdrh", *(["jinja2", "matplotlib"] if options.html else []))
+    experiment.require_address(options.bind)
+    for path in (options.html, options.json, options.csv):
+        _require_writable(path)
+    _predicates(options, "")  # a mistake in it is told now
+    with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
+        setup = Setup(options.bind, daemon, Path(name))
+        kept = _resume(options, axes, version, setup) if options.resume else None
+        kept = kept or _create(options, axes, version, setup)
+        try:
+            yield kept, setup
+        finally:
+            kept.close()
+
+
+def _plan(options: BenchOptions, axes: Axes) -> tuple[Plan, Choice]:
+    changes = presets.parse_axes(axes.given)
+    name = options.preset or ("" if changes else "quick")
+    if name and name not in presets.PRESETS:
+        raise UsageError(f"--preset {name}: must be one of {', '.join(presets.PRESETS)}")
+    preset = presets.PRESETS[name] if name else presets.CUSTOM
+    choice = presets.choose(preset, changes)
+    if not choice.cases:
+        raise UsageError(f"there is no possible case: {'; '.join(choice.left_out)}")
+    plan = Plan(
+        preset=name,
+        cases=choice.cases,
+        repeats=options.trials or preset.repeats,
+        seed=options.seed or 0,
+        warmup=preset.warmup if options.warmup is None else options.warmup,
+    )
+    return plan, choice
+
+
+def _create(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> Store:
+    plan, choice = _plan(options, axes)
+    cases, reasons = experiment.without_unbuildable(plan.cases, setup)
+    _tell_left_out(choice.left_out)
+    for server, reason in reasons.items():
+        _tell(f"without {server}: {reason}")
+    if not cases:
+        raise UsageError("there is no case left")
+    plan = msgspec.structs.replace(plan, cases=cases)
+    path = options.results or Path(f"greeter-bench-{now()[:19].replace(':', '')}.jsonl")
+    return store.create(path, store.Header(environment=describe(version), plan=plan))
+
+
+def _resume(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> Store:
+    """Open the results of an interrupted experiment; what is asked for must be the same."""
+    assert options.resume is not None
+    kept = store.resume(options.resume)
+    there = kept.header
+    asked = (options.preset, options.trials, options.seed, options.warmup)
+    if axes.given or any(one not in {"", None} for one in asked):
+        plan, _ = _plan(options, axes)
+        # Servers that could not be had are not in the plan that is kept.
+        had = {case.server for case in there.plan.cases}
+        cases = [case for case in plan.cases if case.server in had]
+        if msgspec.structs.replace(plan, cases=cases) != there.plan:
+            raise UnusableError(f"{options.resume} holds another plan; leave the others' flags out")
+    here = describe(version)
+    for name in ("kernel", "cpu", "cpus", "greeterd"):
+        before, now_ = getattr(there.environment, name), getattr(here, name)
+        if before != now_:
+            raise UnusableError(f"{options.resume} was begun with {name} {before}, here is {now_}")
+    if there.environment.commit != here.commit:
+        _tell(f"the source was {there.environment.commit}, and is {here.commit}")
+    experiment.without_unbuildable(there.plan.cases, setup)
+    return kept
+
+
+def _run(kept: Store, setup: Setup) -> None:
+    plan = kept.header.plan
+    _tell(f"{plan.trials} trials of {len(plan.cases)} cases, results in {kept.path}")
+    with telling(names(plan.cases)) as tell:
+        experiment.run(kept, setup, tell)
+
+
+def _report(results: Results, options: BenchOptions) -> int:
+    """Print and write what was found; 1 when a trial is invalid or an expectation has failed."""
+    invalid = sum(bool(trial.invalid) for trial in results.trials)
+    sys.stdout.write(tables.show(tables.render(results), sys.stdout))
+    verdicts = predicates.check(_predicates(options, results.preset), results)
+    if verdicts:
+        sys.stdout.write("\n" + tables.show(expectations.render(verdicts), sys.stdout))
+    if options.json or options.csv:
+        from greeterd.bench import export  # noqa: PLC0415
+
+        if options.json:
+            _write(options.json, export.to_json(results))
+        if options.csv:
+            _write(options.csv, export.to_csv(results))
+    if options.html:
+        from greeterd.bench import html  # noqa: PLC0415  only then matplotlib is needed
+
+        _write(options.html, html.render(results))
+    if invalid:
+        _tell(f"{invalid} of {len(results.trials)} trials are invalid")
+    return EX_FAILED if invalid else predicates.exit_code(verdicts)
+
+
+def _predicates(options: BenchOptions, preset: str) -> list[predicates.Predicate]:
+    if options.predicates:
+        return predicates.load(options.predicates)
+    return predicates.load(predicates.KNOWN_EFFECTS) if preset in {"quick", "full"} else []
+
+
+def _require_writable(path: Path | None) -> None:
+    """Find out by opening it; a file that was not there is not left behind."""
+    if path is None:
+        return
+    try:
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    _tell(f"written: {path}")
+
+
+def _print_plan(plan: Plan) -> None:
+    seconds = plan.repeats * sum(map(expected, plan.cases))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("case", "greetings", "seconds"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    called = names(plan.cases)
+    for case in plan.cases:
+        table.add_row(called[case], str(case.greetings), f"{expected(case):.0f}")
+    sys.stdout.write(tables.show(table, sys.stdout))
+    print(
+        f"\n{len(plan.cases)} cases, {plan.repeats} times each: {plan.trials} trials,"
+        f" about {duration(seconds)}; order by seed {plan.seed}"
+    )
+
+
+def _tell_left_out(left_out: Mapping[str, int]) -> None:
+    for reason, count in left_out.items():
+        _tell(f"left out {count} {'case' if count == 1 else 'cases'}: {reason}")
+
+
+def _tell_interrupted(kept: Store) -> None:
+    plan, path = kept.header.plan, kept.path
+    _tell(f"interrupted: {len(kept.trials)} of {plan.trials} trials are kept in {path}")
+    _tell(f"go on with: greeter bench --resume {shlex.quote(str(path))}")
+
+
+def _tell(message: str) -> None:
+    print(f"greeter: {escape(message)}", file=sys.stderr)
