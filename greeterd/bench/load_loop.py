@@ -1,8 +1,7 @@
 """Sends greetings from one process, many connections at once: one loop, edge by edge, no threads.
 
-What is due is a queue of instants, rising: a closed loop appends one for each end, a burst none, a
-schedule feeds it without asking how the server fares.  A late start is never dropped or moved: its
-latency counts from the instant that was due, so a slow server (or client) cannot hide a wait.
+`load_pace` decides when a greeting begins.  A late start is never dropped or moved: its latency
+counts from the instant that was due, so neither a slow server nor a slow client can hide a wait.
 
 On loopback the handshake is done when connect(2) returns, so the name is sent at once and a
 connection is registered only to wait for its end; where it is not done, the loop waits for it.
@@ -13,12 +12,12 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Iterator
 from time import monotonic_ns
 from typing import Final
 
 from greeterd.bench.load_orders import Phase
-from greeterd.bench.load_schedule import NANO, arrivals, share
+from greeterd.bench.load_pace import Pace
+from greeterd.bench.load_schedule import NANO
 from greeterd.bench.load_sender import (
     CLOSED_EARLY,
     INTERRUPTED,
@@ -83,26 +82,23 @@ class Loop:
         order = sending.order
         self._end = order.end
         self._life_ns = round(order.life * NANO)
-        self._think_ns = round(order.think * NANO)
         self._timeout_ns = round(order.timeout * NANO) + self._life_ns
         self._family = socket.AddressFamily(order.family)
         self._epoll = select.epoll()
         self._epoll.register(STDIN, select.EPOLLIN)
         self._flights: dict[int, _Flight] = {}
-        self._due: deque[int] = deque()
-        self._schedule: Iterator[int] = iter(())
         self._holding: deque[tuple[int, _Flight]] = deque()
         self._queueing: deque[tuple[int, _Flight]] = deque()
         self._phase = Phase(start_ns=0, measured=False)
-        self._left = 0
+        self._pace = Pace(order, self._phase)
         self._first = self._last = self._next_look = 0
 
     def run(self, phase: Phase) -> None:
         """Send a phase's greetings until all have ended, or the parent wants the end (blocking)."""
         self._phase = phase
         self._first = self._last = 0
-        self._fill(phase)
-        while self._due or self._flights:
+        self._pace = Pace(self._sending.order, phase)
+        while self._flights or self._pace.next_ns is not None:
             now = self._begin_due(monotonic_ns())
             events = self._wait(now)
             for fd, _ in events:
@@ -116,53 +112,27 @@ class Loop:
             self._sending.tell_progress(now)
         self._sending.note_span(phase, self._first, self._last)
 
-    def _fill(self, phase: Phase) -> None:
-        """Prepare what is due."""
-        order = self._sending.order
-        self._schedule = iter(())
-        self._left = 0
-        if phase.is_open and order.arrival in ("constant", "poisson"):
-            until = None if phase.until_ns is None else phase.until_ns - phase.start_ns
-            stream = arrivals(order.arrival, order.rate, order.seed)
-            self._schedule = share(
-                stream, order.process, order.processes, greetings=phase.greetings, until_ns=until
-            )
-            self._feed()
-            return
-        at_once = phase.connections
-        if phase.greetings is not None:
-            at_once = min(at_once, phase.greetings)
-            self._left = phase.greetings - at_once
-        self._due.extend([phase.start_ns] * at_once)
-
-    def _feed(self) -> None:
-        offset = next(self._schedule, None)
-        if offset is not None:
-            self._due.append(self._phase.start_ns + offset)
-
     def _begin_due(self, now: int) -> int:
         """Begin what is due, a turn's share at most; return the time."""
-        phase = self._phase
         for _ in range(_MAX_STARTS):
-            if not self._due or self._due[0] > now:
+            start = self._pace.take(now)
+            if start is None:
                 break
-            due = self._due.popleft()
-            if phase.is_open:
-                self._feed()
-                self._sending.note_start(due, now)
-                self._start(due, now)
-            elif phase.until_ns is None or now < phase.until_ns:
-                self._start(due if phase.common_start else now, now)
+            if self._phase.is_open:
+                self._sending.note_start(start, now)
+            self._start(start, now)
             now = monotonic_ns()
         return now
 
     def _wait(self, now: int) -> list[tuple[int, int]]:
         """Return what has happened; wait for it until the next instant that matters."""
         until = now + _PATIENCE_NS
-        for queue in (self._due, self._holding, self._queueing):
+        due = self._pace.next_ns
+        if due is not None:
+            until = min(until, due)
+        for queue in (self._holding, self._queueing):
             if queue:
-                first = queue[0]
-                until = min(until, first if isinstance(first, int) else first[0])
+                until = min(until, queue[0][0])
         pause = until - now
         if pause >= _SHORTEST_POLL_NS:
             return self._epoll.poll((pause - _SHORTEST_POLL_NS / 2) / NANO, _MAX_EVENTS)
@@ -308,16 +278,7 @@ class Loop:
     def _go_on(self, now: int) -> None:
         """Let a closed loop begin its next after an end."""
         self._last = now
-        phase = self._phase
-        if phase.is_open or phase.common_start:
-            return
-        if phase.greetings is not None:
-            if self._left == 0:
-                return
-            self._left -= 1
-        elif phase.until_ns is not None and now + self._think_ns >= phase.until_ns:
-            return
-        self._due.append(now + self._think_ns)
+        self._pace.note_end(now)
 
     def _serve_timers(self, now: int) -> None:
         while self._holding and self._holding[0][0] <= now:
@@ -338,8 +299,6 @@ class Loop:
 
     def _abandon(self) -> None:
         """End what is in flight, and begin nothing more."""
-        self._left = 0
-        self._schedule = iter(())
         for flight in list(self._flights.values()):
             self._end_badly(flight, INTERRUPTED)
-        self._due.clear()
+        self._pace.stop()

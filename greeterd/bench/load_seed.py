@@ -11,12 +11,12 @@ import os
 import select
 import socket
 import struct
-from collections import deque
 from signal import SIGKILL
 from time import monotonic_ns
 from typing import Final, NamedTuple
 
 from greeterd.bench.load_orders import Phase
+from greeterd.bench.load_pace import Pace
 from greeterd.bench.load_schedule import NANO
 from greeterd.bench.load_sender import (
     CLOSED_EARLY,
@@ -59,54 +59,48 @@ class Sower:
 
     def __init__(self, sending: Sending) -> None:
         self._sending = sending
-        self._think_ns = round(sending.order.think * NANO)
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._living: set[int] = set()
 
     def run(self, phase: Phase) -> None:
         """Send a phase's greetings until all have ended, or the parent wants the end (blocking)."""
-        at_once = phase.connections
-        left = 0
-        if phase.greetings is not None:
-            at_once = min(at_once, phase.greetings)
-            left = phase.greetings - at_once
-        due = deque([phase.start_ns] * at_once)
+        pace = Pace(self._sending.order, phase)
         first = last = 0
-        while due or self._living:
+        while self._living or pace.next_ns is not None:
             now = monotonic_ns()
-            while due and due[0] <= now:
-                due.popleft()
-                if phase.until_ns is None or now < phase.until_ns:
-                    first = first or now
-                    self._sow()
-            pause = min(_PATIENCE, (due[0] - now) / NANO) if due else _PATIENCE
+            while pace.take(now) is not None:
+                first = first or now
+                if not self._sow():
+                    pace.note_end(now)
+            due = pace.next_ns
+            pause = _PATIENCE if due is None else min(_PATIENCE, max(0, due - now) / NANO)
             ready, _, _ = select.select([STDIN, self._read_fd], [], [], pause)
             if STDIN in ready:
-                left = self._cut()
-                due.clear()
+                self._cut()
+                pace.stop()
             ended = self._reap(phase, quiet=not ready)
             now = monotonic_ns()
-            if ended:
+            for _ in range(ended):
                 last = now
-                again = ended if phase.greetings is None else min(left, ended)
-                left -= again
-                due.extend([now + self._think_ns] * again)
+                pace.note_end(now)
             self._sending.tell_progress(now)
         self._sending.note_span(phase, first, last)
 
-    def _sow(self) -> None:
+    def _sow(self) -> bool:
+        """Begin a greeting; False when there can be no process for it."""
         number = self._sending.begin()
         try:
             pid = os.fork()
         except OSError as error:
             self._sending.note_failure(error, connecting=False)
-            return
+            return False
         if pid == 0:
             try:
                 os.write(self._write_fd, _RECORD.pack(*_greet(self._sending, number)))
             finally:
                 os._exit(0)
         self._living.add(pid)
+        return True
 
     def _reap(self, phase: Phase, *, quiet: bool) -> int:
         """Book what has ended; return how many."""
@@ -147,15 +141,14 @@ class Sower:
             sending.tally.uncertain += sending.order.end == "fire"
             sending.note_end(phase, record.start_ns, record.end_ns)
 
-    def _cut(self) -> int:
-        """Kill what lives; nothing is left to be sent."""
+    def _cut(self) -> None:
+        """Kill what lives."""
         for pid in self._living:
             os.kill(pid, SIGKILL)
             os.waitpid(pid, 0)
             self._sending.tally.fail(INTERRUPTED, uncertain=True)
         self._living.clear()
         self._records()  # of those that were quicker: they count as interrupted
-        return 0
 
 
 def _greet(sending: Sending, number: int) -> _Record:
