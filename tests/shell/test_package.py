@@ -100,6 +100,12 @@ def test_the_wheel_says_that_it_is_typed(wheel_names: list[str]) -> None:
     assert "greeterd/py.typed" in wheel_names
 
 
+def test_the_wheel_holds_the_data_that_the_package_reads(wheel_names: list[str]) -> None:
+    data = [name for name in tracked("greeterd") if not name.endswith(".py")]
+    assert len(data) > 1
+    assert [name for name in data if name not in wheel_names] == []
+
+
 def test_the_sdist_holds_all_that_is_needed_to_test_it(sdist_names: list[str]) -> None:
     wanted = tracked("greeterd", "tests", "conf", "systemd", ".ci")
     wanted += ["README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"]

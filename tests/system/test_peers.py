@@ -91,10 +91,16 @@ def running(
         try:
             said = process.stdout.readline()
             assert re.fullmatch(r"ready 127\.0\.0\.1:[1-9]\d*\n", said), said
-            yield Peer(process, said.split()[1], log_dir)
+            peer = Peer(process, said.split()[1], log_dir)
+            started = peer.all()
+            try:
+                yield peer
+            finally:
+                for one in started:  # that the peer does this itself is for a test to show
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
         finally:
-            if process.poll() is None:
-                process.kill()  # its workers die with it
+            process.kill()
 
 
 @pytest.mark.parametrize("mode", MODES)
