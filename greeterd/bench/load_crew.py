@@ -56,6 +56,8 @@ class _Member:
     buffer: bytearray = field(default_factory=bytearray)
     said: Said = field(default_factory=Said)
     ended_stream: bool = False
+    answered: bool = False
+    """It was told to go on although its first connection failed."""
 
     @property
     def out(self) -> int:
@@ -121,8 +123,7 @@ class Crew:
         """
         while not all(member.said.ready for member in self._members):
             self._hear()
-            self._check_reached()
-        self._check_reached()
+            self._judge_unreached()
 
     def run(self, phases: Sequence[Phase]) -> None:
         """Have each process run its phase, from one instant on, and wait (blocking).
@@ -167,10 +168,18 @@ class Crew:
                 member.said = msgspec.json.decode(line, type=Said)
         self._tell(sum(member.said.ended for member in self._members))
 
-    def _check_reached(self) -> None:
-        said = [member.said for member in self._members]
-        if all(one.unreached and not one.reached for one in said):
-            raise NobodyListens(said[0].unreached)
+    def _judge_unreached(self) -> None:
+        """Let those go on that could not connect at first, once it is known that others could."""
+        failed = [one for one in self._members if one.said.unreached and not one.said.reached]
+        if len(failed) == len(self._members):
+            raise NobodyListens(failed[0].said.unreached)
+        others = [one.said for one in self._members if one not in failed]
+        if not any(one.reached or one.ready for one in others):
+            return
+        for member in failed:
+            if not member.answered:
+                member.answered = True
+                member.say(b"go")
 
 
 def _lines(member: _Member) -> Iterator[bytes]:

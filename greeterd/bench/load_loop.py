@@ -106,7 +106,9 @@ class Loop:
                 if flight is not None:
                     self._advance(flight)
                 elif fd == STDIN:
-                    self._abandon()
+                    self._sending.stopped = True
+            if self._sending.stopped:
+                self._abandon()
             now = monotonic_ns()
             self._serve_timers(now)
             self._sending.tell_progress(now)
@@ -121,6 +123,8 @@ class Loop:
             if self._phase.is_open:
                 self._sending.note_start(start, now)
             self._start(start, now)
+            if self._sending.stopped:
+                break
             now = monotonic_ns()
         return now
 
@@ -184,7 +188,7 @@ class Loop:
                 flight.unsent = (
                     memoryview(flight.unsent)[sent:] if sent < len(flight.unsent) else b""
                 )
-            self._sending.reached = True
+            self._sending.note_reached()
             if self._end != "fire":
                 flight.sock.shutdown(socket.SHUT_WR)
                 flight.state = READING
@@ -222,7 +226,7 @@ class Loop:
         if error := flight.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._fail(flight, OSError(error, os.strerror(error)))
             return
-        self._sending.reached = True
+        self._sending.note_reached()
         flight.state = HOLDING
         self._epoll.modify(flight.sock, select.EPOLLIN)
         self._holding.append((monotonic_ns() + self._life_ns, flight))

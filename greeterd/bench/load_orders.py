@@ -1,8 +1,10 @@
 """What the load's parent and its sending processes say to each other: JSON lines over two pipes.
 
 Down: one `Order`, then a `Phase` whenever the last one is done; an empty line ends it, at any time,
-and so does the end of the stream (the parent has gone).  Up: `Said` lines; the last one holds the
-`Tally`, and the latencies follow as native 64-bit nanoseconds up to the end of the stream.
+and so does the end of the stream (the parent has gone).  A process whose first connection is
+refused says so and waits for an answer, which is any line to go on.
+Up: `Said` lines; the last one holds the `Tally`, and the latencies follow as native 64-bit
+nanoseconds up to the end of the stream.
 Instants are CLOCK_MONOTONIC in nanoseconds, which all processes share.
 """
 

@@ -86,12 +86,12 @@ def _serve(parent: Parent) -> int:
     line = parent.ask()
     if not line:
         return 0
-    sending = Sending(msgspec.json.decode(line, type=Order), parent.tell)
+    sending = Sending(msgspec.json.decode(line, type=Order), parent.tell, parent.ask)
     runner = Sower(sending) if sending.order.arrival == "seed" else Loop(sending)
     gc.freeze()
     gc.disable()  # nothing here makes cycles, and a collection is a pause of the client's own
     parent.tell(Said(ready=True))
-    while line := parent.ask():
+    while not sending.stopped and (line := parent.ask()):
         _run(runner, msgspec.json.decode(line, type=Phase), sending.tally)
         parent.tell(sending.said(ready=True))
     said = sending.said()

@@ -75,10 +75,11 @@ class Sower:
             due = pace.next_ns
             pause = _PATIENCE if due is None else min(_PATIENCE, max(0, due - now) / NANO)
             ready, _, _ = select.select([STDIN, self._read_fd], [], [], pause)
-            if STDIN in ready:
+            ended = self._reap(phase, quiet=not ready)
+            if STDIN in ready or self._sending.stopped:
+                self._sending.stopped = True
                 self._cut()
                 pace.stop()
-            ended = self._reap(phase, quiet=not ready)
             now = monotonic_ns()
             for _ in range(ended):
                 last = now
@@ -130,7 +131,8 @@ class Sower:
 
     def _book(self, phase: Phase, record: _Record) -> None:
         sending = self._sending
-        sending.reached |= record.sent > 0
+        if record.sent:
+            sending.note_reached()
         uncertain = record.sent > 1
         if record.errno:
             error = OSError(record.errno, os.strerror(record.errno))

@@ -1,7 +1,6 @@
 """What both kinds of sending share: the names, the addresses, and the book of what has ended."""
 
 import errno
-import select
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,11 +32,14 @@ class Sending:
 
     order: Order
     tell: Callable[[Said], None]
+    ask: Callable[[], bytes] = lambda: b""
     tally: Tally = field(default_factory=Tally)
     latencies: "array[int]" = field(default_factory=lambda: array("Q"))
     number: int = 0
     reached: bool = False
     unreached: str = ""
+    stopped: bool = False
+    """The parent has answered with the end, instead of by its next line."""
     _told_ns: int = 0
 
     def name(self, number: int) -> bytes:
@@ -81,6 +83,12 @@ class Sending:
             self.tally.late += 1
         self.tally.latest_ns = max(self.tally.latest_ns, behind)
 
+    def note_reached(self) -> None:
+        """Take note that a connection stands, and tell of the first one."""
+        if not self.reached:
+            self.reached = True
+            self.tell(self.said())
+
     def note_failure(self, error: OSError, *, connecting: bool, uncertain: bool = False) -> None:
         """Count a failure, and tell when it is the first sign that nobody listens."""
         failure, reason = explain(error)
@@ -89,6 +97,9 @@ class Sending:
         if connecting and not (self.reached or self.unreached) and failure in _NOBODY:
             self.unreached = reason
             self.tell(self.said())
+            # Whether somebody listens is for all processes to know: until then nothing more is
+            # sent to an address that may be a wrong one.
+            self.stopped = not self.ask()
 
     def said(self, *, ready: bool = False) -> Said:
         """Return what there is to say now."""
@@ -116,8 +127,3 @@ class Sending:
         if phase.measured and first_ns:
             self.tally.first_ns = self.tally.first_ns or first_ns
             self.tally.last_ns = max(self.tally.last_ns, last_ns)
-
-
-def told_to_stop() -> bool:
-    """Tell whether the parent has said anything: in a phase that means the end."""
-    return bool(select.select([STDIN], [], [], 0)[0])

@@ -1,0 +1,460 @@
+"""The load generator against servers that take, answer, reset, keep silent or are not there."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from greeterd.bench import load_latency
+from greeterd.bench.load import LoadOptions, run
+from greeterd.bench.load_latency import MissingPackageError, summarise
+from greeterd.bench.model import Arrival, LoadReport
+from greeterd.cli.client import main
+from greeterd.client import UnreachableError
+from greeterd.errors import UsageError
+from tests.support import until
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
+ANY_PORT = ("127.0.0.1", 0)
+
+
+@dataclass
+class Server:
+    """Serves in a thread, one connection after the other, and remembers who came."""
+
+    listener: socket.socket
+    behave: Callable[["Server", socket.socket], None]
+    names: list[bytes] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    destinations: list[str] = field(default_factory=list)
+    senders: list[int] = field(default_factory=list)
+    held: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """As the options name it; on every interface it is reached by the first of loopback."""
+        where = self.listener.getsockname()
+        return f"unix:{where}" if isinstance(where, str) else f"127.0.0.1:{where[1]}"
+
+    def run(self) -> None:
+        """Serve until the listener is shut down."""
+        while True:
+            try:
+                connection, peer = self.listener.accept()
+            except OSError:
+                return
+            if self.listener.family == socket.AF_UNIX:
+                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                self.senders.append(struct.unpack("3i", credentials)[0])
+            else:
+                self.sources.append(peer[0])
+                self.destinations.append(connection.getsockname()[0])
+            with suppress(ConnectionError):
+                self.behave(self, connection)
+
+
+def read(connection: socket.socket) -> bytes:
+    """Return the whole stream."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def take(server: Server, connection: socket.socket) -> None:
+    """Read to end-of-stream, note the name, close."""
+    with connection:
+        server.names.append(read(connection))
+
+
+def reply(server: Server, connection: socket.socket) -> None:
+    """Take, and answer."""
+    with connection:
+        server.names.append(read(connection))
+        connection.sendall(b"Hello, " + server.names[-1] + b"\n")
+
+
+def cut_short(_server: Server, connection: socket.socket) -> None:
+    """Answer without an end of line."""
+    with connection:
+        read(connection)
+        connection.sendall(b"Hello")
+
+
+def babble(_server: Server, connection: socket.socket) -> None:
+    """Answer without end."""
+    with connection:
+        read(connection)
+        for _ in range(64):
+            connection.sendall(bytes(65536))
+
+
+def reset(_server: Server, connection: socket.socket) -> None:
+    """Read a part of the name and reset the connection."""
+    with connection:
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+
+
+def close(_server: Server, connection: socket.socket) -> None:
+    """Close before anything was said."""
+    connection.close()
+
+
+def hold(server: Server, connection: socket.socket) -> None:
+    """Do nothing at all with it."""
+    server.held.append(connection)
+
+
+@contextmanager
+def served(
+    behave: Callable[[Server, socket.socket], None], where: tuple[str, int] | str = ANY_PORT
+) -> Iterator[Server]:
+    """Run a server in a thread."""
+    family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind(where)
+        listener.listen(1024)
+        server = Server(listener, behave)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            with suppress(OSError):  # it was the server's end that was tested
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for one in server.held:
+                one.close()
+
+
+def load(server: Server, **options: object) -> LoadReport:
+    """Send a load of few processes."""
+    return run(LoadOptions(**{"address": server.address, "processes": 2, **options}))  # type: ignore[arg-type]
+
+
+def children() -> set[int]:
+    """Return this process's living descendants."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+ARRIVALS: list[tuple[Arrival, float]] = [
+    ("closed", 0.0),
+    ("constant", 1000.0),
+    ("poisson", 1000.0),
+    ("burst", 0.0),
+    ("seed", 0.0),
+]
+each_arrival = pytest.mark.parametrize(("arrival", "rate"), ARRIVALS)
+loop_and_seed = pytest.mark.parametrize("arrival", ["closed", "seed"])
+
+
+@each_arrival
+def test_each_greeting_is_sent_once_and_measured_once(arrival: Arrival, rate: float) -> None:
+    with served(take) as server:
+        report = load(server, arrival=arrival, rate=rate, count=53, concurrency=8, warmup=5)
+    assert (report.sent, report.ok, report.uncertain, report.errors) == (58, 58, 0, {})
+    assert len(set(server.names)) == len(server.names) == 58
+    assert report.latency.count == 53
+    assert HdrHistogram.decode(report.latency.histogram).get_total_count() == 53
+    assert report.seconds > 0
+    assert report.client_cpu_seconds > 0
+    assert (report.processes, report.warmup) == (2, 5)
+
+
+@each_arrival
+def test_a_load_ends_when_its_time_is_over(arrival: Arrival, rate: float) -> None:
+    with served(take) as server:
+        report = load(server, arrival=arrival, rate=rate, duration=0.1, concurrency=4)
+    assert report.ok == report.sent == len(server.names)
+    assert report.seconds < 5
+    if rate:
+        assert report.sent == pytest.approx(rate * 0.1, rel=0.5)
+
+
+def test_in_seed_each_greeting_has_a_process_of_its_own(tmp_path: Path) -> None:
+    with served(take, str(tmp_path / "s")) as server:
+        load(server, arrival="closed", count=20)
+        assert len(set(server.senders)) == 2
+        server.senders.clear()
+        load(server, arrival="seed", count=20)
+    assert len(set(server.senders)) == 20
+
+
+def test_a_burst_has_all_its_connections_at_once() -> None:
+    def gather(server: Server, connection: socket.socket) -> None:
+        """Let nobody go before six are there."""
+        server.held.append(connection)
+        if len(server.held) == 6:
+            while server.held:
+                take(server, server.held.pop())
+
+    with served(gather) as server:
+        report = load(server, arrival="burst", count=18, concurrency=6, timeout=5.0)
+    assert (report.ok, report.errors) == (18, {})
+
+
+def test_sources_and_destinations_are_spread() -> None:
+    with served(take, ("0.0.0.0", 0)) as server:
+        report = load(server, count=60, sources=5, destinations=3)
+    assert report.ok == 60
+    assert len(set(server.sources)) == 5
+    assert Counter(server.destinations) == {f"127.0.0.{number}": 20 for number in (1, 2, 3)}
+
+
+def test_one_source_is_the_plain_one() -> None:
+    with served(take) as server:
+        load(server, count=6, sources=1)
+    assert set(server.sources) == {"127.0.0.1"}
+
+
+@loop_and_seed
+def test_a_connection_lives_before_its_name_is_sent(arrival: Arrival) -> None:
+    with served(take) as server:
+        report = load(server, arrival=arrival, count=4, life=0.05, concurrency=4)
+    assert report.ok == 4
+    assert report.latency.min >= 50
+
+
+@loop_and_seed
+def test_names_have_the_size_that_is_asked_for_even_beyond_the_socket_buffers(
+    arrival: Arrival,
+) -> None:
+    size = 8 << 20
+    with served(take) as server:
+        report = load(server, arrival=arrival, count=2, name_bytes=size)
+    assert report.ok == 2
+    assert [len(name) for name in server.names] == [size, size]
+
+
+def test_a_given_name_is_sent_as_it_is() -> None:
+    with served(take) as server:
+        load(server, count=2, name="Çağla")
+    assert server.names == ["Çağla".encode()] * 2
+
+
+@loop_and_seed
+@pytest.mark.parametrize(
+    ("behave", "options", "kind", "uncertain"),
+    [
+        (take, {"end": "reply"}, "no reply", 4),
+        (cut_short, {"end": "reply"}, "no reply", 4),
+        (babble, {}, "error", 4),
+        (reset, {"name_bytes": 9}, "reset", 4),
+        (hold, {"timeout": 0.1}, "timeout", 4),
+        (close, {"life": 5.0}, "closed early", 0),
+    ],
+)
+def test_what_does_not_end_in_order_is_counted_by_its_kind(
+    arrival: Arrival,
+    behave: Callable[[Server, socket.socket], None],
+    options: dict[str, object],
+    kind: str,
+    uncertain: int,
+) -> None:
+    with served(behave) as server:
+        report = load(server, arrival=arrival, count=4, concurrency=4, **options)
+    assert (report.ok, report.errors, report.uncertain) == (0, {kind: 4}, uncertain)
+    assert report.latency.count == 0
+
+
+@loop_and_seed
+def test_a_whole_reply_is_in_order(arrival: Arrival) -> None:
+    with served(reply) as server:
+        report = load(server, arrival=arrival, count=5, end="reply")
+    assert (report.ok, report.errors) == (5, {})
+
+
+@loop_and_seed
+def test_who_fires_and_forgets_is_certain_of_nothing(arrival: Arrival) -> None:
+    with served(take) as server:
+        report = load(server, arrival=arrival, count=5, end="fire")
+        until(lambda: len(server.names) == 5, what="the names that are on their way")
+    assert (report.ok, report.uncertain, report.errors) == (5, 5, {})
+
+
+def test_a_full_unix_queue_is_waited_for(tmp_path: Path) -> None:
+    with served(take, str(tmp_path / "s")) as server:
+        server.listener.listen(0)
+        assert load(server, count=200, concurrency=20).ok == 200
+
+
+def test_a_server_that_ends_in_between_is_an_error_and_not_unreachable() -> None:
+    def last(server: Server, connection: socket.socket) -> None:
+        server.listener.shutdown(socket.SHUT_RDWR)
+        take(server, connection)
+
+    with served(last) as server:
+        report = load(server, count=50, concurrency=1, processes=1)
+        assert report.ok >= 1
+        assert report.errors
+
+
+# Refusals -------------------------------------------------------------------------------------
+
+
+def test_an_address_where_nobody_listens_is_unreachable() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(ANY_PORT)
+        port = deaf.getsockname()[1]
+        for arrival in ("closed", "seed", "burst"):
+            options = LoadOptions(address=f"127.0.0.1:{port}", arrival=arrival, processes=2)
+            with pytest.raises(UnreachableError, match=f"nobody listens on 127.0.0.1:{port}$"):
+                run(options)
+    assert not children()
+
+
+def test_destinations_that_nobody_serves_are_explained() -> None:
+    with (
+        served(take) as server,
+        pytest.raises(UnreachableError, match=r"the server must listen on 0\.0\.0\.0"),
+    ):
+        load(server, destinations=2)
+    assert not server.names
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:80", "[2001:db8::1]:80", "0.0.0.0:80"])
+def test_a_foreign_address_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing may be started
+    assert main(["load", "--address", address]) == 2
+    assert "is not this machine's loopback" in capsys.readouterr().err
+
+
+def test_a_name_that_leads_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+    with pytest.raises(UsageError, match=r"localhost:80 is 192\.0\.2\.7, which is not"):
+        run(LoadOptions(address="localhost:80"))
+
+
+def test_who_owns_the_server_may_say_so() -> None:
+    """The name resolves to this machine by another address of it: 0.0.0.0."""
+    with served(take) as server:
+        port = server.listener.getsockname()[1]
+        options = LoadOptions(address=f"0.0.0.0:{port}", count=2, i_own_this_server=True)
+        assert run(options).ok == 2
+        with pytest.raises(UsageError, match="spread over 127"):
+            run(LoadOptions(address=options.address, sources=2, i_own_this_server=True))
+
+
+def test_too_few_descriptors_are_told_before_anything_is_sent() -> None:
+    command = ["prlimit", "--nofile=50:50", sys.executable, "-m", "greeterd.cli.client"]
+    program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+    command[3:] = ["-c", program, "load", "--concurrency=100", "--processes=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "100 connections for a process, and 50 descriptors allowed" in done.stderr
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'greeterd\[bench\]'"):
+        load_latency.require_histogram()
+
+
+def test_sending_one_greeting_imports_nothing_of_a_load() -> None:
+    program = (
+        "import sys; import greeterd.cli.client;"
+        "print([m for m in sys.modules if m.startswith(('hdrh', 'greeterd.bench', 'rich.progress'))"
+        " or m == 'greeterd.cli.load'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+# Ends before the end --------------------------------------------------------------------------
+
+
+@each_arrival
+def test_an_interrupt_tells_what_was_measured_and_leaves_no_process(
+    arrival: Arrival, rate: float
+) -> None:
+    with served(take) as server:
+        command = ["load", "--json", "--address", server.address, "--arrival", arrival]
+        command += ["--duration=60", "--processes=2", "--concurrency=4", f"--rate={rate}"]
+        program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+        sender = subprocess.Popen(
+            [sys.executable, "-c", program, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        until(lambda: len(server.names) > 20, timeout=30, what="greetings")
+        os.killpg(sender.pid, signal.SIGINT)  # as a terminal does: to all of the group
+        said, told = sender.communicate(timeout=30)
+    assert (sender.returncode, told) == (130, b"greeter: interrupted\n")
+    report = load_report(said)
+    assert report.ok > 10
+    assert report.ok + sum(report.errors.values()) == report.sent
+    assert set(report.errors) <= {"interrupted"}
+    until(lambda: not in_group(sender.pid), what="the end of all processes")
+
+
+@loop_and_seed
+def test_a_killed_parent_takes_its_processes_along(arrival: Arrival) -> None:
+    with served(take) as server:
+        program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+        command = ["load", "--address", server.address, "--arrival", arrival, "--duration=60"]
+        sender = subprocess.Popen([sys.executable, "-c", program, *command], start_new_session=True)
+        until(lambda: len(server.names) > 5, timeout=30, what="greetings")
+        sender.kill()
+        sender.wait()
+        until(lambda: not in_group(sender.pid), what="the end of all processes")
+
+
+def load_report(data: bytes) -> LoadReport:
+    """Return what a program has printed."""
+    import msgspec  # noqa: PLC0415
+
+    return msgspec.json.decode(data, type=LoadReport)
+
+
+def in_group(group: int) -> list[int]:
+    """Return the living processes of a process group."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+# What is shown --------------------------------------------------------------------------------
+
+
+def test_latencies_are_condensed_to_three_digits_with_exact_ends() -> None:
+    from array import array  # noqa: PLC0415
+
+    millis = [array("Q", [one * 1_000_000 for one in range(1, 501)])]
+    millis.append(array("Q", [one * 1_000_000 for one in range(501, 1001)]))
+    latency = summarise(millis)
+    assert (latency.count, latency.min, latency.max, latency.mean) == (1000, 1, 1000, 500.5)
+    assert latency.p50 == pytest.approx(500, rel=1e-3)
+    assert latency.p999 == pytest.approx(999, rel=2e-3)
+    assert latency.curve == sorted(latency.curve)
+    assert latency.curve[-1] == (100.0, 1000.0)
+
+
+def test_a_person_gets_tables_and_the_failures_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(reset) as server:
+        code = main(["load", "--address", server.address, "--count=3", "--name-bytes=50"])
+    said = capsys.readouterr().out
+    assert code == 1
+    assert "closed, 16 at once" in said
+    assert "reset" in said
+    with served(take) as server:
+        assert main(["load", "--address", server.address, "--count=3"]) == 0
+    assert "p99.9" in capsys.readouterr().out
