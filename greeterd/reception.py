@@ -12,12 +12,15 @@ from dataclasses import replace
 from typing import Final
 
 from msgspec import structs
+from structlog.typing import FilteringBoundLogger
 
 from greeterd import steering, systemd
 from greeterd.activation import Allotment, Passed, Stale, Terms, allot
 from greeterd.config import Config
 from greeterd.core.address import Address
+from greeterd.escrow import Escrow
 from greeterd.listener import local_address
+from greeterd.sockdiag import queue_length
 from greeterd.succession import InheritedListeners
 
 BARRIER_TIMEOUT: Final = 5.0
@@ -64,6 +67,19 @@ def terms_of(listeners: InheritedListeners | None) -> Terms | None:
     slots = listeners.slots
     fds = slots[listeners.order[0]] if slots else listeners.listening()
     return Terms(bind=tuple(map(_address_text, fds)), workers=len(slots) or None)
+
+
+def take_up(sockets: Allotment, escrow: Escrow, log: FilteringBoundLogger) -> None:
+    """Arrange listeners that were there before this daemon, and tell of them."""
+    for stale in sockets.stale:
+        log.warning("stored descriptor dropped", name=stale.name, reason=stale.reason)
+    given = sockets.listeners
+    if given is not None:
+        escrow.arrange()
+        queued = sum(queue_length(sock).now for sock in escrow.listeners())
+        what = "sockets passed" if given.passed else "listeners restored"
+        addresses = [str(address) for address in escrow.addresses]
+        log.info(what, addresses=addresses, sockets=len(given.listening()), queued=queued)
 
 
 def _describe(name: str, fd: int) -> Passed:

@@ -53,7 +53,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         print(to_toml(loaded))
         return 0
 
-    from greeterd.master import run  # noqa: PLC0415  # --check and --help need none of it
+    from greeterd.start import run  # noqa: PLC0415  # --check and --help need none of it
 
     return run(loaded.config, reload=_reread(again, loaded), config_file=loaded.file)
 

@@ -20,13 +20,15 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"activation", "escrow", "intake", "manager", "nursery", "seat"}),
-    frozenset({"legacy", "reception"}),
-    frozenset({"service"}),  # halves of the master and of the worker
+    frozenset({"generations", "legacy", "masterlog", "reception"}),
+    frozenset({"crew", "dispatcher", "service", "upgrading"}),  # parts of master and worker
     frozenset({"leaving", "survey"}),
     frozenset({"workloop"}),
     frozenset({"worker"}),
-    frozenset({"trial"}),
+    frozenset({"forking", "orders", "trial"}),
+    frozenset({"performing"}),
     frozenset({"master"}),
+    frozenset({"start"}),
     frozenset({"bench"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
@@ -40,13 +42,13 @@ WORLD = frozenset({
 """What core may not know: processes, sockets, clocks and logs."""
 
 SERVERS = frozenset({
-    "escrow", "intake", "leaving", "listener", "master", "scoreboard", "seat", "service", "worker",
-    "workloop",
+    "crew", "escrow", "forking", "intake", "leaving", "listener", "master", "orders", "performing",
+    "scoreboard", "seat", "service", "start", "upgrading", "worker", "workloop",
 })  # fmt: skip
 """What bench may not know: it meets a server as a user does, by process, socket and log."""
 
 HOMES = {
-    ("os", "fork"): {"greeterd.nursery", "greeterd.daemon"},
+    ("os", "fork"): {"greeterd.bench.load_seed", "greeterd.daemon", "greeterd.nursery"},
     ("os", "forkpty"): set[str](),
     ("signal", "signal"): {"greeterd.signals"},
 }

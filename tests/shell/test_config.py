@@ -794,9 +794,9 @@ def test_the_program_runs_the_master_which_can_load_again(
         ran.extend([config, reload()])
         return 70
 
-    master = ModuleType("greeterd.master")
-    vars(master)["run"] = run
-    monkeypatch.setitem(sys.modules, "greeterd.master", master)
+    start = ModuleType("greeterd.start")
+    vars(start)["run"] = run
+    monkeypatch.setitem(sys.modules, "greeterd.start", start)
     monkeypatch.setattr(sys, "argv", ["greeterd", "--config", "file"])
     for variable in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "LOGS_DIRECTORY"):
         monkeypatch.delenv(variable, raising=False)

@@ -1,0 +1,209 @@
+"""Speaks with the workers, and buries them: what they say and their deaths become events."""
+
+import os
+import selectors
+import signal
+from collections.abc import Callable, Collection
+from typing import Final
+
+from greeterd.channel import (
+    ExitMessage,
+    FailedMessage,
+    FromMaster,
+    FromWorker,
+    GoMessage,
+    LeavingMessage,
+    LendMessage,
+    ReadyMessage,
+    ReopenedMessage,
+    ReopenMessage,
+    ReturnedMessage,
+    TakeBackMessage,
+)
+from greeterd.core.events import (
+    Event,
+    Exited,
+    ExitRequested,
+    Leaving,
+    Life,
+    Pulse,
+    Ready,
+    Returned,
+    Signal,
+    SlotIndex,
+    WorkerId,
+)
+from greeterd.core.supervisor import Supervisor
+from greeterd.errors import GreeterdError
+from greeterd.escrow import Escrow
+from greeterd.generations import Generations
+from greeterd.legacy import adopt_children
+from greeterd.manager import Manager
+from greeterd.masterlog import MasterLog
+from greeterd.nursery import Child, Death, Nursery
+from greeterd.reopening import Reopening
+from greeterd.scoreboard import GREETINGS, HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.succession import Estate
+
+SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
+
+
+class Crew:
+    """The workers' processes; the supervisor's records of them are only read."""
+
+    def __init__(  # noqa: PLR0913 - what a worker's word may concern, each needed
+        self,
+        selector: selectors.BaseSelector,
+        *,
+        supervisor: Supervisor,
+        generations: Generations,
+        board: Scoreboard,
+        escrow: Escrow,
+        manager: Manager,
+        log: MasterLog,
+        feed: Callable[[Event], None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._generations = generations
+        self._board = board
+        self._escrow = escrow
+        self._manager = manager
+        self._log = log
+        self._feed = feed
+        self._reopening = Reopening()
+        self.nursery = Nursery(selector, self._hear)
+
+    def adopt(self, estate: Estate) -> None:
+        """Go on with the workers that a predecessor in this process has forked."""
+        adopt_children(estate, self.nursery)
+        for heir in self._supervisor.workers:
+            if (child := self.nursery.get(heir.id)) is not None:
+                child.greetings_before = self._board.row(heir.slot, heir.place)[GREETINGS]
+
+    # To the workers -------------------------------------------------------------------------
+
+    def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> None:
+        """Send a message; it is told in the log when the worker lives but does not read."""
+        if not self.nursery.send(ident, message, fds):
+            self._log.logger.warning(
+                "worker does not listen",
+                worker=self._slot_of(ident),
+                message=type(message).__name__,
+            )
+
+    def lend(self, slot: SlotIndex, ident: WorkerId) -> None:
+        """Lend a slot's listeners to a worker of another one."""
+        fds = [sock.fileno() for sock in self._escrow.for_slot(slot) or []]
+        self.send(ident, LendMessage(slot), fds)
+        self._log.logger.warning("listener lent", worker=slot, to=self._slot_of(ident))
+
+    def take_back(self, slot: SlotIndex, ident: WorkerId) -> None:
+        """Have the borrower empty and close them; it answers by ReturnedMessage."""
+        self.send(ident, TakeBackMessage(slot))
+        self._log.logger.warning("listener taken back", worker=slot, to=self._slot_of(ident))
+
+    def kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
+        """Send a signal; harmless when the worker is reaped."""
+        child = self.nursery.get(ident)
+        if child is not None:
+            name = SIGNALS[number].name
+            self._log.logger.warning("worker is ended", signal=name, reason=reason, **_facts(child))
+            self.nursery.kill(child, SIGNALS[number])
+
+    def reopen(self, reason: str, done: Callable[[str], None]) -> None:
+        """Have every worker open its logs anew; see Reopening.begin."""
+        self._reopening.begin(self.nursery.broadcast(ReopenMessage()), reason, done)
+
+    def _slot_of(self, ident: WorkerId) -> SlotIndex | None:
+        child = self.nursery.get(ident)
+        return child.spawn.slot if child else None
+
+    # From the workers -----------------------------------------------------------------------
+
+    def _hear(self, child: Child, message: FromWorker | FromMaster, fds: list[int]) -> None:
+        match message:
+            case ReadyMessage():
+                self._admit(child, fds)
+            case FailedMessage():
+                child.failure = message
+            case LeavingMessage():
+                self._feed(Leaving(child.spawn.worker))
+            case ReopenedMessage(reason):
+                self._reopening.heard(child.spawn.worker, reason)
+            case ExitMessage():
+                self._feed(ExitRequested(child.spawn.worker))
+            case ReturnedMessage(slot):
+                self._feed(Returned(SlotIndex(slot), child.spawn.worker))
+            case _:
+                self._log.logger.error("unexpected message", worker=child.spawn.slot)
+
+    def _admit(self, child: Child, fds: list[int]) -> None:
+        """Let the listeners that a worker has opened listen: it serves."""
+        ident = child.spawn.worker
+        record = self._supervisor.worker(ident)
+        if record is None or record.life is not Life.STARTING:
+            for fd in fds:
+                os.close(fd)
+            return
+        if fds:
+            try:
+                self._escrow.admit(child.spawn.slot, fds)
+            except GreeterdError as error:
+                child.failure = FailedMessage(error.exit_code, str(error))
+                self.nursery.kill(child, signal.SIGKILL)
+                return
+            self._manager.keep(self._escrow.holdings())
+            self.nursery.send(ident, GoMessage())
+        self._escrow.use(child.spawn.slot)
+        self._log.logger.info("worker ready", **_facts(child))
+        wants_rss = self._generations[child.spawn.generation].max_rss
+        self._feed(Ready(ident, child.rss_bytes() if wants_rss else 0))
+
+    def pulses(self, now: float) -> tuple[Pulse, ...]:
+        """Return how each ready worker fares; whether it has turned is since the last call."""
+        found = []
+        for each in self._supervisor.workers:
+            child = self.nursery.get(each.id)
+            if each.life is not Life.READY or child is None:
+                continue
+            row = self._board.row(each.slot, each.place)
+            turns = row[TURNS]
+            alive = max(each.since, row[HEARTBEAT_NS] / 1e9)
+            queued = self._escrow.queued(each.slot)
+            greetings = row[GREETINGS] - child.greetings_before
+            rss_bytes = child.rss_bytes() if self._supervisor.policy.max_rss_bytes else 0
+            turned = turns != child.turns
+            found.append(Pulse(each.id, now - alive, turned, queued, greetings, rss_bytes))
+            child.turns = turns
+        return tuple(found)
+
+    def reap(self, others: Collection[int]) -> None:
+        """Bury the workers that have ended; `others` are children that somebody else waits for."""
+        for death in self.nursery.reap(others):
+            self._bury(death)
+
+    def _bury(self, death: Death) -> None:
+        child = death.child
+        self._reopening.gone(child.spawn.worker)
+        lost = self._board.settle(child.spawn.slot, child.spawn.place)
+        reason, code = death.reason, 70 if death.exitcode else 0
+        if child.failure is not None:
+            reason, code = child.failure.reason, child.failure.code
+        fields = _facts(child)
+        if lost:
+            fields["connections_lost"] = lost
+        if death.stack:
+            fields["stack"] = death.stack
+        log = self._log.logger.warning if code or lost else self._log.logger.info
+        log("worker exited", reason=reason, **fields)
+        if code:
+            self._log.last_error = f"worker {child.spawn.slot}: {reason}"
+        self._feed(Exited(child.spawn.worker, reason, code))
+
+
+def _facts(child: Child) -> dict[str, object]:
+    return {
+        "worker": child.spawn.slot,
+        "worker_pid": child.pid,
+        "generation": child.spawn.generation,
+    }

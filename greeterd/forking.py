@@ -1,0 +1,102 @@
+"""Forks workers in the order in which that was asked for, and gives each its seat."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from greeterd import worker
+from greeterd.channel import Channel
+from greeterd.core.events import Event, Spawn, Spawned, SpawnFailed, WorkerId
+from greeterd.escrow import Escrow
+from greeterd.generations import Generations
+from greeterd.masterlog import MasterLog
+from greeterd.nursery import Nursery
+from greeterd.privileges import Identity
+from greeterd.scoreboard import GREETINGS, Scoreboard
+from greeterd.seat import Seat
+from greeterd.signals import SignalPipe
+
+
+class Forks:
+    """The orders to fork a worker that are not carried out yet."""
+
+    def __init__(  # noqa: PLR0913 - what a seat is made of
+        self,
+        nursery: Nursery,
+        *,
+        generations: Generations,
+        board: Scoreboard,
+        escrow: Escrow,
+        identity: Identity | None,
+        log: MasterLog,
+        feed: Callable[[Event], None],
+    ) -> None:
+        self._nursery = nursery
+        self._generations = generations
+        self._board = board
+        self._escrow = escrow
+        self._identity = identity
+        self._log = log
+        self._feed = feed
+        self._orders: deque[Spawn] = deque()
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def order(self, spawn: Spawn) -> None:
+        """Fork this worker when its turn comes."""
+        self._orders.append(spawn)
+
+    def renounce(self, ident: WorkerId) -> bool:
+        """Take back the order to fork this worker, if it is not carried out yet."""
+        for spawn in self._orders:
+            if spawn.worker == ident:
+                self._orders.remove(spawn)
+                self._feed(SpawnFailed(ident, "not needed any more"))
+                return True
+        return False
+
+    def carry_out(self, until: float) -> None:
+        """Fork the workers that were asked for, one at least, others as time allows."""
+        while self._orders:
+            self._fork(self._orders.popleft())
+            if time.monotonic() > until:
+                return
+
+    def _fork(self, spawn: Spawn) -> None:
+        listeners = self._escrow.for_slot(spawn.slot)
+        log = self._log.file.logger.bind(worker=spawn.slot, generation=spawn.generation)
+        greetings = self._board.row(spawn.slot, spawn.place)[GREETINGS]
+        keep = [self._log.file.fd, *(sock.fileno() for sock in listeners or [])]
+        try:
+            child = self._nursery.fork(spawn, partial(self._live, spawn), keep=keep, log=log)
+        except OSError as error:
+            self._log.logger.warning("cannot fork", worker=spawn.slot, reason=error.strerror)
+            self._feed(SpawnFailed(spawn.worker, f"fork: {error.strerror}"))
+            return
+        child.greetings_before = greetings
+        self._feed(Spawned(spawn.worker, child.pid))
+
+    def _live(self, spawn: Spawn, channel: Channel, pipe: SignalPipe) -> int:
+        """In the child: be the worker."""
+        config = self._generations[spawn.generation]
+        daemon_log = self._log.of(config)
+        log = daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
+        seat = Seat(
+            slot=spawn.slot,
+            generation=spawn.generation,
+            config=config,
+            addresses=self._escrow.addresses,
+            listeners=self._escrow.for_slot(spawn.slot),
+            row=self._board.row(spawn.slot, spawn.place),
+            identity=self._identity,
+            channel=channel,
+            signals=pipe,
+            daemon_log=daemon_log,
+            log=log.bind(pid=os.getpid()),
+            passed=self._escrow.passed,
+            gated=self._escrow.gated,
+        )
+        return worker.main(seat)

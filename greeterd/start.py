@@ -1,0 +1,65 @@
+"""Starts the daemon, or goes on as one in a new image: the sockets, the lock, then the master."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from greeterd import succession
+from greeterd.activation import Allotment
+from greeterd.config import Config
+from greeterd.daemon import Readiness, launch
+from greeterd.errors import ConfigError
+from greeterd.generations import fixed_settings, prepare_log_dir
+from greeterd.master import Master, Source
+from greeterd.privileges import resolve
+from greeterd.reception import bind_by, receive
+from greeterd.runlock import RunLock
+from greeterd.succession import Estate
+from greeterd.trial import rehearse
+
+
+def run(config: Config, *, reload: Callable[[], Config], config_file: Path | None = None) -> int:
+    """Run the daemon with this configuration; return its exit code when it has ended.
+
+    `reload` returns the configuration anew, and raises a GreeterdError when that is wrong.
+
+    In a process that was a daemon's master already, go on as that daemon's new image.
+    """
+    directory = Path.cwd()
+    estate = succession.inherited()
+    sockets = receive(config) if estate is None else Allotment(listeners=estate.listeners)
+    config, reload = bind_by(sockets.listeners, config, reload)
+    if estate is not None:
+        if config.daemonize:
+            os.chdir("/")
+        changed = succession.differences(estate, fixed_settings(config))
+        if changed:
+            raise ConfigError(f"only a restart changes {', '.join(changed)}")
+        if succession.is_trial():
+            RunLock.adopt(estate.lock_fd, config.run_dir).close()
+            rehearse(config, estate)
+            return 0
+    source = Source(reload, config_file, directory, sockets)
+    return launch(
+        lambda readiness: _serve(config, source, readiness, estate),
+        detach=config.daemonize and estate is None,
+        umask=config.umask,
+    )
+
+
+def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
+    identity = resolve(config.user, config.group)
+    prepare_log_dir(config, identity)
+    owners = {identity.uid} if identity else set()
+    if estate is None:
+        lock = RunLock.acquire(config.run_dir, owners=owners)
+    else:
+        lock = RunLock.adopt(estate.lock_fd, config.run_dir)
+    try:
+        master = Master(config, source, readiness, lock, estate)
+        try:
+            return master.run()
+        finally:
+            master.close()
+    finally:
+        lock.release()
