@@ -90,10 +90,10 @@ def test_the_signals_are_those_that_the_master_takes_and_handles() -> None:
     assert sorted(rows) == sorted(handled_signals())
 
 
-def test_the_commands_are_those_of_the_control_protocol() -> None:
-    words = [row.split()[0] for row in column("Commands")]
-    assert list(dict.fromkeys(words)) == list(COMMANDS)
-    assert set(app_commands()) == set(COMMANDS)
+def test_the_commands_are_those_of_the_control_protocol_and_what_is_made_of_a_status() -> None:
+    words = list(dict.fromkeys(row.split()[0] for row in column("Commands")))
+    assert [word for word in words if word != "balance"] == list(COMMANDS)
+    assert set(words) == set(app_commands()) == {*COMMANDS, "balance"}
 
 
 def app_commands() -> list[str]:

