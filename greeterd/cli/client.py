@@ -35,6 +35,7 @@ Exit codes:
 - 1: some were not; each kind of failure is counted
 - 2: the command line is wrong, or there are no names
 - 69: nobody listens at the address, or it cannot be connected to at all
+- 70: a sending process of a load has died
 - 74: standard input cannot be read, or standard output not written
 - 130: interrupted
 - 141: the reader of standard output has gone

@@ -75,10 +75,19 @@ def _progress(options: LoadOptions) -> Iterator[Callable[[int], None]]:
 
 
 def _print(report: LoadReport, *, json: bool) -> None:
-    if json:
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-        return
+    said = msgspec.json.encode(report).decode() + "\n" if json else _render(report)
+    sys.stdout.write(said)
+    sys.stdout.flush()
+
+
+def _render(report: LoadReport) -> str:
     console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        _show(report, console)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def _show(report: LoadReport, console: Console) -> None:
     console.print(f"{_what(report)} on {report.address}", soft_wrap=True)
     console.print()
     console.print(_counts(report))

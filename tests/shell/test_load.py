@@ -432,6 +432,24 @@ def in_group(group: int) -> list[int]:
     return found
 
 
+def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> None:
+    with served(take) as server:
+        program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+        command = ["load", "--address", server.address, "--duration=60", "--processes=2"]
+        sender = subprocess.Popen(
+            [sys.executable, "-c", program, *command],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        until(lambda: len(server.names) > 5, timeout=30, what="greetings")
+        psutil.Process(sender.pid).children()[0].kill()
+        _, told = sender.communicate(timeout=30)
+    assert sender.returncode == 70
+    assert told == "greeter: load process 1 ended with status -9\n"
+    until(lambda: not in_group(sender.pid), what="the end of all processes")
+
+
 # What is shown --------------------------------------------------------------------------------
 
 
