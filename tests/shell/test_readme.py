@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from greeterd import errors
+from greeterd.bench import peers, predicates
 from greeterd.cli import client, ctl
 from greeterd.config import Config
 from greeterd.core.events import Life
@@ -229,6 +230,24 @@ def test_the_commands_that_the_log_tells_the_end_of_are_named() -> None:
     (sentence,) = re.findall(r"`COMMAND` stands for (.*?)\.", section("Daemon log"), re.DOTALL)
     takes_time = {one for one in COMMANDS if one not in {"ping", "status", "reopen"}}
     assert set(re.findall(r"`(\w+)`", sentence)) == takes_time
+
+
+# The experiment -----------------------------------------------------------------------------
+
+
+def test_the_fields_and_metrics_of_an_expectation_are_those_of_the_code() -> None:
+    assert set(column("Expectations")) == set(predicates.Predicate.__struct_fields__)
+    (listed,) = re.findall(r"Metrics:\n(.*?)\.\n", section("Expectations"), re.DOTALL)
+    assert re.findall(r"`(\w+)`", listed) == list(predicates.OF)
+
+
+def test_the_expectation_that_is_shown_makes_sense() -> None:
+    (one,) = predicates.parse(block("Expectations", "toml", "[[expect]]"))
+    assert one.than == {"mode": "inherit"}
+
+
+def test_the_peers_are_those_of_the_code() -> None:
+    assert column("Peers") == list(peers.PEERS)
 
 
 # Design -------------------------------------------------------------------------------------
