@@ -32,7 +32,7 @@ ARTICLE: Final = Preset(
     repeats=3,
 )
 
-_SHORT: Final = Matrix(greetings=(1500,))
+_SHORT: Final = Matrix(greetings=(2000,))
 QUICK: Final = Preset(
     about="modes and waits in under a minute",
     matrices=(
@@ -40,7 +40,7 @@ QUICK: Final = Preset(
         replace(_SHORT, mode=("reuseport", "handoff")),
         replace(_SHORT, mode=("inherit",), wait=("exclusive",), concurrency=(1,)),
     ),
-    repeats=3,
+    repeats=6,
     warmup=200,
 )
 
@@ -70,7 +70,7 @@ FULL: Final = Preset(
             concurrency=(32,),
         ),
     ),
-    repeats=5,
+    repeats=6,
 )
 
 PRESETS: Final[Mapping[str, Preset]] = types.MappingProxyType(

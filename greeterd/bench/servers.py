@@ -241,11 +241,15 @@ def clean_environment() -> dict[str, str]:
 
 
 def last_words(directory: Path) -> str:
-    """Return in one line what a server said last on standard error, its errors before the rest."""
+    """Return in one line what a server said last on standard error.
+
+    The first error record of the daemon log is the nearest to a cause, and the last line that is
+    no record is how a program itself puts it; without either, the last line of all.
+    """
     lines = (directory / "stderr").read_text(errors="replace").splitlines()
     errors = [line for line in lines if '"level":"error"' in line or '"level":"critical"' in line]
-    telling = [errors[0], errors[-1]] if errors else lines[-2:]
-    words = " / ".join(dict.fromkeys(map(_plain, telling)))
+    own_words = [line for line in lines if not line.startswith("{")]
+    words = " / ".join(map(_plain, [*errors[:1], *own_words[-1:]] or lines[-1:]))
     return words[:_LAST_WORDS] or "it said nothing"
 
 

@@ -85,8 +85,13 @@ def create(path: Path, header: Header) -> Store:
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    _write(path, file, header)
-    return Store(path, header, [], file)
+    kept = Store(path, header, [], file)
+    try:
+        _write(path, file, header)
+    except StoreError:
+        kept.close()
+        raise
+    return kept
 
 
 def resume(path: Path) -> Store:

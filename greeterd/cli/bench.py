@@ -84,7 +84,7 @@ class BenchOptions:
     preset: str = ""
     "article, quick or full. [default: quick, or the axes that are given]"
     trials: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
-    "How often each case is run. [default: 3, of full 5]"
+    "How often each case is run. [default: 3, of quick and full 6]"
     seed: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
     "Decides the order of the trials. [default: 0]"
     warmup: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
@@ -117,9 +117,9 @@ def bench(*, axes: Axes | None = None, options: BenchOptions | None = None) -> i
     counts contradict each other the trial is invalid. Results are kept as they come, and an
     interrupted experiment goes on with `--resume`.
 
-    - article: the hand-made experiment, 40,000 senders started one by one (10 minutes)
+    - article: the hand-made experiment, 40,000 senders started one by one (6 minutes)
     - quick: modes and waits (under a minute)
-    - full: modes, waits, steering, workers, latencies, faults and peers (35 minutes)
+    - full: modes, waits, steering, workers, latencies, faults and peers (25 minutes)
     """
     axes, options = axes or Axes(), options or BenchOptions()
     terminate_as_interrupt()

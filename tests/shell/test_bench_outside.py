@@ -1,0 +1,97 @@
+"""What the experiment sees of processes and listeners from outside."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from greeterd.bench.outside import Watch, queues, tree
+from greeterd.core.address import parse_address
+
+# Answers a line with a line when it has burnt 0.2 s, or had a child do so that it then reaped.
+BURNER = """
+import os, sys, time
+def burn():
+    end = time.process_time() + 0.2
+    while time.process_time() < end: pass
+for line in sys.stdin:
+    if line == "child\\n":
+        pid = os.fork()
+        if not pid:
+            burn()
+            os._exit(0)
+        os.waitpid(pid, 0)
+    else:
+        burn()
+    print("done", flush=True)
+"""
+
+
+@contextmanager
+def burner() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", BURNER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        burn(process, "self")  # it has started
+        yield process
+        process.kill()
+
+
+def burn(process: subprocess.Popen[str], who: str) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{who}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
+
+
+def test_cpu_time_is_what_was_used_since_the_first_look() -> None:
+    with burner() as process:
+        watch = Watch(process.pid)
+        burn(process, "self")
+        spent = watch.spent()
+    assert 0.2e9 <= spent.user_ns + spent.system_ns < 0.3e9
+    assert spent.voluntary >= 1
+
+
+def test_cpu_time_of_a_child_that_has_died_counts() -> None:
+    with burner() as process:
+        watch = Watch(process.pid)
+        burn(process, "child")
+        spent = watch.spent()
+    assert 0.18e9 <= spent.user_ns + spent.system_ns < 0.3e9
+
+
+def test_what_a_child_had_used_before_the_first_look_does_not_count() -> None:
+    with burner() as process:
+        watch = Watch(os.getpid())
+        total = watch.spent()
+        process.kill()
+        process.wait()
+        after = watch.spent()
+    used = after.user_ns + after.system_ns - total.user_ns - total.system_ns
+    assert used < 0.1e9
+
+
+def test_the_tree_of_a_process_has_its_children_and_that_of_a_dead_one_none() -> None:
+    with burner() as process:
+        assert process.pid in tree(os.getpid())
+    assert tree(process.pid) == []
+
+
+def test_the_queue_of_each_listener_of_a_port_is_seen() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), reuse_port=True) as one,
+        socket.socket() as other,
+        socket.socket() as client,
+    ):
+        address = parse_address(f"127.0.0.1:{one.getsockname()[1]}")
+        assert queues(address) == [0]
+        client.connect(one.getsockname())
+        assert queues(address) == [1]
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(one.getsockname())
+        other.listen()
+        assert sorted(queues(address)) == [0, 1]

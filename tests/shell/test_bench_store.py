@@ -1,0 +1,91 @@
+"""Results are kept as they come, and an interrupted experiment goes on where it was."""
+
+from pathlib import Path
+
+import pytest
+
+from greeterd.bench import store
+from greeterd.bench.model import Case, Environment, Trial
+from greeterd.bench.plan import Plan, schedule
+from greeterd.bench.store import Header, StoreError, UnusableError
+
+PLAN = Plan(preset="quick", cases=[Case(), Case(mode="reuseport")], repeats=2, seed=3)
+HEADER = Header(
+    environment=Environment(date="2026", kernel="6", machine="x86_64", cpu="one", cpus=1), plan=PLAN
+)
+TRIALS = [
+    Trial(case=one.case, repeat=one.repeat, order=one.order, began="now") for one in schedule(PLAN)
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.jsonl"
+
+
+def begin(path: Path, *trials: Trial) -> None:
+    kept = store.create(path, HEADER)
+    for trial in trials:
+        kept.append(trial)
+    kept.close()
+
+
+def test_what_was_kept_is_read_as_results(path: Path) -> None:
+    begin(path, TRIALS[1], TRIALS[0])
+    found = store.load_results(path)
+    assert found.trials == TRIALS[:2]
+    assert (found.preset, found.seed, found.planned) == ("quick", 3, 4)
+
+
+def test_resuming_runs_what_is_missing_in_the_order_of_the_plan(path: Path) -> None:
+    begin(path, TRIALS[0], TRIALS[2])
+    kept = store.resume(path)
+    assert [visit.order for visit in kept.missing()] == [1, 3]
+    kept.append(TRIALS[1])
+    kept.append(TRIALS[3])
+    assert kept.missing() == []
+    kept.close()
+    assert store.load_results(path).trials == TRIALS
+
+
+def test_a_torn_tail_is_cut_off(path: Path) -> None:
+    begin(path, TRIALS[0], TRIALS[1])
+    path.write_bytes(path.read_bytes()[:-5])
+    kept = store.resume(path)
+    assert kept.trials == TRIALS[:1]
+    kept.append(TRIALS[1])
+    kept.close()
+    assert store.load_results(path).trials == TRIALS[:2]
+
+
+def test_a_file_that_holds_something_is_not_begun_again(path: Path) -> None:
+    begin(path, TRIALS[0])
+    with pytest.raises(UnusableError, match=r"--resume .*results\.jsonl"):
+        store.create(path, HEADER)
+    assert store.load_results(path).trials == TRIALS[:1]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"kind":"other"}\n', b"\xff\n"])
+def test_what_is_no_file_of_results_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UnusableError, match="holds no results"):
+        store.resume(path)
+
+
+def test_results_of_another_format_are_refused(path: Path) -> None:
+    begin(path)
+    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
+    with pytest.raises(UnusableError, match="format 2"):
+        store.resume(path)
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="No such file"):
+        store.create(tmp_path / "none" / "results.jsonl", HEADER)
+    with pytest.raises(StoreError, match="No such file"):
+        store.resume(tmp_path / "results.jsonl")
+
+
+def test_a_full_disk_is_told() -> None:
+    with pytest.raises(StoreError, match="No space left"):
+        store.create(Path("/dev/full"), HEADER)
