@@ -1,6 +1,6 @@
 """What a load is: the options of `greeter load`, and which of them contradict each other.
 
-Pure but for what it takes from the caller; every load is bounded, by a count or by a duration.
+Pure.  Every load is bounded, by a count or by a duration.
 """
 
 from dataclasses import dataclass

@@ -94,7 +94,8 @@ class Sending:
         failure, reason = explain(error)
         full = error.errno in (errno.EMFILE, errno.ENFILE)
         self.tally.fail(NO_DESCRIPTOR if full else failure.value, uncertain=uncertain)
-        if connecting and not (self.reached or self.unreached) and failure in _NOBODY:
+        first = connecting and not (full or self.reached or self.unreached)
+        if first and failure in _NOBODY:
             self.unreached = reason
             self.tell(self.said())
             # Whether somebody listens is for all processes to know: until then nothing more is

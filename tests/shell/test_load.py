@@ -1,18 +1,22 @@
 """The load generator against servers that take, answer, reset, keep silent or are not there."""
 
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from hdrh.histogram import HdrHistogram
@@ -27,6 +31,7 @@ from greeterd.errors import UsageError
 from tests.support import until
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
+PROGRAM = "import sys; from greeterd.cli.client import main; sys.exit(main())"
 ANY_PORT = ("127.0.0.1", 0)
 
 
@@ -349,9 +354,8 @@ def test_who_owns_the_server_may_say_so() -> None:
 
 
 def test_too_few_descriptors_are_told_before_anything_is_sent() -> None:
-    command = ["prlimit", "--nofile=50:50", sys.executable, "-m", "greeterd.cli.client"]
-    program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
-    command[3:] = ["-c", program, "load", "--concurrency=100", "--processes=1"]
+    command = ["prlimit", "--nofile=50:50", sys.executable, "-c", PROGRAM]
+    command += ["load", "--concurrency=100", "--processes=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "100 connections for a process, and 50 descriptors allowed" in done.stderr
@@ -385,9 +389,8 @@ def test_an_interrupt_tells_what_was_measured_and_leaves_no_process(
     with served(take) as server:
         command = ["load", "--json", "--address", server.address, "--arrival", arrival]
         command += ["--duration=60", "--processes=2", "--concurrency=4", f"--rate={rate}"]
-        program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
         sender = subprocess.Popen(
-            [sys.executable, "-c", program, *command],
+            [sys.executable, "-c", PROGRAM, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -406,9 +409,8 @@ def test_an_interrupt_tells_what_was_measured_and_leaves_no_process(
 @loop_and_seed
 def test_a_killed_parent_takes_its_processes_along(arrival: Arrival) -> None:
     with served(take) as server:
-        program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
         command = ["load", "--address", server.address, "--arrival", arrival, "--duration=60"]
-        sender = subprocess.Popen([sys.executable, "-c", program, *command], start_new_session=True)
+        sender = subprocess.Popen([sys.executable, "-c", PROGRAM, *command], start_new_session=True)
         until(lambda: len(server.names) > 5, timeout=30, what="greetings")
         sender.kill()
         sender.wait()
@@ -417,8 +419,6 @@ def test_a_killed_parent_takes_its_processes_along(arrival: Arrival) -> None:
 
 def load_report(data: bytes) -> LoadReport:
     """Return what a program has printed."""
-    import msgspec  # noqa: PLC0415
-
     return msgspec.json.decode(data, type=LoadReport)
 
 
@@ -434,10 +434,9 @@ def in_group(group: int) -> list[int]:
 
 def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> None:
     with served(take) as server:
-        program = "import sys; from greeterd.cli.client import main; sys.exit(main())"
         command = ["load", "--address", server.address, "--duration=60", "--processes=2"]
         sender = subprocess.Popen(
-            [sys.executable, "-c", program, *command],
+            [sys.executable, "-c", PROGRAM, *command],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -450,12 +449,43 @@ def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> Non
     until(lambda: not in_group(sender.pid), what="the end of all processes")
 
 
+# The client as the limit ------------------------------------------------------------------------
+
+
+def test_a_client_that_stalls_counts_it_into_the_latencies_and_says_so() -> None:
+    with served(take) as server:
+        command = ["load", "--json", "--address", server.address, "--processes=1"]
+        command += ["--arrival=constant", "--rate=200", "--duration=1.5"]
+        sender = subprocess.Popen([sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE)
+        until(lambda: len(server.names) > 5, timeout=30, what="greetings")
+        (child,) = psutil.Process(sender.pid).children()
+        child.suspend()
+        stopped = time.monotonic()
+        until(lambda: time.monotonic() > stopped + 0.4, what="a stall of the client")
+        child.resume()
+        report = load_report(sender.communicate(timeout=30)[0])
+    assert (report.ok, report.errors) == (300, {})
+    assert report.latency.max > 350
+    assert re.search(r"the client was the limit: .*% of the starts came .* late", report.bottleneck)
+
+
+def test_a_client_out_of_descriptors_goes_on_and_says_so() -> None:
+    with served(hold) as server:
+        command = ["prlimit", "--nofile=50:50", sys.executable, "-c", PROGRAM, "load", "--json"]
+        command += ["--address", server.address, "--arrival=constant", "--rate=1000"]
+        command += ["--count=100", "--processes=1", "--timeout=0.3"]
+        done = subprocess.run(command, capture_output=True, check=False)
+    report = load_report(done.stdout)
+    assert done.returncode == 1
+    assert set(report.errors) == {"timeout", "no descriptor"}
+    assert report.sent == 100
+    assert "found no free descriptor" in report.bottleneck
+
+
 # What is shown --------------------------------------------------------------------------------
 
 
 def test_latencies_are_condensed_to_three_digits_with_exact_ends() -> None:
-    from array import array  # noqa: PLC0415
-
     millis = [array("Q", [one * 1_000_000 for one in range(1, 501)])]
     millis.append(array("Q", [one * 1_000_000 for one in range(501, 1001)]))
     latency = summarise(millis)
