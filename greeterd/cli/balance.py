@@ -33,6 +33,8 @@ LONGEST_LINE: Final = 2**24
 BAR: Final = 30
 LEAST_BAR: Final = 8
 LEAST_WIDTH: Final = 80
+TINY: Final = 5e-324
+"""What a p-value is at least: it is never 0 but by rounding."""
 EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 _LARGE_IS_EVEN: Final = frozenset({"Jain index", "p-value"})
@@ -202,7 +204,7 @@ def _figures(told: Balance) -> Table:
         ("Jain index", ".6f", found.jain, chance.jain),
         ("Gini coefficient", ".5f", found.gini, chance.gini),
         ("chi-square", ".3f", found.chi_square, chance.chi_square),
-        ("p-value", ".4f", told.p_value, SURE),
+        ("p-value", ".4f", told.p_value or TINY, SURE),
     ):
         side = "at least" if name in _LARGE_IS_EVEN else "at most"
         table.add_row(name, _figure(one, form), f"{side} {_figure(bound, form)}")
