@@ -117,12 +117,13 @@ def _of_unit(passed: Sequence[Passed], config: Config) -> InheritedListeners:
     by_address: dict[Address, list[Passed]] = {}
     for each in passed:
         by_address.setdefault(_require_listener(each), []).append(each)
-    if config.mode == "inherit":
+    if config.mode != "reuseport":
         for address, several in by_address.items():
             if len(several) > 1:
                 raise ConfigError(
                     f"{len(several)} sockets for {address} were passed by {several[0].name}, and"
-                    ' mode = "inherit" shares one: remove the others, or set mode = "reuseport"'
+                    f' mode = "{config.mode}" has one: remove the others, or set'
+                    ' mode = "reuseport"'
                 )
         return InheritedListeners(shared=[one.fd for one in passed], passed=True)
     for address, several in by_address.items():
@@ -193,7 +194,7 @@ def _of_store(stored: Sequence[Passed], config: Config, uid: int) -> Allotment:
             stale.append(Stale(each.name, each.fd, "another one has the same name"))
         else:
             found[each.name] = each, what
-    adopt = _adopt_shared if config.mode == "inherit" else _adopt_group
+    adopt = _adopt_group if config.mode == "reuseport" else _adopt_shared
     return adopt(list(found.values()), labels, stale)
 
 

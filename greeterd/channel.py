@@ -70,6 +70,12 @@ class TakeBackMessage(msgspec.Struct, frozen=True, tag="take-back"):
     slot: int
 
 
+class RouteMessage(msgspec.Struct, frozen=True, tag="route"):
+    """Master to the dispatcher: hand on to this slot, too; the descriptors are its pair's ends."""
+
+    slot: int
+
+
 class ReopenMessage(msgspec.Struct, frozen=True, tag="reopen"):
     """Master: open the log file anew."""
 
@@ -77,7 +83,7 @@ class ReopenMessage(msgspec.Struct, frozen=True, tag="reopen"):
 FromWorker = (
     ReadyMessage | FailedMessage | ExitMessage | LeavingMessage | ReopenedMessage | ReturnedMessage
 )
-FromMaster = GoMessage | DrainMessage | LendMessage | TakeBackMessage | ReopenMessage
+FromMaster = GoMessage | DrainMessage | LendMessage | TakeBackMessage | RouteMessage | ReopenMessage
 
 _DECODER: Final = msgspec.json.Decoder(FromWorker | FromMaster)
 

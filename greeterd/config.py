@@ -90,9 +90,7 @@ class Config:
     )
     wait: Annotated[Wait, _LISTENING, choice(Wait)] = field(
         default="auto",
-        metadata=_about(
-            "How workers wait; auto is rotate for inherit, else epoll.", reload=False
-        ),
+        metadata=_about("How workers wait; auto is rotate for inherit, else epoll.", reload=False),
     )
     steering: Annotated[Steering, _LISTENING, choice(Steering)] = field(
         default="hash",

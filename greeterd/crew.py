@@ -18,9 +18,11 @@ from greeterd.channel import (
     ReopenedMessage,
     ReopenMessage,
     ReturnedMessage,
+    RouteMessage,
     TakeBackMessage,
 )
 from greeterd.core.events import (
+    DISPATCHER,
     Event,
     Exited,
     ExitRequested,
@@ -100,7 +102,7 @@ class Crew:
     def take_back(self, slot: SlotIndex, ident: WorkerId) -> None:
         """Have the borrower empty and close them; it answers by ReturnedMessage."""
         self.send(ident, TakeBackMessage(slot))
-        self._log.logger.warning("listener taken back", worker=slot, to=self._slot_of(ident))
+        self._log.logger.info("listener taken back", worker=slot, to=self._slot_of(ident))
 
     def kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
         """Send a signal; harmless when the worker is reaped."""
@@ -154,7 +156,10 @@ class Crew:
                 return
             self._manager.keep(self._escrow.holdings())
             self.nursery.send(ident, GoMessage())
-        self._escrow.use(child.spawn.slot)
+        pair = self._escrow.use(child.spawn.slot)
+        if pair is not None:
+            for dispatcher in self._supervisor.slots[DISPATCHER].workers:
+                self.send(dispatcher.id, RouteMessage(child.spawn.slot), list(pair.fds))
         self._log.logger.info("worker ready", **_facts(child))
         wants_rss = self._generations[child.spawn.generation].max_rss
         self._feed(Ready(ident, child.rss_bytes() if wants_rss else 0))

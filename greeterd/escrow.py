@@ -4,6 +4,8 @@ Mode inherit: one listener an address, opened here, shared by every worker.
 Mode reuseport: a guard an address, and for each slot the duplicates of the listeners that its first
 worker has bound.  They listen by a call from here, slot after slot, because the order of listen()
 is the index order that steering counts in; when one closes, the last takes its index.
+Mode handoff: one listener an address, which is the dispatcher's, and for each other slot the pair
+by which it is handed connections: what is said of a slot's listener holds for the pair's exit.
 Only the master writes this; workers that are forked inherit what `for_slot` returns.
 """
 
@@ -16,10 +18,11 @@ from weakref import WeakKeyDictionary
 from greeterd import listener, steering
 from greeterd.config import Config
 from greeterd.core.address import Address, parse_address
-from greeterd.core.events import SlotIndex
+from greeterd.core.events import DISPATCHER, SlotIndex
 from greeterd.core.stored import Stored, label_of
 from greeterd.cpus import cpu_of
 from greeterd.errors import ListenError
+from greeterd.handoff import QUEUE_LIMIT, Pair, waiting
 from greeterd.sockdiag import Queue, queue_length
 from greeterd.succession import InheritedListeners
 
@@ -41,11 +44,15 @@ class Escrow:
         """
         given = inherited or InheritedListeners()
         self._own = config.mode == "reuseport"
+        self._handoff = config.mode == "handoff"
         self._backlog = config.backlog
         self._blocking = config.wait_strategy == "blocking"
         self._shared: list[socket.socket] = []
         self._guards: list[socket.socket] = []
         self._slots: dict[SlotIndex, list[socket.socket]] = {}
+        self._pairs: dict[SlotIndex, Pair] = {}
+        self._routed: set[SlotIndex] = set()
+        """The slots that the dispatcher hands connections on to, or will when there is one."""
         self._order: list[SlotIndex] = []
         """The slots by the index of their listener, which is the same at every address."""
         self._avoided: set[SlotIndex] = set()
@@ -75,6 +82,8 @@ class Escrow:
             SlotIndex(slot): [socket.socket(fileno=fd) for fd in fds]
             for slot, fds in inherited.slots.items()
         }
+        self._pairs = {SlotIndex(n): Pair.adopt(*ends) for n, ends in inherited.pairs.items()}
+        self._routed = {SlotIndex(slot) for slot in inherited.routed}
         self._order = [SlotIndex(slot) for slot in inherited.order]
         self._avoided = {SlotIndex(slot) for slot in inherited.avoided}
         self._unix_files = {Path(name): inode for name, inode in inherited.unix_files.items()}
@@ -121,6 +130,8 @@ class Escrow:
             slots={
                 int(slot): [sock.fileno() for sock in socks] for slot, socks in self._slots.items()
             },
+            pairs={int(slot): pair.fds for slot, pair in self._pairs.items()},
+            routed=[int(slot) for slot in self._routed],
             order=[int(slot) for slot in self._order],
             unix_files={str(path): inode for path, inode in self._unix_files.items()},
             avoided=[int(slot) for slot in self._avoided],
@@ -154,7 +165,18 @@ class Escrow:
 
     def for_slot(self, slot: SlotIndex) -> list[socket.socket] | None:
         """Return the listeners that a worker of this slot serves; None: it opens its own."""
-        return self._slots.get(slot) if self._own else self._shared
+        if self._own:
+            return self._slots.get(slot)
+        if not self._handoff or slot == DISPATCHER:
+            return self._shared
+        if slot not in self._pairs:
+            self._pairs[slot] = Pair.make()
+        return [self._pairs[slot].exit]
+
+    @property
+    def routes(self) -> dict[SlotIndex, Pair]:
+        """The pairs that a dispatcher which is forked now has to know."""
+        return {slot: self._pairs[slot] for slot in self._routed}
 
     def admit(self, slot: SlotIndex, fds: list[int]) -> None:
         """Take a slot's new listeners, one an address, and let them listen.
@@ -185,6 +207,10 @@ class Escrow:
 
     def steer_away(self, slot: SlotIndex) -> None:
         """Let new connections go to the other slots' listeners only."""
+        if self._handoff:
+            self._routed.discard(slot)
+            self._pairs[slot].close_entry()
+            return
         self._avoided.add(slot)
         self._steer()
 
@@ -198,17 +224,30 @@ class Escrow:
         """The highest number of a slot with listeners of its own, 0 for none."""
         return max(self._slots, default=0)
 
-    def use(self, slot: SlotIndex) -> None:
-        """Let new connections go to a slot again whose passed listeners had rested."""
+    def use(self, slot: SlotIndex) -> Pair | None:
+        """Let new connections go to a slot that is served.
+
+        Return the pair that the dispatcher has to be told of, None for none.
+        """
+        if slot in self._pairs and slot not in self._routed:
+            self._routed.add(slot)
+            return self._pairs[slot]
         if slot in self._avoided:
             self._avoided.discard(slot)
             self._steer()
+        return None
 
     def close_slot(self, slot: SlotIndex) -> None:
         """Close a slot's listeners for every process that holds them.
 
-        Listeners of a socket unit cannot be closed, so nothing is sent there any more.
+        Listeners of a socket unit cannot be closed, so nothing is sent there any more.  Without the
+        dispatcher nothing more is handed to anybody.
         """
+        if slot == DISPATCHER:
+            for pair in self._pairs.values():
+                pair.close_entry()
+        if slot in self._pairs:
+            self._pairs.pop(slot).close()
         if self.passed:
             return
         socks = self._slots.pop(slot, [])
@@ -245,10 +284,14 @@ class Escrow:
     def by_slot(self) -> list[tuple[SlotIndex | None, socket.socket]]:
         """Return every listener with the slot that it belongs to; None: all share it."""
         own = [(slot, sock) for slot in sorted(self._slots) for sock in self._slots[slot]]
-        return [*((None, sock) for sock in self._shared), *own]
+        return [*((DISPATCHER if self._handoff else None, sock) for sock in self._shared), *own]
 
     def queued(self, slot: SlotIndex) -> int:
         """Return how many connections wait in the slot's own listeners."""
+        if slot in self._pairs:
+            return waiting(self._pairs[slot].exit)
+        if slot == DISPATCHER:
+            return sum(queue.now for owner, _, queue in self.look() if owner == DISPATCHER)
         return sum(queue_length(sock).now for sock in self._slots.get(slot, []))
 
     def look(self) -> list[tuple[SlotIndex | None, socket.socket, Queue]]:
@@ -256,12 +299,14 @@ class Escrow:
 
         Those of which this kernel does not tell are left out. It costs about 1 us a listener.
         """
-        found = []
+        found: list[tuple[SlotIndex | None, socket.socket, Queue]] = []
         for slot, sock in self.by_slot():
             with contextlib.suppress(OSError):
-                queue = queue_length(sock)
-                self._longest[sock] = max(queue.now, self.longest(sock))
-                found.append((slot, sock, queue))
+                found.append((slot, sock, queue_length(sock)))
+        for slot, pair in sorted(self._pairs.items()):
+            found.append((slot, pair.exit, Queue(waiting(pair.exit), QUEUE_LIMIT)))
+        for _, sock, queue in found:
+            self._longest[sock] = max(queue.now, self.longest(sock))
         return found
 
     def longest(self, sock: socket.socket) -> int:
@@ -277,6 +322,8 @@ class Escrow:
                     steering.steer(member, None)
         for sock in self.listeners() + self._guards:
             sock.close()
+        for pair in self._pairs.values():
+            pair.close()
 
     def _steer(self) -> None:
         if not self._order:

@@ -8,14 +8,14 @@ from functools import partial
 
 from greeterd import worker
 from greeterd.channel import Channel
-from greeterd.core.events import Event, Spawn, Spawned, SpawnFailed, WorkerId
+from greeterd.core.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
 from greeterd.escrow import Escrow
 from greeterd.generations import Generations
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Nursery
 from greeterd.privileges import Identity
 from greeterd.scoreboard import GREETINGS, Scoreboard
-from greeterd.seat import Seat
+from greeterd.seat import Handoff, Seat
 from greeterd.signals import SignalPipe
 
 
@@ -70,6 +70,8 @@ class Forks:
         log = self._log.file.logger.bind(worker=spawn.slot, generation=spawn.generation)
         greetings = self._board.row(spawn.slot, spawn.place)[GREETINGS]
         keep = [self._log.file.fd, *(sock.fileno() for sock in listeners or [])]
+        if spawn.slot == DISPATCHER:
+            keep += [fd for pair in self._escrow.routes.values() for fd in pair.fds]
         try:
             child = self._nursery.fork(spawn, partial(self._live, spawn), keep=keep, log=log)
         except OSError as error:
@@ -90,6 +92,9 @@ class Forks:
             config=config,
             addresses=self._escrow.addresses,
             listeners=self._escrow.for_slot(spawn.slot),
+            handoff=(
+                Handoff(self._escrow.routes, self._board) if spawn.slot == DISPATCHER else None
+            ),
             row=self._board.row(spawn.slot, spawn.place),
             identity=self._identity,
             channel=channel,

@@ -104,7 +104,8 @@ class Generations:
 def policy_of(config: Config, most_slots: int | None) -> Policy:
     """Return what the supervisor is to know of a configuration."""
     return Policy(
-        own_listeners=config.mode == "reuseport",
+        own_listeners=config.mode != "inherit",
+        dispatcher=config.mode == "handoff",
         most_slots=most_slots,
         rescue=config.rescue,
         graceful_timeout=config.graceful_timeout,

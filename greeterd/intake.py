@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from greeterd.handoff import is_exit, taker
+
 ROTATE_AFTER: Final = 16
 NAMES: Final[dict[int, Callable[[Any], str]]] = {
     socket.AF_INET: "%s:%d".__mod__,
@@ -36,6 +38,8 @@ class Source:
     """Writes a peer's address: host:port, [v6]:port, or `unix`, whose clients have no names."""
     lender: int | None
     """The slot that has lent it; None for the worker's own."""
+    ends: bool = False
+    """It is handed connections, and is closed at the end of them: see handoff."""
     taken: int = 0
     """Connections accepted since it entered the epoll set."""
 
@@ -53,9 +57,13 @@ class Intake:
         """By descriptor."""
 
     def add(self, sock: socket.socket, lender: int | None = None) -> None:
-        """Accept from this listener, too; the intake owns it from now on."""
-        accept = sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see Source.accept
-        self.sources[sock.fileno()] = Source(sock, accept, NAMES[sock.family], lender)
+        """Accept from this listener, or exit of a pair, too; the intake owns it from now on."""
+        if is_exit(sock):
+            source = Source(sock, taker(sock), str, lender, ends=True)
+        else:
+            accept = sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see Source.accept
+            source = Source(sock, accept, NAMES[sock.family], lender)
+        self.sources[sock.fileno()] = source
         if self._registered:
             self._register(sock.fileno())
 

@@ -2,6 +2,7 @@
 
 A listener that others hold is left at once.  One that nobody takes over is swept: the grace passes,
 then the handshakes that have begun before the gate or the steering, then its queue is emptied.
+What is handed connections is told when there are no more, and that is waited for.
 The loop calls `go_on` at the latest at the soonest of `deadlines`, and never while it is paused.
 """
 
@@ -11,6 +12,7 @@ from time import monotonic
 from typing import Final
 
 from greeterd.core.events import How
+from greeterd.dispatcher import Dispatcher
 from greeterd.intake import Intake, Source
 from greeterd.seat import Seat
 from greeterd.service import Service
@@ -31,7 +33,9 @@ Take = Callable[[int, Source], int | None]
 class Leaving:
     """What is on its way out."""
 
-    def __init__(self, seat: Seat, intake: Intake, service: Service, take: Take) -> None:
+    def __init__(
+        self, seat: Seat, intake: Intake, service: Service | Dispatcher, take: Take
+    ) -> None:
         self._seat = seat
         self._intake = intake
         self._service = service
@@ -40,14 +44,19 @@ class Leaving:
         """None while the worker is to stay."""
         self._sweep_at: float | None = None
         self._sweep_limit = 0.0
+        self._to_the_end = False
         self._in_flight: frozenset[bytes] | None = None
         self._returns: dict[int, float] = {}
         """When the listeners that a slot has lent are emptied and closed."""
 
-    def begin(self, how: How) -> None:
-        """Leave, from now on, in this way; a later order overrides an earlier one."""
+    def begin(self, how: How, *, to_the_end: bool = True) -> None:
+        """Leave, from now on, in this way; a later order overrides an earlier one.
+
+        `to_the_end`: until nothing more is handed over; otherwise others take what comes.
+        """
         title_worker(self._seat.slot, self._seat.generation, "draining")
         self.how = how
+        self._to_the_end = to_the_end
         match how:
             case How.HAND_OVER:
                 self._sweep_at = None
@@ -83,9 +92,13 @@ class Leaving:
             return returned
         if self._handshakes_in_flight(now):
             self._sweep_at = now + HANDSHAKE_POLL
-        elif self._swept(list(self._intake.sources)):
+        elif self._swept([fd for fd, source in self._intake.sources.items() if self._ours(source)]):
             self._sweep_at = None
         return returned
+
+    def _ours(self, source: Source) -> bool:
+        """Tell a source that we end from one that ends by itself."""
+        return not (source.ends and self._to_the_end)
 
     def _handshakes_in_flight(self, now: float) -> bool:
         """Whether a client has begun to connect before the gate or the steering was in force.

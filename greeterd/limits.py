@@ -7,6 +7,7 @@ is raised where a setting asks for more, which takes CAP_SYS_RESOURCE (setrlimit
 
 import os
 import resource
+from pathlib import Path
 from typing import Literal
 
 from greeterd.core.cpulist import render_cpus
@@ -42,6 +43,12 @@ def limit_files(wanted: MaxFiles) -> None:
     allow_files(wanted)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if wanted == "auto" else wanted, hard))
+
+
+def spare_files() -> int:
+    """Return how many descriptors more this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def limit_core_dumps(*, allowed: bool) -> None:

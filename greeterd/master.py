@@ -156,7 +156,7 @@ class Master:
                 mode=config.mode,
                 wait=config.wait_strategy,
                 addresses=self._addresses,
-                workers=len(self._supervisor.slots),
+                workers=len(self._supervisor.live_slots),
             )
             take_up(self._source.sockets, self._escrow, self._log.logger)
         backlog = effective_backlog(config.backlog)

@@ -5,6 +5,7 @@ from typing import assert_never
 
 from greeterd.channel import DrainMessage
 from greeterd.core.events import (
+    DISPATCHER,
     Action,
     CloseSlot,
     Drain,
@@ -91,7 +92,8 @@ class Performer:
             case CloseSlot(slot):
                 self._escrow.close_slot(slot)
                 self._manager.keep(self._escrow.holdings())
-                self._log.logger.info("worker retired", worker=slot)
+                if slot != DISPATCHER:
+                    self._log.logger.info("worker retired", worker=slot)
             case GateAll():
                 title_master(self._generations.current.mode, self._addresses, "stopping")
                 self._escrow.gate()
@@ -116,7 +118,10 @@ class Performer:
         self.started = True
         config = self._generations.current
         self._log.logger.info(
-            "ready", addresses=self._addresses, mode=config.mode, workers=len(self._crew.nursery)
+            "ready",
+            addresses=self._addresses,
+            mode=config.mode,
+            workers=len(self._supervisor.live_slots),
         )
         self._readiness.ready()
         if len(self._supervisor.live_slots) > config.worker_count:

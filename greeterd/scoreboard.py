@@ -41,13 +41,15 @@ HEARTBEAT_NS: Final = 14
 OPEN: Final = 15
 RESCUED: Final = 16
 BLOCKED: Final = 17
-CELLS: Final = 18
+HANDED_OVER: Final = 18
+CELLS: Final = 19
 
 # Values of the cell `blocked`: why a worker takes no connections.
 NOT_BLOCKED: Final = 0
 BLOCKED_BY_LOG: Final = 1
 BLOCKED_BY_DESCRIPTORS: Final = 2
 BLOCKED_BY_LIMIT: Final = 3
+BLOCKED_BY_WORKERS: Final = 4
 
 PLACES: Final = 2
 _CELL_BYTES: Final = 8
@@ -83,11 +85,13 @@ class Counters:
     open: int = 0
     rescued: int = 0
     blocked: int = 0
+    handed_over: int = 0
 
     @property
     def finished(self) -> int:
-        """The connections that have had their outcome."""
-        return self.greetings + self.empty + self.oversize + self.timeout + self.reset + self.exit
+        """The connections that have had their outcome, or are others' to serve."""
+        outcomes = self.greetings + self.empty + self.oversize + self.timeout + self.reset
+        return outcomes + self.exit + self.handed_over
 
     @property
     def consistent(self) -> bool:
@@ -106,7 +110,7 @@ _cells: Final = attrgetter(*(field.name for field in fields(Counters)))
 
 
 class Scoreboard:
-    """The shared rows of `slots` slots; make it before the first fork.
+    """The shared rows of `slots` slots and of the dispatcher's, 0; make it before the first fork.
 
     Memory is taken only for rows that are used, so it may be made for all slots there can ever be.
     """
@@ -118,7 +122,7 @@ class Scoreboard:
         if slots < 1:
             raise ValueError("a scoreboard has at least one slot")
         self.slots: Final = slots
-        size = slots * PLACES * _ROW_BYTES
+        size = (slots + 1) * PLACES * _ROW_BYTES
         # A descriptor, so that the memory outlives the program that made it: see succession.
         self.fd: Final = os.memfd_create("greeterd-scoreboard") if fd is None else fd
         if fd is None:
@@ -126,13 +130,13 @@ class Scoreboard:
         self._cells: Final = memoryview(mmap.mmap(self.fd, size)).cast("Q")
 
     def row(self, slot: int, place: int) -> Row:
-        """Return the live row of (slot from 1, place 0 or 1), for its one writer.
+        """Return the live row of (slot from 0, place 0 or 1), for its one writer.
 
         Raises: IndexError if there is no such row.
         """
-        if not (1 <= slot <= self.slots and 0 <= place < PLACES):
+        if not (0 <= slot <= self.slots and 0 <= place < PLACES):
             raise IndexError(f"no row for slot {slot}, place {place}")
-        start = ((slot - 1) * PLACES + place) * _ROW_CELLS
+        start = (slot * PLACES + place) * _ROW_CELLS
         return self._cells[start : start + CELLS]
 
     def read(self, slot: int, place: int) -> Counters:

@@ -8,10 +8,21 @@ from structlog.typing import FilteringBoundLogger
 from greeterd.channel import Channel
 from greeterd.config import Config
 from greeterd.core.address import Address
+from greeterd.core.events import SlotIndex
+from greeterd.handoff import Pair
 from greeterd.logs import DaemonLog
 from greeterd.privileges import Identity
-from greeterd.scoreboard import Row
+from greeterd.scoreboard import Row, Scoreboard
 from greeterd.signals import SignalPipe
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """What the dispatcher is given besides."""
+
+    routes: dict[SlotIndex, Pair]
+    """The slots that connections are handed on to; more come by RouteMessage."""
+    board: Scoreboard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +35,8 @@ class Seat:
     addresses: list[Address]
     listeners: list[socket.socket] | None
     """None: it opens its own."""
+    handoff: Handoff | None = None
+    """None: it greets, and is not the dispatcher."""
     row: Row
     identity: Identity | None
     channel: Channel

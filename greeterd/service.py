@@ -72,9 +72,13 @@ class Unsent:
 class Service:
     """The connections of one worker."""
 
+    full: Final = scoreboard.BLOCKED_BY_LIMIT
+    """Why nothing is accepted when there is no room."""
+
     def __init__(  # noqa: PLR0913 - the worker's parts, each needed
         self,
         *,
+        max_connections: int,
         max_name_bytes: int,
         client_timeout: float,
         allow_exit: bool,
@@ -86,6 +90,7 @@ class Service:
         warn: Warn,
         on_exit: Callable[[], None],
     ) -> None:
+        self._max_connections = max_connections
         self._max_name_bytes = max_name_bytes
         self._client_timeout = client_timeout
         self._allow_exit = allow_exit
@@ -111,6 +116,11 @@ class Service:
     def open(self) -> int:
         """Connections that cost a descriptor beyond this turn."""
         return len(self._unfinished) + len(self._unsent)
+
+    @property
+    def room(self) -> int:
+        """How many connections may be accepted now; each may be one that stays."""
+        return self._max_connections - self.open
 
     @property
     def blocked(self) -> bool:
@@ -235,7 +245,7 @@ class Service:
             if fd in self._unfinished:
                 self._row[scoreboard.RESET] += 1
             self._forget(fd)
-            _close_with_reset(fd)
+            close_with_reset(fd)
 
     # ----------------------------------------------------------------------------------------
 
@@ -283,7 +293,7 @@ class Service:
             case Refusal.OVERSIZE:
                 self._row[scoreboard.OVERSIZE] += 1
                 self._warn("name too long", limit_bytes=self._max_name_bytes, client=client)
-                _close_with_reset(fd)
+                close_with_reset(fd)
                 return
         self._finished.append(fd)
 
@@ -333,6 +343,7 @@ def _prepare_gated(fd: int, blocking: bool) -> None:
     os.set_blocking(fd, blocking)
 
 
-def _close_with_reset(fd: int) -> None:
+def close_with_reset(fd: int) -> None:
+    """Close a connection so that its client sees a reset."""
     with contextlib.suppress(OSError), socket.socket(fileno=fd) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)

@@ -71,6 +71,10 @@ class InheritedListeners(Struct, frozen=True, kw_only=True):
     unix_files: dict[str, tuple[int, int]] = {}
     avoided: list[int] = []
     """The slots that new connections are steered away from."""
+    pairs: dict[int, tuple[int, int]] = {}
+    """Entry and exit of the socketpair by which a slot is handed connections."""
+    routed: list[int] = []
+    """The slots that the dispatcher hands connections on to."""
     passed: bool = False
     """A socket unit has opened them, and they are not ours to gate, shut down or unlink."""
     gated: bool = False
@@ -121,6 +125,7 @@ class Estate(Struct, frozen=True, kw_only=True):
             *self.idle_fds,
             *listeners.listening(),
             *listeners.guards,
+            *(fd for pair in listeners.pairs.values() for fd in pair),
             *(worker.channel_fd for worker in workers),
             *(worker.stack_fd for worker in workers),
         }

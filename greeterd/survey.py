@@ -8,7 +8,7 @@ import msgspec
 
 from greeterd import __version__
 from greeterd.config import Config
-from greeterd.core.events import Life, SlotIndex
+from greeterd.core.events import DISPATCHER, Life, SlotIndex
 from greeterd.core.operations import Launch
 from greeterd.core.status import (
     BACK_OFF,
@@ -23,6 +23,7 @@ from greeterd.core.status import (
 from greeterd.core.supervisor import Supervisor
 from greeterd.core.workers import Slot, Worker
 from greeterd.escrow import Escrow
+from greeterd.handoff import is_exit
 from greeterd.listener import local_address
 from greeterd.scoreboard import Scoreboard
 from greeterd.sockdiag import drops
@@ -67,7 +68,7 @@ def survey(
         passed=escrow.passed,
         workers=[row for slot in slots for row in _workers(supervisor, board, slot, about.now)],
         counters=counters,
-        totals=total([*counters.values(), *gone]),
+        totals=total([*(counters[slot] for slot in counters if slot != DISPATCHER), *gone]),
         listeners=_listeners(escrow),
         restarts_in_window=supervisor.recent_restarts(about.now),
         max_restarts=supervisor.policy.max_restarts,
@@ -149,7 +150,7 @@ def _listeners(escrow: Escrow) -> list[ListenerStatus]:
     # Where this kernel does not tell, the rest of the status is still true.
     return [
         ListenerStatus(
-            address=str(local_address(sock)),
+            address="socketpair" if is_exit(sock) else str(local_address(sock)),
             slot=slot,
             queued=queue.now,
             queued_max=escrow.longest(sock),

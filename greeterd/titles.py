@@ -8,6 +8,8 @@ os.environ.setdefault("SPT_NOENV", "1")
 
 import setproctitle
 
+from greeterd.core.events import DISPATCHER
+
 
 def title_master(mode: str, addresses: list[str], state: str = "") -> None:
     """Name this process the master of a daemon."""
@@ -16,6 +18,7 @@ def title_master(mode: str, addresses: list[str], state: str = "") -> None:
 
 
 def title_worker(slot: int, generation: int, state: str = "") -> None:
-    """Name this process the worker of a slot."""
+    """Name this process the worker of a slot, or the dispatcher."""
     note = f" [{state}]" if state else ""
-    setproctitle.setproctitle(f"greeterd: worker {slot} gen {generation}{note}")
+    who = "dispatcher" if slot == DISPATCHER else f"worker {slot}"
+    setproctitle.setproctitle(f"greeterd: {who} gen {generation}{note}")

@@ -6,14 +6,14 @@ import selectors
 from greeterd import worker
 from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker, ReadyMessage
 from greeterd.config import Config
-from greeterd.core.events import Generation, SlotIndex, Spawn, WorkerId
+from greeterd.core.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId
 from greeterd.errors import StartError
 from greeterd.escrow import Escrow
 from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.nursery import Child, Nursery
 from greeterd.privileges import resolve
 from greeterd.scoreboard import Scoreboard
-from greeterd.seat import Seat
+from greeterd.seat import Handoff, Seat
 from greeterd.signals import SignalPipe
 from greeterd.succession import Estate
 
@@ -55,6 +55,7 @@ def _start(
             config=config,
             addresses=escrow.addresses,
             listeners=escrow.for_slot(spawn.slot),
+            handoff=Handoff({}, Scoreboard(1)) if spawn.slot == DISPATCHER else None,
             # The slot's own rows belong to the worker that serves meanwhile.
             row=Scoreboard(1).row(1, 0),
             identity=resolve(config.user, config.group),

@@ -10,7 +10,7 @@ import socket
 from greeterd.channel import Channel, DrainMessage, FailedMessage, GoMessage, ReadyMessage
 from greeterd.cpus import cpu_of
 from greeterd.errors import GreeterdError
-from greeterd.greetings import open_greeting_log
+from greeterd.greetings import GreetingLog, open_greeting_log
 from greeterd.limits import limit_core_dumps, limit_files, pin
 from greeterd.listener import open_member
 from greeterd.privileges import drop
@@ -29,26 +29,30 @@ def main(seat: Seat) -> int:
             # group must have been made by one user.
             opened = [open_member(address) for address in seat.addresses]
         _confine(seat)
-        greetings = open_greeting_log(
-            seat.config.log_dir,
-            worker=seat.slot,
-            generation=seat.generation,
-            pid=os.getpid(),
-            fsync=seat.config.fsync == "always",
-        )
+        greetings = None if seat.handoff is not None else _open_greeting_log(seat)
     except GreeterdError as error:
         seat.channel.send(FailedMessage(error.exit_code, str(error)))
         return error.exit_code
     except OSError as error:
         seat.channel.send(FailedMessage(70, str(error)))
         return 70
-    if greetings.repaired_bytes:
+    if greetings is not None and greetings.repaired_bytes:
         seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
     worker = Worker(seat, greetings, seat.listeners or opened)
     seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened])
     if not seat.rehearsal and (not opened or _await_go(seat.channel)):
         worker.run()
     return 0
+
+
+def _open_greeting_log(seat: Seat) -> GreetingLog:
+    return open_greeting_log(
+        seat.config.log_dir,
+        worker=seat.slot,
+        generation=seat.generation,
+        pid=os.getpid(),
+        fsync=seat.config.fsync == "always",
+    )
 
 
 def _confine(seat: Seat) -> None:
@@ -62,7 +66,7 @@ def _confine(seat: Seat) -> None:
     limit_files(config.max_files)
     limit_core_dumps(allowed=config.core_dumps)
     cpu = cpu_of(seat.slot, config.pinned_cpus)
-    if cpu is not None:
+    if cpu is not None and seat.handoff is None:
         pin(cpu)
     drop(seat.identity)
 

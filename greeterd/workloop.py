@@ -1,4 +1,4 @@
-"""Serves one slot: accepts, greets, counts, and leaves when it is told to.
+"""Serves one slot: accepts, greets or hands on, counts, and leaves when it is told to.
 
 One thread, one epoll.  The worker takes orders from its channel and decides nothing about its own
 life but this: on TERM, and when the master is gone (end-of-file on the channel), it drains.
@@ -23,14 +23,18 @@ from greeterd.channel import (
     ReopenedMessage,
     ReopenMessage,
     ReturnedMessage,
+    RouteMessage,
     TakeBackMessage,
 )
 from greeterd.core.events import How
 from greeterd.core.ratelimit import RateLimit
+from greeterd.dispatcher import Dispatcher
 from greeterd.greetings import GreetingLog
+from greeterd.handoff import Pair
 from greeterd.intake import Intake, Source
 from greeterd.leaving import Leaving
-from greeterd.seat import Seat
+from greeterd.limits import spare_files
+from greeterd.seat import Handoff, Seat
 from greeterd.service import EXHAUSTED, SHUT, Service
 from greeterd.steering import gate_syn
 
@@ -46,7 +50,10 @@ RETRY_AFTER: Final = 0.1
 class Worker:
     """The loop."""
 
-    def __init__(self, seat: Seat, greetings: GreetingLog, listeners: list[socket.socket]) -> None:
+    def __init__(
+        self, seat: Seat, greetings: GreetingLog | None, listeners: list[socket.socket]
+    ) -> None:
+        """`greetings` is None where none are logged: for the dispatcher."""
         config = seat.config
         self._seat = seat
         self._row = seat.row
@@ -58,23 +65,13 @@ class Worker:
         for sock in listeners:
             self._intake.add(sock)
         self._warnings = RateLimit(1.0)
-        self._service = Service(
-            max_name_bytes=config.max_name_bytes,
-            client_timeout=config.client_timeout,
-            allow_exit=config.allow_exit,
-            reply=config.reply,
-            epoll=self._epoll,
-            greetings=greetings,
-            row=seat.row,
-            log=seat.log,
-            warn=self._warn,
-            on_exit=lambda: self._tell(ExitMessage()),
+        self._service = (
+            self._dispatch(seat.handoff) if greetings is None else self._serve(greetings)
         )
         self._deaf = set(self._intake.sources) if seat.gated else set()
         """The listeners in whose queues connections wait that a gate has made deaf."""
         if self._deaf:
             self._service.open_gates()
-        self._max_connections = config.max_connections
         self._interval = min(HEARTBEAT, config.client_timeout)
         self._blocking = config.wait_strategy == "blocking"
         # A second accept on a blocking listener would wait for what may never come.
@@ -87,12 +84,49 @@ class Worker:
         self._next_look = 0.0
         self._leaving = Leaving(seat, self._intake, self._service, self._take)
 
+    def _serve(self, greetings: GreetingLog) -> Service:
+        config = self._seat.config
+        return Service(
+            max_connections=self._most_connections(),
+            max_name_bytes=config.max_name_bytes,
+            client_timeout=config.client_timeout,
+            allow_exit=config.allow_exit,
+            reply=config.reply,
+            epoll=self._epoll,
+            greetings=greetings,
+            row=self._row,
+            log=self._seat.log,
+            warn=self._warn,
+            on_exit=lambda: self._tell(ExitMessage()),
+        )
+
+    def _most_connections(self) -> int:
+        most = self._seat.config.max_connections
+        if any(source.ends for source in self._intake.sources.values()):
+            # Of a connection that is handed over and finds no descriptor free nothing is left.
+            most = min(most, max(1, spare_files() - BURST))
+        return most
+
+    def _dispatch(self, handoff: Handoff | None) -> Dispatcher:
+        assert handoff is not None
+        dispatcher = Dispatcher(
+            policy=self._seat.config.handoff_policy,
+            epoll=self._epoll,
+            row=self._row,
+            board=handoff.board,
+            on_room=self._resume,
+        )
+        for slot, pair in handoff.routes.items():
+            dispatcher.add_route(slot, pair)
+        return dispatcher
+
     def run(self) -> None:
         """Turn the loop until everything that was taken is served."""
         self._watch()
         while not self._finished:
             self._turn()
-        self._greetings.close()
+        if self._greetings is not None:
+            self._greetings.close()
 
     @property
     def _finished(self) -> bool:
@@ -116,8 +150,8 @@ class Worker:
             self._take_orders(fd)
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
-        elif self._service.open >= self._max_connections and not self._paused_for:
-            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+        elif self._service.room <= 0 and not self._paused_for:
+            self._pause(self._service.full)
         self._now = now = monotonic()
         row[scoreboard.HEARTBEAT_NS] = int(now * 1e9)
         if now >= self._next_upkeep:
@@ -149,10 +183,9 @@ class Worker:
         return self._epoll.poll(max(0.0, self._next_upkeep - self._now))
 
     def _burst(self, fd: int, source: Source, limit: int) -> int:
-        # Each connection of a burst may be one that stays.
-        room = self._max_connections - self._service.open
+        room = self._service.room
         if room <= 0:
-            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+            self._pause(self._service.full)
             return 0
         limit = min(limit, room)
         taken = self._service.burst(source, limit)
@@ -225,7 +258,7 @@ class Worker:
         self._paused_until = monotonic() + RETRY_AFTER
         self._next_upkeep = min(self._next_upkeep, self._paused_until)
         self._intake.watch(on=False)
-        if reason == scoreboard.BLOCKED_BY_LOG:
+        if reason == scoreboard.BLOCKED_BY_LOG and self._greetings is not None:
             why = str(self._greetings.blocked)
             self._warn("cannot write greetings", path=str(self._greetings.path), reason=why)
 
@@ -234,8 +267,8 @@ class Worker:
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
             return
-        if self._service.open >= self._max_connections:
-            self._pause(scoreboard.BLOCKED_BY_LIMIT)
+        if self._service.room <= 0:
+            self._pause(self._service.full)
             return
         if self._paused_for == scoreboard.BLOCKED_BY_LOG:
             self._seat.log.info("greetings are written again")
@@ -248,7 +281,7 @@ class Worker:
 
     def _look_after_log(self) -> None:
         try:
-            if self._greetings.reopen_if_moved():
+            if self._greetings is not None and self._greetings.reopen_if_moved():
                 self._seat.log.info("log reopened", reason="its file was moved or removed")
         except OSError as error:
             self._warn("cannot reopen a log", reason=str(error))
@@ -261,7 +294,8 @@ class Worker:
             # else would take what is queued.
             if signal.SIGTERM in self._seat.signals.read() and self._leaving.how is None:
                 self._tell(LeavingMessage())
-                self._drain(How.SWEEP)
+                # What is handed over from now on is the next worker's.
+                self._drain(How.SWEEP, to_the_end=False)
             return
         while True:
             try:
@@ -285,18 +319,21 @@ class Worker:
             case TakeBackMessage(slot):
                 self._leaving.give_back(slot)
                 self._next_upkeep = 0.0
+            case RouteMessage(slot) if isinstance(self._service, Dispatcher):
+                self._service.add_route(slot, Pair.adopt(*fds))
             case _:
                 self._seat.log.error("unexpected message", message=type(message).__name__)
 
-    def _drain(self, how: How) -> None:
-        self._leaving.begin(how)
+    def _drain(self, how: How, *, to_the_end: bool = True) -> None:
+        self._leaving.begin(how, to_the_end=to_the_end)
         self._next_upkeep = 0.0
 
     def _reopen(self) -> None:
         reason = ""
         try:
             self._seat.daemon_log.reopen()
-            self._greetings.reopen()
+            if self._greetings is not None:
+                self._greetings.reopen()
         except OSError as error:
             reason = str(error)
             self._seat.log.warning("cannot reopen a log", reason=reason)

@@ -26,13 +26,14 @@ BLOCKED: Final[Mapping[int, str]] = {
     1: "not accepting: log cannot be written",
     2: "not accepting: out of descriptors",
     3: "not accepting: at max_connections",
+    4: "not accepting: no worker has room",
 }
 
 
 class SlotCounters(Struct, frozen=True, kw_only=True):
     """The scoreboard's cells, summed over the workers that a slot has had.
 
-    connections == greetings + empty + oversize + timeout + reset + exit + open.
+    connections == greetings + empty + oversize + timeout + reset + exit + handed_over + open.
     """
 
     connections: int = 0
@@ -49,6 +50,8 @@ class SlotCounters(Struct, frozen=True, kw_only=True):
     wakeups: int = 0
     wasted_wakeups: int = 0
     turns: int = 0
+    handed_over: int = 0
+    """Connections that the dispatcher (slot 0 of mode handoff) has passed to a worker."""
     rescued: int = 0
     """Connections accepted from a sibling's lent listener."""
     heartbeat_ns: int = 0
@@ -136,6 +139,7 @@ class Status(Struct, frozen=True, kw_only=True):
     counters: dict[int, SlotCounters]
     """By slot."""
     totals: SlotCounters
+    """Of all slots that there have been, but the dispatcher's: a connection counts once."""
     listeners: list[ListenerStatus] = []
     restarts_in_window: int = 0
     max_restarts: int = 0
@@ -265,7 +269,9 @@ def _row(status: Status, worker: WorkerStatus, *, first: bool) -> tuple[str, ...
     own = (
         str(counters.connections),
         str(counters.greetings),
-        percent(share(counters.connections, status.totals.connections)),
+        "-"
+        if counters.handed_over
+        else percent(share(counters.connections, status.totals.connections)),
         str(sum(each.queued for each in listeners)) if listeners else "-",
         str(counters.open),
         str(worker.restarts),

@@ -1,0 +1,114 @@
+"""The socketpair by which the dispatcher hands connections to one slot.
+
+A connection is one SOCK_SEQPACKET record: its client's name in RECORD_BYTES, and its descriptor as
+SCM_RIGHTS (unix(7)).  Records queue like connections at a listener, so a pair is kept in escrow as
+a listener is: it outlives the slot's worker and the dispatcher, and it can be lent.  `close_entry`
+ends it without loss: what was handed over can still be taken, and whoever takes reads end-of-file
+after it, while whoever hands on is told at once.
+"""
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import termios
+from collections.abc import Callable
+from typing import Final
+
+RECORD_BYTES: Final = 64
+"""All records are of one length, so that the bytes that wait tell how many they are."""
+QUEUE_LIMIT: Final = 128
+"""About so many connections wait in a pair at most.  Not more, because one that waits at the
+listener can still go to any slot, and one that waits in a pair cannot."""
+_RECORD_COST: Final = 768
+"""Bytes that the kernel counts for a record, sk_buff included."""
+_INT_BYTES: Final = array.array("i").itemsize
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_INT_BYTES)
+
+
+class Pair:
+    """Both ends: `entry` is the dispatcher's, `exit` is the slot's."""
+
+    def __init__(self, entry: socket.socket, exit_: socket.socket) -> None:
+        self.entry: Final = entry
+        self.exit: Final = exit_
+
+    @classmethod
+    def make(cls) -> "Pair":
+        """Return a new pair; both ends are non-blocking and close-on-exec."""
+        entry, exit_ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        entry.setblocking(False)
+        exit_.setblocking(False)
+        entry.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_LIMIT * _RECORD_COST // 2)
+        return cls(entry, exit_)
+
+    @classmethod
+    def adopt(cls, entry: int, exit_: int) -> "Pair":
+        """Take over descriptors of the two ends."""
+        return cls(socket.socket(fileno=entry), socket.socket(fileno=exit_))
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """The descriptors of entry and exit."""
+        return self.entry.fileno(), self.exit.fileno()
+
+    def close_entry(self) -> None:
+        """Let nothing more in, for every process that holds the entry."""
+        self.entry.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close this process's copies."""
+        self.entry.close()
+        self.exit.close()
+
+
+def hand_over(entry: socket.socket, fd: int, client: str) -> None:
+    """Put a connection into the pair; the caller still has to close its own descriptor.
+
+    Raises:
+        BlockingIOError: the pair is full, or too many descriptors are in flight.
+        BrokenPipeError: the pair takes no more.
+
+    """
+    record = client.encode("ascii", "replace")[:RECORD_BYTES].ljust(RECORD_BYTES, b"\0")
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_INT_BYTES, "little"))
+    try:
+        entry.sendmsg((record,), (rights,), socket.MSG_NOSIGNAL)
+    except OSError as error:
+        # ETOOMANYREFS: this user has more descriptors on their way than RLIMIT_NOFILE.
+        if error.errno in {errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}:
+            raise BlockingIOError(error.errno, error.strerror) from error
+        raise
+
+
+def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
+    """Return what takes the next connection out of the pair: its descriptor, and its client's name.
+
+    It is called where accept(2) is called for a listener, and raises what that would:
+    BlockingIOError when nothing waits, OSError with EINVAL when the pair is at its end, with EMFILE
+    when a connection came and no descriptor was free: then that connection is lost.
+    """
+    receive = exit_.recvmsg
+
+    def take() -> tuple[int, str]:
+        record, ancillary, _, _ = receive(RECORD_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        if not ancillary:
+            if record:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise OSError(errno.EINVAL, "nothing more is handed over")
+        return int.from_bytes(ancillary[0][2], "little"), record.rstrip(b"\0").decode()
+
+    return take
+
+
+def waiting(exit_: socket.socket) -> int:
+    """Return how many connections wait in the pair."""
+    count = array.array("i", [0])
+    fcntl.ioctl(exit_, termios.FIONREAD, count)
+    return count[0] // RECORD_BYTES
+
+
+def is_exit(sock: socket.socket) -> bool:
+    """Tell a pair's end from a listener."""
+    return sock.type == socket.SOCK_SEQPACKET

@@ -1,0 +1,281 @@
+"""The socketpair by which connections are handed over, and the dispatcher that fills it."""
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import socket
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from greeterd import scoreboard
+from greeterd.core.address import parse_address
+from greeterd.dispatcher import Dispatcher
+from greeterd.handoff import QUEUE_LIMIT, Pair, hand_over, is_exit, taker, waiting
+from greeterd.intake import Intake
+from greeterd.listener import local_address, open_shared
+from greeterd.scoreboard import Scoreboard
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair.make()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def connection() -> Iterator[socket.socket]:
+    left, right = socket.socketpair()
+    with left, right:
+        yield left
+
+
+def fill(pair: Pair, connection: socket.socket) -> int:
+    """Hand over until there is no room; return how many there were."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            hand_over(pair.entry, connection.fileno(), "someone")
+            count += 1
+    return count
+
+
+# The pair
+
+
+def test_a_connection_comes_out_with_its_clients_name(pair: Pair) -> None:
+    left, right = socket.socketpair()
+    hand_over(pair.entry, left.fileno(), "[fe80::1234:5678:9abc:def0%eth0]:65535")
+    left.close()
+    fd, name = taker(pair.exit)()
+    assert name == "[fe80::1234:5678:9abc:def0%eth0]:65535"
+    assert not os.get_inheritable(fd)
+    os.write(fd, b"it is this one")
+    assert right.recv(100) == b"it is this one"
+    os.close(fd)
+    right.close()
+
+
+def test_what_waits_is_counted(pair: Pair, connection: socket.socket) -> None:
+    assert waiting(pair.exit) == 0
+    for _ in range(3):
+        hand_over(pair.entry, connection.fileno(), "someone")
+    assert waiting(pair.exit) == 3
+    os.close(taker(pair.exit)()[0])
+    assert waiting(pair.exit) == 2
+
+
+def test_a_pair_takes_about_as_many_as_it_is_to_take(pair: Pair, connection: socket.socket) -> None:
+    count = fill(pair, connection)
+    assert waiting(pair.exit) == count
+    assert 0.9 * QUEUE_LIMIT < count < 1.5 * QUEUE_LIMIT
+
+
+def test_an_empty_pair_is_told_from_one_at_its_end(pair: Pair, connection: socket.socket) -> None:
+    take = taker(pair.exit)
+    with pytest.raises(BlockingIOError):
+        take()
+    hand_over(pair.entry, connection.fileno(), "the last one")
+    pair.close_entry()
+    with pytest.raises(BrokenPipeError):
+        hand_over(pair.entry, connection.fileno(), "too late")
+    fd, name = take()
+    os.close(fd)
+    assert name == "the last one"
+    with pytest.raises(OSError, match="nothing more") as ended:
+        take()
+    assert ended.value.errno == errno.EINVAL
+
+
+def test_a_connection_that_finds_no_descriptor_is_told(
+    pair: Pair, connection: socket.socket
+) -> None:
+    hand_over(pair.entry, connection.fileno(), "someone")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(connection.fileno())
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as failed:
+            taker(pair.exit)()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert failed.value.errno == errno.EMFILE
+
+
+def test_an_exit_is_told_from_a_listener(pair: Pair) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not is_exit(listener)
+    assert is_exit(pair.exit)
+
+
+# The dispatcher
+
+
+class Office(NamedTuple):
+    """A dispatcher with a listener, and what it works with."""
+
+    dispatcher: Dispatcher
+    intake: Intake
+    listener: socket.socket
+    board: Scoreboard
+    epoll: select.epoll
+    room: list[int]
+    """An item for each time that there was room again."""
+
+    def connect(self, count: int) -> list[socket.socket]:
+        """Return clients that wait at the listener."""
+        where = local_address(self.listener)
+        return [socket.create_connection((where.host, where.port)) for _ in range(count)]
+
+    def burst(self, limit: int = 1000) -> int:
+        """Have the dispatcher accept."""
+        [source] = self.intake.sources.values()
+        return self.dispatcher.burst(source, limit)
+
+    @property
+    def row(self) -> scoreboard.Row:
+        """The dispatcher's counters."""
+        return self.board.row(0, 0)
+
+
+@pytest.fixture
+def office(request: pytest.FixtureRequest) -> Iterator[Office]:
+    listener = open_shared(parse_address("127.0.0.1:0"), backlog=1000, unix_mode=0)
+    listener.setblocking(False)
+    board = Scoreboard(8)
+    room: list[int] = []
+    with select.epoll() as epoll:
+        dispatcher = Dispatcher(
+            policy=getattr(request, "param", "round-robin"),
+            epoll=epoll,
+            row=board.row(0, 0),
+            board=board,
+            on_room=lambda: room.append(1),
+        )
+        intake = Intake(epoll, "epoll")
+        intake.add(listener)
+        yield Office(dispatcher, intake, listener, board, epoll, room)
+        dispatcher.abandon()
+        for slot in list(dispatcher._routes):
+            dispatcher._drop(slot)
+    listener.close()
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[Pair]]:
+    made = [Pair.make() for _ in range(3)]
+    yield made
+    for each in made:
+        each.close()
+
+
+def copy(pair: Pair) -> Pair:
+    return Pair.adopt(*(os.dup(fd) for fd in pair.fds))
+
+
+def close_all(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def drain(pair: Pair) -> list[str]:
+    """Take all that waits; return the clients' names."""
+    take, names = taker(pair.exit), []
+    while waiting(pair.exit):
+        fd, name = take()
+        os.close(fd)
+        names.append(name)
+    return names
+
+
+def test_slots_take_turns_from_one_burst_to_the_next(office: Office, pairs: list[Pair]) -> None:
+    for slot, pair in enumerate(pairs, start=1):
+        office.dispatcher.add_route(slot, copy(pair))
+    clients = office.connect(8)
+    names = ["{}:{}".format(*client.getsockname()) for client in clients]
+    assert (office.burst(2), office.burst()) == (2, 6)
+    assert [drain(pair) for pair in pairs] == [names[0::3], names[1::3], names[2::3]]
+    assert office.row[scoreboard.CONNECTIONS] == office.row[scoreboard.HANDED_OVER] == 8
+    close_all(clients)
+
+
+@pytest.mark.parametrize("office", ["least-busy"], indirect=True)
+def test_who_has_least_before_it_is_next(office: Office, pairs: list[Pair]) -> None:
+    for slot, pair in enumerate(pairs, start=1):
+        office.dispatcher.add_route(slot, copy(pair))
+    office.board.row(1, 0)[scoreboard.OPEN] = 2
+    office.board.row(1, 1)[scoreboard.OPEN] = 1
+    clients = office.connect(7)
+    office.burst(4)
+    assert [waiting(pair.exit) for pair in pairs] == [0, 2, 2]
+    drain(pairs[1])
+    office.burst(3)
+    assert [waiting(pair.exit) for pair in pairs] == [0, 2, 3], "of equals by turns"
+    close_all(clients)
+
+
+def test_a_slot_that_retires_is_passed_over(office: Office, pairs: list[Pair]) -> None:
+    for slot, pair in enumerate(pairs[:2], start=1):
+        office.dispatcher.add_route(slot, copy(pair))
+    pairs[0].close_entry()
+    clients = office.connect(4)
+    assert office.burst() == 4
+    assert [waiting(pair.exit) for pair in pairs[:2]] == [0, 4]
+    close_all(clients)
+
+
+def test_a_slot_that_is_full_is_passed_over(
+    office: Office, pairs: list[Pair], connection: socket.socket
+) -> None:
+    for slot, pair in enumerate(pairs[:2], start=1):
+        office.dispatcher.add_route(slot, copy(pair))
+    full = fill(pairs[0], connection)
+    clients = office.connect(4)
+    assert office.burst() == 4
+    assert [waiting(pair.exit) for pair in pairs[:2]] == [full, 4]
+    close_all(clients)
+
+
+def test_one_is_held_while_nobody_has_room_and_goes_on_as_soon_as_there_is(
+    office: Office, pairs: list[Pair], connection: socket.socket
+) -> None:
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    fill(pairs[0], connection)
+    clients = office.connect(3)
+    assert (office.burst(), office.burst()) == (1, 0)
+    assert (office.dispatcher.room, office.dispatcher.open) == (0, 1)
+    assert not office.dispatcher.idle
+    assert office.row[scoreboard.HANDED_OVER] == 0
+    office.epoll.poll(0)
+    drain(pairs[0])
+    [(fd, _)] = office.epoll.poll(1.0)
+    assert office.dispatcher.handle(fd)
+    assert (office.dispatcher.idle, office.room) == (True, [1])
+    assert office.burst() == 2
+    assert office.row[scoreboard.CONNECTIONS] == office.row[scoreboard.HANDED_OVER] == 3
+    assert not office.dispatcher.handle(fd), "it is not waited for any more"
+    close_all(clients)
+
+
+def test_a_new_route_takes_what_was_held_for_want_of_any(office: Office, pairs: list[Pair]) -> None:
+    clients = office.connect(1)
+    assert (office.burst(), office.dispatcher.open) == (1, 1)
+    office.dispatcher.add_route(3, copy(pairs[2]))
+    assert (office.dispatcher.open, waiting(pairs[2].exit)) == (0, 1)
+    close_all(clients)
+
+
+def test_what_is_held_is_reset_by_a_quick_end(office: Office) -> None:
+    [client] = office.connect(1)
+    office.burst()
+    office.dispatcher.abandon()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+    assert office.dispatcher.idle
+    assert office.row[scoreboard.RESET] == 1
