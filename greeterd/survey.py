@@ -48,7 +48,8 @@ def survey(
     supervisor: Supervisor, board: Scoreboard, escrow: Escrow, about: Circumstances
 ) -> Status:
     """Return the daemon's status at `about.now`; changes nothing but the longest queue seen."""
-    slots = [supervisor.slots[index] for index in sorted(supervisor.slots)]
+    slots = [slot for index, slot in sorted(supervisor.slots.items()) if index != DISPATCHER]
+    dispatcher = supervisor.slots.get(DISPATCHER)
     counters = {int(slot.index): _counters(board, slot.index) for slot in slots}
     gone = [
         _counters(board, SlotIndex(index))
@@ -68,7 +69,9 @@ def survey(
         passed=escrow.passed,
         workers=[row for slot in slots for row in _workers(supervisor, board, slot, about.now)],
         counters=counters,
-        totals=total([*(counters[slot] for slot in counters if slot != DISPATCHER), *gone]),
+        totals=total([*counters.values(), *gone]),
+        dispatcher=_workers(supervisor, board, dispatcher, about.now) if dispatcher else [],
+        handed=_counters(board, DISPATCHER),
         listeners=_listeners(escrow),
         restarts_in_window=supervisor.recent_restarts(about.now),
         max_restarts=supervisor.policy.max_restarts,

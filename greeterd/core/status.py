@@ -139,7 +139,11 @@ class Status(Struct, frozen=True, kw_only=True):
     counters: dict[int, SlotCounters]
     """By slot."""
     totals: SlotCounters
-    """Of all slots that there have been, but the dispatcher's: a connection counts once."""
+    """Of all slots that there have been."""
+    dispatcher: list[WorkerStatus] = []
+    """Of mode handoff, as `workers`; its slot is 0."""
+    handed: SlotCounters = SlotCounters()
+    """What the dispatcher has counted; its connections are counted again where they are served."""
     listeners: list[ListenerStatus] = []
     restarts_in_window: int = 0
     max_restarts: int = 0
@@ -248,9 +252,12 @@ def table_rows(status: Status) -> list[tuple[str, ...]]:
     A slot's counters stand in its first row only: they belong to the slot, not to a process.
     """
     rows: list[tuple[str, ...]] = []
+    for number, worker in enumerate(status.dispatcher):
+        rows.append(_row(status, worker, status.handed, first=number == 0))
     seen: set[int] = set()
     for worker in status.workers:
-        rows.append(_row(status, worker, first=worker.slot not in seen))
+        counters = status.counters.get(worker.slot, SlotCounters())
+        rows.append(_row(status, worker, counters, first=worker.slot not in seen))
         seen.add(worker.slot)
     if len(seen) > 1:
         totals = status.totals
@@ -263,14 +270,15 @@ def table_rows(status: Status) -> list[tuple[str, ...]]:
     return rows
 
 
-def _row(status: Status, worker: WorkerStatus, *, first: bool) -> tuple[str, ...]:
-    counters = status.counters.get(worker.slot, SlotCounters())
+def _row(
+    status: Status, worker: WorkerStatus, counters: SlotCounters, *, first: bool
+) -> tuple[str, ...]:
     listeners = [each for each in status.listeners if each.slot == worker.slot]
     own = (
         str(counters.connections),
         str(counters.greetings),
         "-"
-        if counters.handed_over
+        if worker in status.dispatcher
         else percent(share(counters.connections, status.totals.connections)),
         str(sum(each.queued for each in listeners)) if listeners else "-",
         str(counters.open),
@@ -285,7 +293,14 @@ def _row(status: Status, worker: WorkerStatus, *, first: bool) -> tuple[str, ...
         *(own if first else ("",) * len(own)),
         "-" if worker.heartbeat_age is None else f"{worker.heartbeat_age:.1f}s",
         ", ".join(
-            notes(worker, counters, listeners) if first else notes(worker, SlotCounters(), ())
+            [
+                *(["dispatcher"] if worker in status.dispatcher else []),
+                *(
+                    notes(worker, counters, listeners)
+                    if first
+                    else notes(worker, SlotCounters(), ())
+                ),
+            ]
         ),
     )
 

@@ -207,10 +207,10 @@ class Daemon:
         return self.process.pid
 
     def worker_pids(self) -> list[int]:
-        """Return the master's living children."""
+        """Return the master's living children, but for a dispatcher."""
         try:
             children = psutil.Process(self.pid).children()
-            return sorted(one.pid for one in children if one.status() != psutil.STATUS_ZOMBIE)
+            return sorted(one.pid for one in children if _is_worker(one))
         except psutil.NoSuchProcess:
             return []
 
@@ -290,3 +290,10 @@ class Daemon:
         self.process.wait()
         until(lambda: not self.processes(), what="the end of the killed processes")
         return left
+
+
+def _is_worker(child: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        dispatches = child.cmdline()[:1] and "dispatcher" in child.cmdline()[0]
+        return child.status() != psutil.STATUS_ZOMBIE and not dispatches
+    return False
