@@ -41,6 +41,7 @@ CLIENT_TIMEOUT: Final = 10.0
 GENERATION: Final = 1
 ENDINGS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None)  # opened once: a process for each connection calls prctl(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
 
     The signal comes at once if the process is no longer the child of `parent`.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+    _LIBC.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), number)
 

@@ -7,6 +7,7 @@ worker is a ForkingTCPServer; it and its children write the worker's log, each r
 (`request_queue_size`, 5 unless it is set), and the listener, which workers share in mode inherit.
 """
 
+import gc
 import os
 import signal
 import socketserver
@@ -75,6 +76,7 @@ def serve(seat: Seat) -> None:
     """Be a worker."""
     try:
         with _Server(seat) as server:  # which waits for its children at the end
+            gc.freeze()  # as the gc module's page advises: its marks would copy pages after a fork
             seat.ready()
             server.serve_forever(poll_interval=LOOK)
     except _EndError:
