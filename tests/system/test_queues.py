@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 
+import psutil
 import pytest
 
 from tests.support import until
@@ -23,11 +24,17 @@ def the_listener(server: Daemon) -> Record:
     return listener
 
 
+def freeze(pid: int) -> None:
+    """Stop a process as a debugger would; return when it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
+
 def test_the_queue_of_a_stopped_worker_is_remembered_when_it_goes_on(daemon: StartDaemon) -> None:
     server = daemon("--mode", "inherit", "--workers", "1")
     (pid,) = server.worker_pids()
     assert (the_listener(server)["queued_max"], the_listener(server)["drops"]) == (0, 0)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     for number in range(5):
         fire(server.address, f"caller-{number}")
     until(lambda: the_listener(server)["queued_max"] == 5)
@@ -40,7 +47,7 @@ def test_the_queue_of_a_stopped_worker_is_remembered_when_it_goes_on(daemon: Sta
 def test_a_queue_is_remembered_though_nobody_asked_meanwhile(daemon: StartDaemon) -> None:
     server = daemon("--mode", "reuseport", "--workers", "2")
     pid = next(one["pid"] for one in server.status()["workers"] if one["slot"] == 2)
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     for number in range(CALLERS):
         fire(server.address, f"caller-{number}")
     # It is lent after the master has found something in its queue, and then emptied.
@@ -55,9 +62,9 @@ def test_a_queue_is_remembered_though_nobody_asked_meanwhile(daemon: StartDaemon
 @pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 def test_what_a_full_queue_drops_is_told(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "1", "--backlog", "1")
-    children = server.worker_pids()
+    children = [one.pid for one in psutil.Process(server.pid).children()]
     for pid in children:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             client, where = socket_for(server.address)
