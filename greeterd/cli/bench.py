@@ -35,7 +35,30 @@ EX_FAILED: Final = 1
 EX_INTERRUPTED: Final = 130
 
 
-app = App(name="bench", help="Measure greeterd on this machine.")
+ABOUT: Final = """\
+Each case is run several times, each time on a fresh server, in random order. Every greeting is
+counted three times: by the client, by the server and in its logs. Where the counts contradict
+each other the trial is invalid. Results are kept as they come, and an interrupted experiment goes
+on with `--resume`.
+
+Presets, on two cores:
+
+- article: the hand-made experiment, 40,000 senders started one by one (6 minutes)
+- quick: modes and waits (under a minute)
+- full: modes, waits, steering, workers, latencies, faults and peers (25 minutes)
+
+Exit codes:
+
+- 0: every trial is valid, and no expectation has failed
+- 1: a trial is invalid, or an expectation has failed
+- 2: the command line is wrong, or does not fit the file of `--resume`
+- 69: the address of `--bind` is taken, or a package is missing
+- 70: the command of `--greeterd` runs no daemon
+- 74: a file cannot be written; found before the run
+- 130: interrupted (also by SIGTERM); what has ended is kept
+"""
+
+app = App(name="bench", help="Measure greeterd: an experiment.", help_epilogue=ABOUT)
 
 _AXES: Final = Group.create_ordered("Axes", help="Each is one value, or several with commas.")
 
@@ -111,16 +134,7 @@ class BenchOptions:
 
 @app.default
 def bench(*, axes: Axes | None = None, options: BenchOptions | None = None) -> int:
-    """Run an experiment: each case several times, each time on a fresh server.
-
-    Every greeting is counted three times: by the client, by the server and in its logs. Where the
-    counts contradict each other the trial is invalid. Results are kept as they come, and an
-    interrupted experiment goes on with `--resume`.
-
-    - article: the hand-made experiment, 40,000 senders started one by one (6 minutes)
-    - quick: modes and waits (under a minute)
-    - full: modes, waits, steering, workers, latencies, faults and peers (25 minutes)
-    """
+    """Run an experiment, print its report, and return the exit code."""
     axes, options = axes or Axes(), options or BenchOptions()
     terminate_as_interrupt()
     if options.dry_run:

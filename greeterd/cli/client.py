@@ -31,12 +31,14 @@ from greeterd.errors import GreeterdError, UsageError
 EXIT_CODES: Final = """\
 Exit codes:
 
-- 0: every greeting was sent (with --wait-reply: answered)
-- 1: some were not; each kind of failure is counted
+- 0: every greeting was sent (with --wait-reply: answered); bench: every trial is valid
+- 1: some were not; each kind of failure is counted; bench: a trial is invalid, or an expectation
+  has failed
 - 2: the command line is wrong, or there are no names
-- 69: nobody listens at the address, or it cannot be connected to at all
+- 69: nobody listens at the address, or it cannot be connected to at all; bench: the address is
+  taken, or a package is missing
 - 70: a sending process of a load has died
-- 74: standard input cannot be read, or standard output not written
+- 74: standard input cannot be read, or standard output or a file of results not written
 - 130: interrupted
 - 141: the reader of standard output has gone
 """
@@ -73,7 +75,7 @@ def _check_timeout(_type: object, seconds: float) -> None:
 
 # Imported when they are asked for: they take what send does not.
 app.command("greeterd.cli.load:load")
-app.command("greeterd.cli.bench:app", name="bench")
+app.command("greeterd.cli.bench:app", name="bench", help="Measure greeterd: an experiment.")
 
 
 @Parameter(name="*")
