@@ -22,7 +22,7 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from greeterd.bench import load_latency
-from greeterd.bench.load import LoadOptions, run
+from greeterd.bench.load import LoadOptions, _phases, run
 from greeterd.bench.load_latency import MissingPackageError, summarise
 from greeterd.bench.model import Arrival, LoadReport
 from greeterd.cli.client import main
@@ -208,6 +208,14 @@ def test_a_burst_has_all_its_connections_at_once() -> None:
     assert (report.ok, report.errors) == (18, {})
 
 
+def test_all_of_a_burst_are_measured_from_its_start() -> None:
+    options = LoadOptions(arrival="burst", count=5, concurrency=4, think=0.25)
+    phases = list(_phases(options, [2, 2]))
+    assert [[one.greetings for one in phase] for phase in phases] == [[2, 2], [1, 0]]
+    assert [phase[0].start_ns for phase in phases] == [0, 250_000_000]
+    assert all(one.common_start for phase in phases for one in phase)
+
+
 def test_sources_and_destinations_are_spread() -> None:
     with served(take, ("0.0.0.0", 0)) as server:
         report = load(server, count=60, sources=5, destinations=3)
@@ -307,7 +315,7 @@ def test_a_server_that_ends_in_between_is_an_error_and_not_unreachable() -> None
 # Refusals -------------------------------------------------------------------------------------
 
 
-def test_an_address_where_nobody_listens_is_unreachable() -> None:
+def test_an_address_where_nobody_listens_is_unreachable(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as deaf:
         deaf.bind(ANY_PORT)
         port = deaf.getsockname()[1]
@@ -316,6 +324,7 @@ def test_an_address_where_nobody_listens_is_unreachable() -> None:
             with pytest.raises(UnreachableError, match=f"nobody listens on 127.0.0.1:{port}$"):
                 run(options)
     assert not children()
+    assert capfd.readouterr() == ("", "")  # nor do the processes say anything
 
 
 def test_destinations_that_nobody_serves_are_explained() -> None:
