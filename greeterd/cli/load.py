@@ -7,17 +7,26 @@ and all messages go to standard error.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Annotated, Final
 
 import msgspec
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import LoadReport
 
+REDRAW: Final = 0.2
 EX_FAILED: Final = 1
 EX_INTERRUPTED: Final = 130
 
@@ -70,8 +79,15 @@ def _progress(options: LoadOptions) -> Iterator[Callable[[int], None]]:
     left = () if total is None else (TextColumn("left"), TimeRemainingColumn())
     # Drawn when there is news, so that it takes no thread.
     with Progress(*columns, *left, console=console, transient=True, auto_refresh=False) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda ended: progress.update(task, completed=ended, refresh=True)
+        task = progress.add_task("", total=total, next=0.0)
+        yield lambda ended: _draw(progress, task, ended)
+
+
+def _draw(progress: Progress, task: TaskID, ended: int) -> None:
+    """Draw news, but not so often that it takes CPU time from the load."""
+    if monotonic() >= progress.tasks[0].fields["next"]:
+        again = monotonic() + REDRAW
+        progress.update(task, completed=ended, refresh=True, next=again)
 
 
 def _print(report: LoadReport, *, json: bool) -> None:
