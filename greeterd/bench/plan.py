@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from greeterd.bench.labels import wait_of
 from greeterd.bench.model import Arrival, Case, Fault, Server
 from greeterd.config import MAX_WORKERS, HandoffPolicy, Mode, Steering, Wait
 
@@ -115,7 +116,7 @@ def choose(matrix: Matrix) -> Choice:
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
         else:
-            found[_long_enough(case)] = None
+            found[_long_enough(_settled(case))] = None
     return Choice(list(found), left_out)
 
 
@@ -181,6 +182,14 @@ def _impossible_fault(case: Case) -> str:
     if case.fault == "stopped" and case.workers == 1:
         return "with the only worker stopped nobody serves"
     return ""
+
+
+def _settled(case: Case) -> Case:
+    """Return the case with the wait strategy that is in force, so that two names make one case."""
+    if case.server != "greeterd":
+        return case
+    wait = "auto" if case.mode == "handoff" else wait_of(case)
+    return msgspec.structs.replace(case, wait=wait)
 
 
 def _long_enough(case: Case) -> Case:

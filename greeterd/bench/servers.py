@@ -28,6 +28,7 @@ from greeterd.control import ControlError, NotRunningError, ask
 from greeterd.core.address import Address, parse_address
 from greeterd.core.status import Status, from_plain
 from greeterd.errors import GreeterdError
+from greeterd.signals import blocked, release
 
 DAEMON: Final = (sys.executable, "-P", "-m", "greeterd")
 """The daemon of this very installation, and not one in the working directory (-P)."""
@@ -156,19 +157,31 @@ def running(case: Case, setup: Setup) -> Iterator[Server]:
         directory = Path(name)
         (directory / "logs").mkdir()
         command = _command(case, setup, directory)
-        with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
-            process = subprocess.Popen(  # noqa: S603
+        with started(command, directory) as process:
+            yield Server(case, process, directory, _wait_until_ready(case, process, directory))
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program whose `stdout` and `stderr` are files of a directory; kill it at the end.
+
+    An interrupt is held back until it is sure that the program will be killed.
+    """
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context((directory / "stdout").open("wb"))
+        err = stack.enter_context((directory / "stderr").open("wb"))
+        with blocked():
+            process = subprocess.Popen(  # noqa: S603  there are no threads here
                 command,
                 env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=release,  # noqa: PLW1509  there are no threads here
             )
-        try:
-            yield Server(case, process, directory, _wait_until_ready(case, process, directory))
-        finally:
-            kill(process)
+            stack.callback(kill, process)
+        yield process
 
 
 def _command(case: Case, setup: Setup, directory: Path) -> list[str]:
@@ -219,6 +232,11 @@ def _wait_until_ready(case: Case, process: subprocess.Popen[bytes], directory: P
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process and all of its group and descendants, at once; a dead one's group too."""
+    with blocked():
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
     pids = tree(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, SIGKILL)

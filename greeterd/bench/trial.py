@@ -29,10 +29,9 @@ from greeterd.bench.servers import (
     Server,
     Setup,
     TrialError,
-    clean_environment,
-    kill,
     last_words,
     running,
+    started,
 )
 from greeterd.bench.waiting import poll
 from greeterd.client import Failure, Order, UnreachableError, send_all
@@ -206,21 +205,12 @@ def _warm_up(server: Server, greetings: int, tally: Tally) -> None:
 
 def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Watched]:
     """Run the measured load, watching; blocks until it has ended."""
-    report, words = server.directory / "load.json", server.directory / "load"
-    words.mkdir()
+    place = server.directory / "load"
+    place.mkdir()
     drops = listen_drops()
     watch = Watch(server.pid)
-    with report.open("wb") as out, (words / "stderr").open("wb") as err:
-        client = subprocess.Popen(  # noqa: S603
-            [*LOAD, *_load_options(server, seed)],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
     watched = Watched(Spent(0, 0, 0, 0), sockets=len(queues(server.address)))
-    try:
+    with started([*LOAD, *_load_options(server, seed)], place) as client:
         for now_, step in _steps(client, _limit(server.case)):
             waiting = queues(server.address)
             watched.longest_queue = max([watched.longest_queue, *waiting])
@@ -230,19 +220,18 @@ def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Wa
             if obituary := server.obituary():
                 raise TrialError(obituary)
         watched.spent = watch.spent()
-    finally:
-        kill(client)
+        code = client.wait()
     watched.drops = listen_drops() - drops
     if obituary := server.obituary():
         raise TrialError(obituary)
-    return _report(report, words, client.returncode), watched
+    return _report(place, code), watched
 
 
-def _report(report: Path, words: Path, code: int) -> LoadReport:
+def _report(place: Path, code: int) -> LoadReport:
     try:
-        return msgspec.json.decode(report.read_bytes(), type=LoadReport)
+        return msgspec.json.decode((place / "stdout").read_bytes(), type=LoadReport)
     except msgspec.DecodeError:
-        raise TrialError(f"greeter load failed ({code}): {last_words(words)}") from None
+        raise TrialError(f"greeter load failed ({code}): {last_words(place)}") from None
 
 
 def _load_options(server: Server, seed: int) -> Iterator[str]:

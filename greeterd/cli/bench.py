@@ -154,12 +154,12 @@ def bench(*, axes: Axes | None = None, options: BenchOptions | None = None) -> i
 @contextlib.contextmanager
 def _prepared(options: BenchOptions, axes: Axes) -> Iterator[tuple[Store, Setup]]:
     """Check all that can be checked before the run, and open the results."""
+    for path in (options.html, options.json, options.csv):
+        _require_writable(path)
     daemon = tuple(shlex.split(options.greeterd)) or servers.DAEMON
     version = servers.version_of(daemon)
     experiment.require("hdrh", *(["jinja2", "matplotlib"] if options.html else []))
     experiment.require_address(options.bind)
-    for path in (options.html, options.json, options.csv):
-        _require_writable(path)
     _predicates(options, "")  # a mistake in it is told now
     with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
         setup = Setup(options.bind, daemon, Path(name))

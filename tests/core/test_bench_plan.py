@@ -44,6 +44,16 @@ def test_impossible_combinations_are_left_out_and_told() -> None:
     assert all(choice.left_out)
 
 
+def test_two_names_of_one_wait_strategy_make_one_case() -> None:
+    modes = Matrix(mode=("inherit", "reuseport", "handoff"), wait=("auto", "rotate", "epoll"))
+    assert [(one.mode, one.wait) for one in choose(modes).cases] == [
+        ("inherit", "rotate"),
+        ("inherit", "epoll"),
+        ("reuseport", "epoll"),
+        ("handoff", "auto"),
+    ]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
