@@ -590,11 +590,11 @@ def test_a_wrong_command_line_is_exit_2_and_one_line(
 
 
 def test_help_lists_every_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["send", "--help"]):
+    for arguments in (["--help"], ["send", "--help"], ["load", "--help"]):
         assert main(arguments) == 0
         shown = capfd.readouterr().out
         codes = re.findall(r"^- (\d+):", EXIT_CODES, re.MULTILINE)
-        assert codes == ["0", "1", "2", "69", "74", "130", "141"]
+        assert codes == ["0", "1", "2", "69", "70", "74", "130", "141"]
         assert all(re.search(rf" {code}: ", shown) for code in codes)
 
 
