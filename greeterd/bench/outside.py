@@ -91,8 +91,8 @@ class Watch:
         # A dead one's whole life is in its parent's figures; what it had used before is not ours.
         reaped_user = sum(new.reaped_user_ns - old.reaped_user_ns for new, old in pairs)
         reaped_system = sum(new.reaped_system_ns - old.reaped_system_ns for new, old in pairs)
-        reaped_user -= sum(usage.user_ns for usage in dead)
-        reaped_system -= sum(usage.system_ns for usage in dead)
+        reaped_user -= sum(usage.user_ns + usage.reaped_user_ns for usage in dead)
+        reaped_system -= sum(usage.system_ns + usage.reaped_system_ns for usage in dead)
         share = user / (user + system) if user + system else 0.5
         switches = [(usage, base.get(one, nothing)) for one, usage in self._seen.items()]
         return Spent(
