@@ -34,6 +34,7 @@ from greeterd.core.events import (
     Signal,
     SlotIndex,
     WorkerId,
+    name_of,
 )
 from greeterd.core.supervisor import Supervisor
 from greeterd.errors import GreeterdError
@@ -202,7 +203,7 @@ class Crew:
         log = self._log.logger.warning if code or lost else self._log.logger.info
         log("worker exited", reason=reason, **fields)
         if code:
-            self._log.last_error = f"worker {child.spawn.slot}: {reason}"
+            self._log.last_error = f"{name_of(child.spawn.slot)}: {reason}"
         self._feed(Exited(child.spawn.worker, reason, code))
 
 

@@ -6,7 +6,7 @@ import selectors
 from greeterd import worker
 from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker, ReadyMessage
 from greeterd.config import Config
-from greeterd.core.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId
+from greeterd.core.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId, name_of
 from greeterd.errors import StartError
 from greeterd.escrow import Escrow
 from greeterd.logs import DaemonLog, open_daemon_log
@@ -34,9 +34,9 @@ def rehearse(config: Config, estate: Estate) -> None:
         spawn = Spawn(WorkerId(slot.index), SlotIndex(slot.index), 0, generation)
         message = _start(spawn, config, escrow, log)
         if isinstance(message, FailedMessage):
-            raise StartError(f"worker {slot.index} did not start: {message.reason}")
+            raise StartError(f"{name_of(slot.index)} did not start: {message.reason}")
         if not isinstance(message, ReadyMessage):
-            raise StartError(f"worker {slot.index} ended, or said nothing, before it was ready")
+            raise StartError(f"{name_of(slot.index)} ended, or said nothing, before it was ready")
 
 
 def _start(

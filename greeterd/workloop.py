@@ -41,6 +41,8 @@ from greeterd.steering import gate_syn
 BURST: Final = 64
 """Connections accepted in one turn of the loop: enough for one large write, few enough that a
 connection which is read in pieces does not wait."""
+SPARE_FILES: Final = 16
+"""Descriptors that are left for all but connections: logs that are reopened, loans."""
 HEARTBEAT: Final = 1.0
 """Seconds that a turn of the loop waits at most."""
 RETRY_AFTER: Final = 0.1
@@ -104,7 +106,7 @@ class Worker:
         most = self._seat.config.max_connections
         if any(source.ends for source in self._intake.sources.values()):
             # Of a connection that is handed over and finds no descriptor free nothing is left.
-            most = min(most, max(1, spare_files() - BURST))
+            most = min(most, max(1, spare_files() - SPARE_FILES))
         return most
 
     def _dispatch(self, handoff: Handoff | None) -> Dispatcher:

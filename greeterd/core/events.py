@@ -22,6 +22,11 @@ DISPATCHER = SlotIndex(0)
 """The slot of mode handoff whose worker accepts for all, and hands on what it has accepted."""
 
 
+def name_of(slot: int) -> str:
+    """Return what a slot's worker is called in a sentence."""
+    return "the dispatcher" if slot == DISPATCHER else f"worker {slot}"
+
+
 class Life(Enum):
     """What is awaited of a worker; the transition table is `workers.TRANSITIONS`."""
 

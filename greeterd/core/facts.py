@@ -29,6 +29,7 @@ from greeterd.core.events import (
     TrialEnded,
     Upgrade,
     WorkerId,
+    name_of,
 )
 from greeterd.core.operations import Launch, Resize, Roll, Trial
 from greeterd.core.state import State
@@ -133,8 +134,7 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
 
 def _note_failed_start(state: State, worker: Worker, reason: str, code: int) -> None:
     """Let the operation fail that waits for this worker."""
-    who = "the dispatcher" if worker.slot == DISPATCHER else f"worker {worker.slot}"
-    failure = f"{who} did not start: {reason}"
+    failure = f"{name_of(worker.slot)} did not start: {reason}"
     match state.operation:
         case Launch():
             state.end(Exit(code or 70, failure))

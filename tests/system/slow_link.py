@@ -87,7 +87,7 @@ def remove_one(server: Daemon) -> None:
 def main() -> None:
     """Print what became of the clients."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mode", choices=["inherit", "reuseport"], default="reuseport")
+    parser.add_argument("--mode", choices=["inherit", "reuseport", "handoff"], default="reuseport")
     parser.add_argument("--removals", type=int, default=15)
     parser.add_argument("--loss", type=float, default=0.0, help="share of packets, each way")
     parser.add_argument("--grace", type=float, help="drain_grace of the daemon, seconds")

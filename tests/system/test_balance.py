@@ -34,6 +34,7 @@ def shares(daemon: Daemon) -> list[int]:
         ("inherit", "blocking", 0.99, 1.0),
         ("inherit", "exclusive", 0.25, 0.7),
         ("reuseport", "epoll", 0.99, 1.0),
+        ("handoff", "epoll", 0.99, 1.0),
         ("reuseport", "blocking", 0.99, 1.0),
     ],
 )

@@ -44,7 +44,7 @@ def test_status_shows_what_is_and_what_was_counted(daemon: StartDaemon, mode: st
     assert (told["pid"], told["addresses"]) == (server.pid, server.addresses)
     assert (told["totals"]["connections"], told["totals"]["empty"]) == (61, 1)
     assert sum(one["greetings"] for one in told["counters"].values()) == 60
-    assert len(told["listeners"]) == (1 if mode == "inherit" else 3)
+    assert len(told["listeners"]) == {"inherit": 1, "reuseport": 3, "handoff": 1 + 3}[mode]
     table = succeed(server, "status")
     for pid in server.worker_pids():
         assert str(pid) in table

@@ -36,7 +36,7 @@ LOG, DESCRIPTORS, LIMIT = 1, 2, 3  # why a worker is blocked, as in the status
 CLIENTS = 2_000  # more than there is room for
 LITTLE = 256 * 1024  # bytes of room; the scoreboard is a file, too, and has to fit
 
-both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 
 
 def blocked(daemon: Daemon) -> list[int]:
@@ -330,7 +330,7 @@ def test_with_fsync_a_greeting_is_on_the_disk_before_its_answer(
 # Descriptors and connections
 
 
-@both_modes
+@pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 def test_without_descriptors_a_worker_waits_and_goes_on(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=1", "--reply", prefix=["prlimit", "--nofile=64"])
     with silent_clients(one.address, 100) as silent:
@@ -350,6 +350,19 @@ def test_without_descriptors_a_worker_waits_and_goes_on(daemon: StartDaemon, mod
             assert fast.recv(100) == b"Hello, fast\n"
         until(lambda: blocked(one) == [0], what="it accepts again")
     assert outcomes(quiet_totals(one, connections=101)) == {"greetings": 1, "empty": 100}
+
+
+def test_who_is_handed_connections_takes_no_more_than_there_are_descriptors_for(
+    daemon: StartDaemon,
+) -> None:
+    one = daemon("--mode=handoff", "--workers=1", "--reply", prefix=["prlimit", "--nofile=64"])
+    with silent_clients(one.address, 100) as silent:
+        until(lambda: blocked(one) == [LIMIT], what="the worker has all that it can have")
+        totals = one.status()["totals"]
+        assert totals["open"] + queued(one) == len(silent)
+        assert 20 < totals["open"] < 64
+    assert outcomes(quiet_totals(one, connections=100)) == {"empty": 100}
+    assert one.status()["totals"]["accept_errors"] == 0
 
 
 @both_modes

@@ -21,7 +21,7 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 from tests.system.proc import listeners, terminal_of
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 PROMPT = 5.0  # seconds that a quick stop may take on a busy machine; its clients would take 60
 
 

@@ -15,7 +15,7 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 from tests.system.sizes import sized
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 MIB = 2**20
 PAGE_BYTES = 4096
 

@@ -21,7 +21,7 @@ from tests.system.harness import Daemon, Record
 from tests.system.sizes import sized
 
 TIMES = sized(50, 10)
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 
 
 @contextmanager

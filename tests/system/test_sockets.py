@@ -18,7 +18,9 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, program
 from tests.system.proc import inodes, listeners, uids
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+BY_WORKERS = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+"""In which the workers have the listeners."""
 
 
 def refused(daemon: StartDaemon, *arguments: str) -> str:
@@ -44,7 +46,7 @@ def test_an_address_that_a_stranger_listens_on_is_refused(
 
 
 @MODES
-@pytest.mark.parametrize("other", ["inherit", "reuseport"])
+@pytest.mark.parametrize("other", ["inherit", "reuseport", "handoff"])
 def test_an_address_that_another_greeterd_has_is_refused(
     daemon: StartDaemon, mode: str, other: str
 ) -> None:
@@ -79,7 +81,7 @@ def ipv6() -> str:
         pytest.skip(f"no IPv6: {error}")
 
 
-@MODES
+@BY_WORKERS
 def test_several_addresses_are_served_by_every_worker(
     daemon: StartDaemon, mode: str, ipv6: str
 ) -> None:
@@ -101,7 +103,7 @@ def test_several_addresses_are_served_by_every_worker(
     assert clients == {"127.0.0.1", "[::1]"}
 
 
-@MODES
+@BY_WORKERS
 def test_port_0_becomes_one_port_that_is_not_0(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "3")
     assert int(server.address.rpartition(":")[2]) > 0
