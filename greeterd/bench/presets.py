@@ -32,13 +32,13 @@ ARTICLE: Final = Preset(
     repeats=3,
 )
 
-_SHORT: Final = Matrix(greetings=(2000,))
+_SHORT: Final = Matrix(greetings=(3000,))
 QUICK: Final = Preset(
     about="modes and waits in under a minute",
     matrices=(
         replace(_SHORT, mode=("inherit",), wait=WAITS),
         replace(_SHORT, mode=("reuseport", "handoff")),
-        replace(_SHORT, mode=("inherit",), wait=("exclusive",), concurrency=(1,)),
+        replace(_SHORT, mode=("inherit",), wait=("rotate", "exclusive"), concurrency=(1,)),
     ),
     repeats=6,
     warmup=200,

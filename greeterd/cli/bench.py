@@ -45,7 +45,7 @@ Presets, on two cores:
 
 - article: the hand-made experiment, 40,000 senders started one by one (6 minutes)
 - quick: modes and waits (under a minute)
-- full: modes, waits, steering, workers, latencies, faults and peers (25 minutes)
+- full: modes, waits, steering, workers, latencies, faults and peers (20 minutes)
 
 Exit codes:
 
