@@ -21,6 +21,8 @@ CALLERS = 32  # with 4 listeners one of them is missed by so many in 1 of 10,000
 AFTERWARDS = 400
 FEWEST = 50  # of these one of 4 listeners gets, at random; 100 are expected, with a deviation of 9
 SLOT = 2  # the one that is stuck
+HEALTHY_AFTER = 0.05
+"""Seconds."""
 
 
 def worker_of(server: Daemon, slot: int) -> int:
@@ -80,8 +82,9 @@ def assert_as_before(server: Daemon, callers: int) -> None:
     assert len(server.greetings()) == callers + AFTERWARDS
 
 
-def test_a_stopped_worker_costs_no_client(daemon: StartDaemon) -> None:
-    server = daemon("--mode", "reuseport", "--workers", "4")
+@pytest.mark.parametrize("mode", ["reuseport", "handoff"])
+def test_a_stopped_worker_costs_no_client(daemon: StartDaemon, mode: str) -> None:
+    server = daemon("--mode", mode, "--workers", "4")
     stopped = datetime.now().astimezone().timestamp()
     pid = freeze(server)
     call(server)
@@ -95,6 +98,55 @@ def test_a_stopped_worker_costs_no_client(daemon: StartDaemon) -> None:
     server.wait_event("listener taken back")
     assert_as_before(server, CALLERS + CLIENTS)
     assert server.events("worker exited") == []
+
+
+def test_a_stopped_dispatcher_costs_no_client(daemon: StartDaemon) -> None:
+    server = daemon("--mode", "handoff", "--workers", "4")
+    os.kill(dispatcher(server)["pid"], signal.SIGSTOP)
+    result = load(server, CLIENTS)
+    os.kill(dispatcher(server)["pid"], signal.SIGCONT)
+    assert result.counts == {"ok": CLIENTS}
+    lent = server.wait_event("listener lent")
+    assert lent["worker"] == 0
+    until(lambda: not dispatcher(server)["lent_to"], what="the loan is taken back")
+    assert taken(server, "rescued")[lent["to"] - 1] == CLIENTS
+    assert load(server, AFTERWARDS).counts == {"ok": AFTERWARDS}
+    assert server.status()["handed"]["handed_over"] == AFTERWARDS
+    assert len(server.greetings()) == CLIENTS + AFTERWARDS
+
+
+def test_a_killed_dispatcher_costs_one_connection_at_most(daemon: StartDaemon) -> None:
+    # So short a window that a death counts as the first, which is restarted at once.
+    window = ("--restart-window", str(HEALTHY_AFTER))
+    server = daemon("--mode", "handoff", "--workers", "4", "--reply", *window)
+    kills = sized(50, 10)
+    with Load(server.address, count=10**9, concurrency=16, timeout=10.0, reply=True) as clients:
+        clients.wait_going()
+        killed = {0}
+        for _ in range(kills):
+            until(lambda: healthy_dispatcher(server) not in killed, what="another one")
+            killed.add(pid := healthy_dispatcher(server))
+            os.kill(pid, signal.SIGKILL)
+        result = clients.stop()
+    exits = [one for one in server.events("worker exited") if one["worker"] == 0]
+    assert len(exits) == kills
+    print(f"{kills} kills, {result.counts}")
+    # It has one in hand at most; what waits is at the listener, or in a pair.
+    assert set(result.lost) <= {"reset", "silent"}
+    assert sum(result.lost.values()) <= kills
+
+
+def dispatcher(server: Daemon) -> Record:
+    """Return how the dispatcher fares."""
+    found: Record = server.status()["dispatcher"][0]
+    return found
+
+
+def healthy_dispatcher(server: Daemon) -> int:
+    """Return the pid of a dispatcher that has served for long enough, else 0."""
+    found = dispatcher(server)
+    ready = found["state"] == "ready" and found["age"] > HEALTHY_AFTER
+    return int(found["pid"]) if ready else 0
 
 
 def test_without_rescue_a_quarter_of_the_clients_wait_in_vain(daemon: StartDaemon) -> None:
