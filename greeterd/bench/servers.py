@@ -138,7 +138,14 @@ class Server:
 
 
 def _status(directory: Path) -> Status:
-    return from_plain(ask(directory / "run/control.sock", "status", ANSWER_TIMEOUT)["status"])
+    """Ask the daemon.  Raises: ControlError: there is no answer, or it says no."""
+    answer = ask(directory / "run/control.sock", "status", ANSWER_TIMEOUT)
+    if not answer["ok"]:
+        raise ControlError(f"no status: {answer['error']}")
+    try:
+        return from_plain(answer["status"])
+    except (KeyError, ValueError) as error:
+        raise ControlError(f"its status is not understood: {error}") from error
 
 
 def _lines(log: Path) -> int:
