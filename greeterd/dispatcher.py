@@ -21,8 +21,8 @@ from typing import Final
 from greeterd import scoreboard
 from greeterd.handoff import Pair, hand_over, waiting
 from greeterd.intake import Source
+from greeterd.listener import close_with_reset
 from greeterd.scoreboard import BLOCKED_BY_WORKERS, PLACES, Row, Scoreboard
-from greeterd.service import close_with_reset
 from greeterd.steering import open_gate
 
 

@@ -13,6 +13,7 @@ All sockets of a reuseport group must be of one effective user: open members bef
 dropped, or give the guard to the user that workers become, with fchown on its descriptor.
 """
 
+import contextlib
 import errno
 import math
 import os
@@ -29,6 +30,9 @@ from greeterd.errors import ListenError
 
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 _PRIVILEGED_PORTS: Final = 1024  # net.ipv4.ip_unprivileged_port_start, unless an operator moved it
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER on, 0 s: close(2) sends RST instead of FIN."""
 
 _REASONS: Final = {
     errno.EACCES: "permission denied",
@@ -230,3 +234,9 @@ def _reason(address: Address, error: OSError) -> str:
 
 def _refusal(address: Address, reason: str) -> ListenError:
     return ListenError(f"cannot listen on {address}: {reason}")
+
+
+def close_with_reset(fd: int) -> None:
+    """Close a connection so that its client sees a reset."""
+    with contextlib.suppress(OSError), socket.socket(fileno=fd) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -30,11 +30,10 @@ from greeterd import scoreboard
 from greeterd.core.protocol import NameReader, Outcome, Refusal, classify, encode_reply
 from greeterd.greetings import GreetingLog
 from greeterd.intake import Source
+from greeterd.listener import close_with_reset
 from greeterd.scoreboard import Row
 from greeterd.steering import open_gate
 
-LINGER_RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER on, 0 s: close(2) sends RST instead of FIN."""
 FIRST_READ: Final = 256
 """Bytes asked for right after the accept: nearly every name is shorter, and CPython takes so small
 a buffer from its own allocator, which is 1 us a connection cheaper than malloc(3)."""
@@ -341,9 +340,3 @@ class Service:
 def _prepare_gated(fd: int, blocking: bool) -> None:
     open_gate(fd)
     os.set_blocking(fd, blocking)
-
-
-def close_with_reset(fd: int) -> None:
-    """Close a connection so that its client sees a reset."""
-    with contextlib.suppress(OSError), socket.socket(fileno=fd) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)

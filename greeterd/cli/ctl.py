@@ -191,7 +191,7 @@ def scale(
 
 @app.command
 def restart(
-    slot: Annotated[int | None, Parameter(validator=Number(gte=1, lte=MAX_WORKERS))] = None,
+    slot: Annotated[int | None, Parameter(validator=Number(gte=0, lte=MAX_WORKERS))] = None,
     /,
     *,
     options: Common,
@@ -201,7 +201,7 @@ def restart(
     Parameters
     ----------
     slot
-        Which. [default: each]
+        Which; 0 is the dispatcher of mode handoff. [default: each]
     """
     answer = ask(options.socket, "restart", options.timeout, slot=slot)
     told = "restarted: every slot" if slot is None else f"restarted: slot {slot}"

@@ -33,7 +33,7 @@ class _Scale(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Restart(Struct, frozen=True, forbid_unknown_fields=True):
-    slot: Annotated[int, Meta(ge=1, le=MAX_WORKERS)] | None = None
+    slot: Annotated[int, Meta(ge=0, le=MAX_WORKERS)] | None = None
 
 
 class _Stop(Struct, frozen=True, forbid_unknown_fields=True):

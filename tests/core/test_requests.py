@@ -68,7 +68,7 @@ def test_an_argument_that_is_not_given_has_its_default() -> None:
         (b'{"version":1,"command":"scale","arguments":{"workers":513}}', "<= 512"),
         (b'{"version":1,"command":"scale","arguments":{"workers":"4"}}', "Expected `int`"),
         (b'{"version":1,"command":"scale","arguments":{"workers":true}}', "Expected `int`"),
-        (b'{"version":1,"command":"restart","arguments":{"slot":0}}', ">= 1"),
+        (b'{"version":1,"command":"restart","arguments":{"slot":-1}}', ">= 0"),
         (b'{"version":1,"command":"stop","arguments":{"now":1}}', "Expected `bool`"),
         (b'{"version":1,"command":"ping","arguments":[]}', "Expected `object`"),
     ],

@@ -76,6 +76,18 @@ def test_ping_tells_the_pid(daemon: StartDaemon) -> None:
     assert f"pid {server.pid}" in succeed(server, "ping")
 
 
+def test_the_dispatcher_is_restarted_as_slot_0(daemon: StartDaemon) -> None:
+    server = daemon("--mode", "handoff", "--workers", "2")
+    before, workers = server.status()["dispatcher"], serving(server)
+    assert succeed(server, "restart", "0") == "restarted: slot 0\n"
+    [after] = [one for one in server.status()["dispatcher"] if not one["leaving"]]
+    assert (after["slot"], after["state"]) == (0, "ready")
+    assert after["pid"] != before[0]["pid"]
+    assert serving(server) == workers
+    [row] = [line for line in succeed(server, "status").splitlines() if str(after["pid"]) in line]
+    assert row.endswith("dispatcher")
+
+
 @MODES
 def test_reload_and_restart_return_when_the_new_workers_serve(
     daemon: StartDaemon, mode: str

@@ -208,7 +208,7 @@ def test_a_failure_is_json_when_json_is_asked_for(ctl: Ctl) -> None:
         ["scale", "513"],
         ["scale", "many"],
         ["scale", "1", "2"],
-        ["restart", "0"],
+        ["restart", "513"],
         ["stop", "--soon"],
         ["ping", "--timeout", "0"],
         ["ping", "--timeout", "nan"],
