@@ -44,7 +44,7 @@ class MasterLog:
             log = open_daemon_log(path=path, format=config.log_format, level=config.log_level)
         except OSError as error:
             raise ConfigError(f"daemon log {path}: {error.strerror}") from error
-        self._own(log)
+        self._own(log, config)
         return log
 
     def of(self, config: Config) -> DaemonLog:
@@ -63,7 +63,7 @@ class MasterLog:
         """Open its file anew; return why that failed, or nothing."""
         try:
             self.file.reopen()
-            self._own(self.file)
+            self._own(self.file, self._config)
         except OSError as error:
             self.logger.warning("cannot reopen the daemon log", reason=str(error))
             return str(error)
@@ -84,9 +84,9 @@ class MasterLog:
     def _bind(self) -> FilteringBoundLogger:
         return self.file.logger.bind(process="master", pid=os.getpid())
 
-    def _own(self, log: DaemonLog) -> None:
-        """Give a log file to the user that workers become."""
-        if self._identity is not None and self._config.daemonize:
+    def _own(self, log: DaemonLog, config: Config) -> None:
+        """Give a log file to the user that workers become; standard error is not ours to give."""
+        if self._identity is not None and config.daemonize:
             os.fchown(log.fd, self._identity.uid, self._identity.gid)
 
 

@@ -12,12 +12,9 @@ each costs 13 us).  Counters go to the scoreboard row once a turn; at the end of
 connections == greetings + empty + oversize + timeout + reset + exit + open.
 """
 
-import contextlib
 import errno
 import os
 import select
-import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice

@@ -8,8 +8,8 @@ import contextlib
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Unit:
         drop_in: str = "",
     ) -> None:
         self.container = container
-        self._since = time.time()
+        self._since = datetime.now().astimezone().timestamp()
         self.units = [SERVICE, *units]
         install_programs(container)
         for name in self.units:
