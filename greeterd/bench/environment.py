@@ -29,7 +29,7 @@ SYSCTLS: Final = (
     "net.ipv4.tcp_max_tw_buckets",
 )
 PACKAGES: Final = (
-    "cyclopts", "hdrhistogram", "matplotlib", "msgspec", "psutil", "rich", "structlog", "uvloop",
+    "cyclopts", "hdrhistogram", "jinja2", "msgspec", "psutil", "rich", "structlog", "uvloop",
 )  # fmt: skip
 _GIT_TIMEOUT: Final = 5.0
 

@@ -16,7 +16,8 @@ from greeterd.bench.store import Store
 from greeterd.core.address import parse_address
 from greeterd.errors import GreeterdError, ListenError, UsageError
 
-_MODULES: Final = {"hdrh": "hdrhistogram", "jinja2": "jinja2", "matplotlib": "matplotlib"}
+_PACKAGES: Final = {"hdrh": "hdrhistogram"}
+"""Of modules that are not called as their package."""
 
 
 class MissingPackageError(GreeterdError):
@@ -89,7 +90,7 @@ def require(*modules: str) -> None:
     """
     for module in modules:
         if find_spec(module) is None:
-            name = _MODULES.get(module, module)
+            name = _PACKAGES.get(module, module)
             raise MissingPackageError(f"{name} is not installed: pip install 'greeterd[bench]'")
 
 

@@ -158,7 +158,7 @@ def _prepared(options: BenchOptions, axes: Axes) -> Iterator[tuple[Store, Setup]
         _require_writable(path)
     daemon = tuple(shlex.split(options.greeterd)) or servers.DAEMON
     version = servers.version_of(daemon)
-    experiment.require("hdrh", *(["jinja2", "matplotlib"] if options.html else []))
+    experiment.require("hdrh", *(["jinja2"] if options.html else []))
     experiment.require_address(options.bind)
     _predicates(options, "")  # a mistake in it is told now
     with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
@@ -249,7 +249,7 @@ def _report(results: Results, options: BenchOptions) -> int:
         if options.csv:
             _write(options.csv, export.to_csv(results))
     if options.html:
-        from greeterd.bench import html  # noqa: PLC0415  only then matplotlib is needed
+        from greeterd.bench import html  # noqa: PLC0415  only then jinja2 is needed
 
         _write(options.html, html.render(results))
     if invalid:
