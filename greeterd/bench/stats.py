@@ -185,7 +185,7 @@ def _summary(case: Case, trials: list[Trial]) -> Summary:
         invalid=len(trials) - len(valid),
         figures=figures,
         per_worker=pooled,
-        balance=balance.balance(dict(enumerate(pooled))) if pooled else None,
+        balance=balance.measure(pooled) if pooled else None,
         latency=merge_latency([trial.load.latency for trial in valid if trial.load]),
     )
 

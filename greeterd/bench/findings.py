@@ -1,0 +1,101 @@
+"""Says in sentences what was found, and what was not.
+
+A known effect that the figures do not show is called "not shown"; one whose case was not run is
+not claimed, but listed as not measured.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from greeterd.bench import losses
+from greeterd.bench.effects import (
+    TOLD,
+    Finding,
+    calm_of,
+    exclusive,
+    fairness,
+    handoff,
+    herd,
+    is_epoll,
+    is_exclusive,
+    is_inherit,
+    is_rescued,
+    is_reuseport,
+    modes,
+    pairs,
+    peers,
+)
+from greeterd.bench.model import Results
+from greeterd.bench.stats import FEW, Summary
+
+BUSY: Final = 0.5
+"""The load average per CPU before a run from which on its figures are doubtful."""
+
+
+def find(results: Results, summaries: Sequence[Summary]) -> list[Finding]:
+    """Return what the results say, the main question first and the cautions last."""
+    told = [one for one in summaries if one.trials]
+    effects = (
+        *(modes, herd, exclusive, fairness, handoff),
+        *(losses.stopped, losses.others, peers),
+    )
+    return [
+        *(finding for effect in effects for finding in effect(told)),
+        *_cautions(results, told),
+    ]
+
+
+def not_measured(summaries: Sequence[Summary]) -> list[str]:
+    """Return the known effects of which no valid trial was run."""
+    told = [one for one in summaries if one.trials]
+    stopped = [one for one in told if one.case.fault == "stopped"]
+    known: dict[str, bool] = {
+        "inherit against reuseport": any(True for _ in pairs(told, is_inherit, is_reuseport)),
+        "the herd of epoll": any(map(is_epoll, told)),
+        "the imbalance of exclusive": any(map(is_exclusive, told)),
+        "the handoff bottleneck": any(calm_of(told, "handoff")),
+        "a stopped worker without rescue": any(not one.case.rescue for one in stopped),
+        "a stopped worker with rescue": any(map(is_rescued, stopped)),
+    }
+    return [name for name, measured in known.items() if not measured]
+
+
+def _cautions(results: Results, told: Sequence[Summary]) -> Iterator[Finding]:
+    """Tell what makes the figures doubtful."""
+    trials = results.trials
+    if len(trials) < results.planned:
+        yield Finding(
+            "caution", f"The run was not finished: {len(trials)} of {results.planned} trials."
+        )
+    invalid = Counter(trial.invalid for trial in trials if trial.invalid)
+    if invalid:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in invalid.most_common(TOLD))
+        yield Finding(
+            "caution",
+            f"{invalid.total()} of {len(trials)} trials are invalid and left out: {reasons}.",
+        )
+    limited = [t for one in told for t in one.trials if t.load and t.load.bottleneck]
+    if limited and limited[0].load:
+        yield Finding(
+            "caution",
+            f"In {len(limited)} of {len(trials)} trials the client, not the server, may have been "
+            f"the limit: {limited[0].load.bottleneck.rstrip('.')}.",
+        )
+    machine = results.environment
+    if machine.load_average > BUSY * machine.cpus:
+        yield Finding(
+            "caution",
+            f"The machine was not idle before the run: load average {machine.load_average:.2f} on "
+            f"{machine.cpus} CPUs.",
+        )
+    few = [one for one in told if one.valid < FEW]
+    if few:
+        least = min(one.valid for one in few)
+        noun = "trial" if least == 1 else "trials"
+        yield Finding(
+            "caution",
+            f"{len(few)} of {len(told)} cases have fewer than {FEW} valid trials (at least "
+            f"{least} {noun}): their intervals are ranges, and hold the median in "
+            f"{100 * (1 - 2.0 ** (1 - least)):.0f} % of cases or more.",
+        )
