@@ -125,4 +125,4 @@ def test_scaling_down_fails_nobody_however_connections_are_steered(
 def test_steering_of_a_shared_listener_is_refused(daemon: StartDaemon) -> None:
     failed = daemon("--steering", "cpu", "--mode", "inherit", wait=False)
     assert failed.wait() == 78
-    assert "steering chooses between listeners, and inherit shares one" in failed.log_text()
+    assert "steering chooses between listeners, and inherit has one" in failed.log_text()

@@ -8,7 +8,7 @@ from tests.support import until
 from tests.system.conftest import StartUnit
 from tests.system.unit import ADDRESS, UNITS
 
-BOTH = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+BOTH = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 CLIENTS = 300
 
 
@@ -38,7 +38,7 @@ def test_start_returns_when_all_workers_accept_and_stop_ends_all(
 def test_restart_costs_no_client_that_waits(unit: StartUnit, mode: str) -> None:
     server = unit(config(mode))
     server.start()
-    assert server.stored() == (1 if mode == "inherit" else 3)
+    assert server.stored() == (3 if mode == "reuseport" else 1)
     with server.queue(CLIENTS) as load:
         server.ctl("restart", "greeterd")
         assert load.finish().counts == {"ok": CLIENTS}
@@ -197,7 +197,7 @@ def test_an_upgrade_is_no_restart(unit: StartUnit, mode: str) -> None:
     assert (server.master, server.show("NRestarts")) == (master, "0")
     assert not {*old.values()} & {*server.workers().values()}
     assert server.show("ActiveState") == "active"
-    assert server.stored() == (1 if mode == "inherit" else 3)
+    assert server.stored() == (3 if mode == "reuseport" else 1)
     server.ctl("restart", "greeterd")
     assert server.events("listeners restored"), "the store has outlived the upgrades"
 

@@ -55,7 +55,9 @@ def test_the_first_client_starts_the_daemon(unit: StartUnit, mode: str, socket: 
     assert "passed by the service manager" in server.greeterctl("status").stdout
 
 
-@BOTH
+@pytest.mark.parametrize(
+    ("mode", "socket"), [("inherit", INHERIT), ("reuseport", REUSEPORT), ("handoff", INHERIT)]
+)
 def test_who_waits_outlives_a_restart_and_a_kill(unit: StartUnit, mode: str, socket: str) -> None:
     server = unit(config(mode, "workers = 2"), units=[socket])
     server.start(socket)
@@ -127,7 +129,7 @@ def test_sockets_that_no_worker_served_get_clients_when_the_daemon_is_gone(unit:
 @pytest.mark.parametrize(
     ("mode", "socket", "change", "reason"),
     [
-        ("inherit", REUSEPORT, ("", ""), 'mode = "inherit" shares one'),
+        ("inherit", REUSEPORT, ("", ""), 'mode = "inherit" has one'),
         ("reuseport", INHERIT, ("", ""), "needs ReusePort=yes in the socket unit"),
         ("inherit", INHERIT, ("ListenStream", "ListenDatagram"), "is a datagram socket"),
         ("inherit", INHERIT, (ADDRESS, "@abstract"), "must be absolute"),
