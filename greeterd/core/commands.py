@@ -156,7 +156,6 @@ def _resize(state: State, resize: Resize, now: float) -> None:
 def _try(state: State, trial: Trial, now: float) -> None:
     """Let the new image take the place as soon as it has shown that it can start."""
     if not trial.ended and now >= trial.deadline:
-        trial.ended = True
         trial.failure = f"the new image was not ready within {state.policy.start_timeout:g} s"
         state.do(EndTrial())
     if trial.failure:

@@ -30,7 +30,6 @@ def end_overdue(state: State, now: float) -> None:
         if worker.aborted or worker.life is Life.DRAINING:
             worker.doomed = worker.doomed or "not drained in time"
             worker.killed = True
-            worker.deadline = None
             state.do(Kill(worker.id, Signal.KILL, worker.doomed))
         else:
             worker.doomed = worker.doomed or f"not ready within {state.policy.start_timeout:g} s"
