@@ -236,6 +236,11 @@ class Comparison:
     verdict: Literal["tie", "a better", "b better"]
 
 
+def shift(values: Iterable[float], metric: Metric) -> list[float]:
+    """Return values with the metric's floor added: what has a ratio and a logarithm."""
+    return [max(value + metric.floor, 1e-9) for value in values]
+
+
 def compare_cases(
     a: Summary, b: Summary, metric: Metric, *, level: float = LEVEL, others: Noise | None = None
 ) -> Comparison | None:
@@ -260,7 +265,7 @@ def compare_values(
     """
     if not a or not b:
         return None
-    shifted = [[max(value + metric.floor, 1e-9) for value in values] for values in (a, b)]
+    shifted = [shift(values, metric) for values in (a, b)]
     ratio = statistics.median(shifted[1]) / statistics.median(shifted[0])
     noise = _with_borrowed(pooled_noise(shifted), others or Noise())
     low, high = 0.0, math.inf
