@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from time import monotonic
-from typing import ClassVar, Final
 
 from greeterd.bench import trial
+from greeterd.bench.extras import require
 from greeterd.bench.model import Case, Server, Trial
 from greeterd.bench.peers.compiled import COMPILED, build
 from greeterd.bench.plan import expected
@@ -15,15 +14,6 @@ from greeterd.bench.servers import Setup, is_taken
 from greeterd.bench.store import Store
 from greeterd.core.address import parse_address
 from greeterd.errors import GreeterdError, ListenError, UsageError
-
-_PACKAGES: Final = {"hdrh": "hdrhistogram"}
-"""Of modules that are not called as their package."""
-
-
-class MissingPackageError(GreeterdError):
-    """A package of the extra `bench` is not installed (EX_UNAVAILABLE)."""
-
-    exit_code: ClassVar[int] = 69
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +72,6 @@ class Estimate:
         return factor * math.fsum(self._expectations[done:])
 
 
-def require(*modules: str) -> None:
-    """Make sure that the optional packages are there.
-
-    Raises:
-        MissingPackageError: one is not.
-    """
-    for module in modules:
-        if find_spec(module) is None:
-            name = _PACKAGES.get(module, module)
-            raise MissingPackageError(f"{name} is not installed: pip install 'greeterd[bench]'")
-
-
 def require_address(bind: str) -> None:
     """Make sure that servers can listen.
 
@@ -112,7 +90,7 @@ def require_address(bind: str) -> None:
 def without_unbuildable(cases: Sequence[Case], setup: Setup) -> tuple[list[Case], dict[str, str]]:
     """Return the cases whose server can be had here, and why the other servers cannot.
 
-    Compiles what is to be compiled.  Raises: MissingPackageError: as `require`.
+    Compiles what is to be compiled.  Raises: MissingPackageError as `require`.
     """
     servers: list[Server] = list(dict.fromkeys(case.server for case in cases))
     reasons: dict[str, str] = {}

@@ -17,8 +17,9 @@ from itertools import repeat
 from time import monotonic_ns
 from typing import Final
 
+from greeterd.bench.extras import require
 from greeterd.bench.load_crew import Crew, NobodyListens
-from greeterd.bench.load_latency import require_histogram, summarise
+from greeterd.bench.load_latency import summarise
 from greeterd.bench.load_options import LoadOptions, check
 from greeterd.bench.load_orders import Order, Phase, Tally
 from greeterd.bench.load_places import SPAN, Places, destinations, sources, sources_needed
@@ -65,7 +66,7 @@ def run(options: LoadOptions, tell: Callable[[int], None] = lambda _: None) -> L
         LoadInterrupted: Ctrl-C.
     """
     address = check(options)
-    require_histogram()
+    require("hdrh")
     target = _find(options, address)
     processes = _processes(options)
     connections = split(options.concurrency, processes)

@@ -10,28 +10,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from greeterd.bench.model import Latency
-from greeterd.errors import GreeterdError
 
 LONGEST_US: Final = 3_600_000_000
 DIGITS: Final = 3
 TICKS: Final = 5
 """Points of the curve for each halving of the distance to 100 %."""
-
-
-class MissingPackageError(GreeterdError):
-    """An optional package is not there (EX_UNAVAILABLE)."""
-
-    exit_code = 69
-
-
-def require_histogram() -> None:
-    """Raise MissingPackageError if there is no HdrHistogram, before anything is sent."""
-    try:
-        import hdrh.histogram  # noqa: F401, PLC0415 - an extra
-    except ImportError:
-        raise MissingPackageError(
-            "greeter load needs the package hdrhistogram: pip install 'greeterd[bench]'"
-        ) from None
 
 
 def summarise(parts: Sequence["array[int]"]) -> Latency:

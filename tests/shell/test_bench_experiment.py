@@ -7,7 +7,7 @@ import pytest
 
 from greeterd.bench import experiment
 from greeterd.bench.environment import describe
-from greeterd.bench.experiment import MissingPackageError
+from greeterd.bench.extras import MissingPackageError, require
 from greeterd.bench.model import Case
 from greeterd.bench.servers import Setup
 from greeterd.errors import ListenError, UsageError
@@ -25,9 +25,9 @@ def test_without_a_compiler_the_cases_of_compiled_servers_are_left_out(
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra() -> None:
-    experiment.require("json")
+    require("json")
     with pytest.raises(MissingPackageError, match=r"no_such_thing .*greeterd\[bench\]"):
-        experiment.require("json", "no_such_thing")
+        require("json", "no_such_thing")
 
 
 def test_an_address_that_is_taken_or_none_is_refused() -> None:

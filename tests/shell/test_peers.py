@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.bench import peers
+from greeterd.bench import extras, peers
 from greeterd.bench.model import Case
 from greeterd.bench.peers import compiled
 from greeterd.errors import GreeterdError
@@ -56,7 +56,7 @@ def test_a_case_that_is_no_peer_s_is_refused(case: Case, reason: str, tmp_path: 
 def test_without_uvloop_it_is_said_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda _name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _name: None)
     with pytest.raises(GreeterdError, match=r"uvloop .* pip install 'greeterd\[bench\]'") as caught:
         peers.command(Case(server="uvloop"), tmp_path, tmp_path)
     assert caught.value.exit_code == 69

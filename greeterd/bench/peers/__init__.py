@@ -6,15 +6,15 @@ SIGTERM lets it finish what it has accepted and exit 0.  It ends with the proces
 
 import sys
 from array import array
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from greeterd.bench.extras import require
 from greeterd.bench.model import Case
 from greeterd.bench.peers.compiled import COMPILED, build
 from greeterd.errors import GreeterdError
 
-__all__ = ["COMPILED", "MODES", "PEERS", "SCRIPTED", "MissingError", "build", "command", "counts"]
+__all__ = ["COMPILED", "MODES", "PEERS", "SCRIPTED", "build", "command", "counts"]
 
 SCRIPTED: Final = ("socketserver", "asyncio", "uvloop")
 PEERS: Final = (*SCRIPTED, *COMPILED)
@@ -22,15 +22,6 @@ MODES: Final = ("inherit", "reuseport")
 
 _CELL: Final = 8
 """Of `bare`: a worker's count is followed by seven empty cells, so that none share a cache line."""
-
-
-class MissingError(GreeterdError):
-    """A peer needs a package that is not installed (EX_UNAVAILABLE)."""
-
-    exit_code = 69
-
-    def __init__(self, package: str) -> None:
-        super().__init__(f"{package} is not installed: pip install 'greeterd[bench]'")
 
 
 def command(case: Case, log_dir: Path, build_dir: Path) -> list[str]:
@@ -50,8 +41,7 @@ def command(case: Case, log_dir: Path, build_dir: Path) -> list[str]:
     if case.server in COMPILED:
         program = str(build(case.server, build_dir))
         return [program, "0", str(case.workers), case.mode, str(log_dir)]
-    if find_spec(case.server) is None:
-        raise MissingError(case.server)
+    require(case.server)
     module = f"greeterd.bench.peers.{case.server}"
     arguments = {"bind": "127.0.0.1:0", "workers": case.workers, "log-dir": log_dir}
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]

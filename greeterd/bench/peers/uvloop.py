@@ -2,7 +2,7 @@
 
 import sys
 
-from greeterd.bench.peers import MissingError
+from greeterd.bench.extras import require
 from greeterd.bench.peers.asyncio import work
 from greeterd.bench.peers.fleet import Seat, main
 
@@ -14,10 +14,9 @@ def serve(seat: Seat) -> None:
         GreeterdError: uvloop is not installed.
 
     """
-    try:
-        import uvloop  # noqa: PLC0415 - an optional package
-    except ModuleNotFoundError:
-        raise MissingError("uvloop") from None
+    require("uvloop")
+    import uvloop  # noqa: PLC0415 - of an extra
+
     uvloop.run(work(seat))
 
 
