@@ -29,6 +29,8 @@ from greeterd.bench.effects import (
 from greeterd.bench.model import Results
 from greeterd.bench.stats import FEW, Summary
 
+LIMIT: Final = "the client was the limit: "
+"""How the sentence of a load begins."""
 BUSY: Final = 0.5
 """The load average per CPU before a run from which on its figures are doubtful."""
 
@@ -80,7 +82,7 @@ def _cautions(results: Results, told: Sequence[Summary]) -> Iterator[Finding]:
         yield Finding(
             "caution",
             f"In {len(limited)} of {len(trials)} trials the client, not the server, may have been "
-            f"the limit: {limited[0].load.bottleneck.rstrip('.')}.",
+            f"the limit; in one, {limited[0].load.bottleneck.removeprefix(LIMIT).rstrip('.')}.",
         )
     machine = results.environment
     if machine.load_average > BUSY * machine.cpus:

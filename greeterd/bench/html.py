@@ -9,18 +9,12 @@ from typing import Any
 
 from greeterd import __version__
 from greeterd.bench.charts import make_charts
+from greeterd.bench.extras import require
 from greeterd.bench.findings import find, not_measured
 from greeterd.bench.labels import common, names
 from greeterd.bench.model import Results
 from greeterd.bench.sheets import blocks, environment, invalid_trials, make_sheets
 from greeterd.bench.stats import FEW, LEVEL, TIE, summarise
-from greeterd.errors import GreeterdError
-
-
-class MissingPackageError(GreeterdError):
-    """A package of the extra `bench` is not installed (EX_UNAVAILABLE)."""
-
-    exit_code = 69
 
 
 def render(results: Results) -> str:
@@ -55,12 +49,9 @@ def render(results: Results) -> str:
 
 
 def _template() -> Any:
-    try:
-        from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - of the extra `bench`
-    except ImportError:
-        raise MissingPackageError(
-            "the HTML report needs the package jinja2: pip install 'greeterd[bench]'"
-        ) from None
+    require("jinja2")
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - of the extra `bench`
+
     source = resources.files("greeterd.bench").joinpath("templates/report.html").read_text("utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

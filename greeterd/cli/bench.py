@@ -20,13 +20,14 @@ from rich.table import Table
 
 from greeterd.bench import expectations, experiment, predicates, presets, servers, store, tables
 from greeterd.bench.environment import describe, now
+from greeterd.bench.extras import require
 from greeterd.bench.labels import names
 from greeterd.bench.model import Results
 from greeterd.bench.plan import Choice, Plan, expected
 from greeterd.bench.progress import telling
 from greeterd.bench.servers import Setup
-from greeterd.bench.store import Store, StoreError, UnusableError
-from greeterd.core.printable import escape
+from greeterd.bench.store import Store, UnusableError
+from greeterd.cli.outputs import Outputs, tell
 from greeterd.core.status import duration
 from greeterd.errors import UsageError
 from greeterd.signals import terminate_as_interrupt
@@ -59,6 +60,8 @@ Exit codes:
 """
 
 app = App(name="bench", help="Measure greeterd: an experiment.", help_epilogue=ABOUT)
+app.command("greeterd.cli.report:compare_app", name="compare", help="Tell where two runs differ.")
+app.command("greeterd.cli.report:report_app", name="report", help="Show a run's report again.")
 
 _AXES: Final = Group.create_ordered("Axes", help="Each is one value, or several with commas.")
 
@@ -116,12 +119,6 @@ class BenchOptions:
     "Where results are kept as they come. [default: greeter-bench-DATE.jsonl]"
     resume: Path | None = None
     "Go on with an interrupted experiment."
-    html: Path | None = None
-    "Write the report as one HTML file."
-    json: Path | None = None
-    "Write the results as JSON."
-    csv: Path | None = None
-    "Write the trials as CSV."
     predicates: Path | None = None
     "Check the expectations of a TOML file. [default: the known effects, of quick and full]"
     bind: str = "127.0.0.1:0"
@@ -133,32 +130,36 @@ class BenchOptions:
 
 
 @app.default
-def bench(*, axes: Axes | None = None, options: BenchOptions | None = None) -> int:
+def bench(
+    *,
+    axes: Axes | None = None,
+    options: BenchOptions | None = None,
+    outputs: Outputs | None = None,
+) -> int:
     """Run an experiment, print its report, and return the exit code."""
-    axes, options = axes or Axes(), options or BenchOptions()
+    axes, options, outputs = axes or Axes(), options or BenchOptions(), outputs or Outputs()
     terminate_as_interrupt()
     if options.dry_run:
         plan, choice = _plan(options, axes)
         _tell_left_out(choice.left_out)
         _print_plan(plan)
         return 0
-    with _prepared(options, axes) as (kept, setup):
+    with _prepared(options, axes, outputs) as (kept, setup):
         try:
             _run(kept, setup)
         except KeyboardInterrupt:
             _tell_interrupted(kept)
             return EX_INTERRUPTED
-        return _report(kept.results, options)
+        return _report(kept.results, options, outputs)
 
 
 @contextlib.contextmanager
-def _prepared(options: BenchOptions, axes: Axes) -> Iterator[tuple[Store, Setup]]:
+def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[tuple[Store, Setup]]:
     """Check all that can be checked before the run, and open the results."""
-    for path in (options.html, options.json, options.csv):
-        _require_writable(path)
+    outputs.require()
     daemon = tuple(shlex.split(options.greeterd)) or servers.DAEMON
     version = servers.version_of(daemon)
-    experiment.require("hdrh", *(["jinja2"] if options.html else []))
+    require("hdrh")
     experiment.require_address(options.bind)
     _predicates(options, "")  # a mistake in it is told now
     with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
@@ -195,7 +196,7 @@ def _create(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> St
     cases, reasons = experiment.without_unbuildable(plan.cases, setup)
     _tell_left_out(choice.left_out)
     for server, reason in reasons.items():
-        _tell(f"without {server}: {reason}")
+        tell(f"without {server}: {reason}")
     if not cases:
         raise UsageError("there is no case left")
     plan = msgspec.structs.replace(plan, cases=cases)
@@ -222,38 +223,28 @@ def _resume(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> St
         if before != now_:
             raise UnusableError(f"{options.resume} was begun with {name} {before}, here is {now_}")
     if there.environment.commit != here.commit:
-        _tell(f"the source was {there.environment.commit}, and is {here.commit}")
+        tell(f"the source was {there.environment.commit}, and is {here.commit}")
     experiment.without_unbuildable(there.plan.cases, setup)
     return kept
 
 
 def _run(kept: Store, setup: Setup) -> None:
     plan = kept.header.plan
-    _tell(f"{plan.trials} trials of {len(plan.cases)} cases, results in {kept.path}")
-    with telling(names(plan.cases)) as tell:
-        experiment.run(kept, setup, tell)
+    tell(f"{plan.trials} trials of {len(plan.cases)} cases, results in {kept.path}")
+    with telling(names(plan.cases)) as show:
+        experiment.run(kept, setup, show)
 
 
-def _report(results: Results, options: BenchOptions) -> int:
+def _report(results: Results, options: BenchOptions, outputs: Outputs) -> int:
     """Print and write what was found; 1 when a trial is invalid or an expectation has failed."""
     invalid = sum(bool(trial.invalid) for trial in results.trials)
     sys.stdout.write(tables.show(tables.render(results), sys.stdout))
     verdicts = predicates.check(_predicates(options, results.preset), results)
     if verdicts:
         sys.stdout.write("\n" + tables.show(expectations.render(verdicts), sys.stdout))
-    if options.json or options.csv:
-        from greeterd.bench import export  # noqa: PLC0415
-
-        if options.json:
-            _write(options.json, export.to_json(results))
-        if options.csv:
-            _write(options.csv, export.to_csv(results))
-    if options.html:
-        from greeterd.bench import html  # noqa: PLC0415  only then jinja2 is needed
-
-        _write(options.html, html.render(results))
+    outputs.write(results)
     if invalid:
-        _tell(f"{invalid} of {len(results.trials)} trials are invalid")
+        tell(f"{invalid} of {len(results.trials)} trials are invalid")
     return EX_FAILED if invalid else predicates.exit_code(verdicts)
 
 
@@ -261,27 +252,6 @@ def _predicates(options: BenchOptions, preset: str) -> list[predicates.Predicate
     if options.predicates:
         return predicates.load(options.predicates)
     return predicates.load(predicates.KNOWN_EFFECTS) if preset in {"quick", "full"} else []
-
-
-def _require_writable(path: Path | None) -> None:
-    """Find out by opening it; a file that was not there is not left behind."""
-    if path is None:
-        return
-    try:
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-    _tell(f"written: {path}")
 
 
 def _print_plan(plan: Plan) -> None:
@@ -301,14 +271,10 @@ def _print_plan(plan: Plan) -> None:
 
 def _tell_left_out(left_out: Mapping[str, int]) -> None:
     for reason, count in left_out.items():
-        _tell(f"left out {count} {'case' if count == 1 else 'cases'}: {reason}")
+        tell(f"left out {count} {'case' if count == 1 else 'cases'}: {reason}")
 
 
 def _tell_interrupted(kept: Store) -> None:
     plan, path = kept.header.plan, kept.path
-    _tell(f"interrupted: {len(kept.trials)} of {plan.trials} trials are kept in {path}")
-    _tell(f"go on with: greeter bench --resume {shlex.quote(str(path))}")
-
-
-def _tell(message: str) -> None:
-    print(f"greeter: {escape(message)}", file=sys.stderr)
+    tell(f"interrupted: {len(kept.trials)} of {plan.trials} trials are kept in {path}")
+    tell(f"go on with: greeter bench --resume {shlex.quote(str(path))}")

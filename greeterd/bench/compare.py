@@ -1,0 +1,213 @@
+"""Says where two runs differ: per case that both have, and per metric.
+
+Many comparisons at once find differences in pure noise: of 100 at a level of 95 %, about five.  So
+each is made at a stricter level, by which all of them together hold with LEVEL (C. Bonferroni,
+1936): two runs of the same differ in one place or more with a probability of 5 % or less.  The
+intervals that are shown are those, and a difference is one whose interval leaves out 1 and whose
+ratio is TIE or more.  That the comparisons depend on each other makes it stricter still, not wrong.
+
+B is told of as against A: B is better, B is worse, or they tie.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from rich.console import Group as Together
+from rich.console import RenderableType
+from rich.text import Text
+
+from greeterd.bench.export import UnreadableError
+from greeterd.bench.labels import names, place
+from greeterd.bench.model import Case, Results
+from greeterd.bench.sheets import Group, Sheet
+from greeterd.bench.stats import (
+    COMPARED,
+    LEVEL,
+    TIE,
+    Comparison,
+    Metric,
+    Noise,
+    Summary,
+    compare_cases,
+    pooled_noise,
+    shift,
+    summarise,
+)
+from greeterd.bench.tables import SheetView
+from greeterd.core.printable import escape
+
+Verdict = Literal["better", "worse", "tie"]
+VERDICTS: Final[dict[str, Verdict]] = {"tie": "tie", "a better": "worse", "b better": "better"}
+ENVIRONMENT: Final = ("kernel", "machine", "cpu", "cpus", "python", "greeterd", "commit")
+"""What may explain a difference, and is told when it is not the same."""
+UNKNOWN: Final = 1000.0
+"""A ratio from which on an interval tells nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versus:
+    """One metric of one case in both runs."""
+
+    case: Case
+    found: Comparison
+    verdict: Verdict
+    """Of B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Two runs beside each other."""
+
+    names: dict[Case, str]
+    """Of all cases of both."""
+    pairs: list[Versus]
+    only_a: list[Case]
+    """Cases of which only A has valid trials."""
+    only_b: list[Case]
+    level: float
+    """Of each interval."""
+
+    @property
+    def differences(self) -> list[Versus]:
+        """Those that are no tie."""
+        return [one for one in self.pairs if one.verdict != "tie"]
+
+
+def compare(a: Results, b: Results) -> Comparisons:
+    """Compare the valid trials of the cases that both have.
+
+    Raises:
+        UnreadableError: there is none.
+
+    """
+    mine, theirs = ({one.case: one for one in summarise(r) if one.trials} for r in (a, b))
+    every = sorted({**mine, **theirs}, key=place)
+    both = [(mine[case], theirs[case]) for case in every if case in mine and case in theirs]
+    if not both:
+        raise UnreadableError("there is no case of which both have a valid trial")
+    asked = [
+        (metric, index)
+        for index in range(len(both))
+        for metric in COMPARED
+        if all(one.values(metric) for one in both[index])
+    ]
+    level = 1 - (1 - LEVEL) / max(1, len(asked))
+    pairs = []
+    for metric, index in asked:
+        one, other = both[index]
+        noise = _others(both, index, metric)
+        found = compare_cases(one, other, metric, level=level, others=noise)
+        if found is not None:
+            pairs.append(Versus(one.case, found, VERDICTS[found.verdict]))
+    return Comparisons(
+        names=names(every),
+        pairs=pairs,
+        only_a=[case for case in every if case not in theirs],
+        only_b=[case for case in every if case not in mine],
+        level=level,
+    )
+
+
+def _others(both: Sequence[tuple[Summary, Summary]], index: int, metric: Metric) -> Noise:
+    """Return the noise of a metric in all cases but one."""
+    return pooled_noise(
+        shift(one.values(metric), metric)
+        for place_, pair in enumerate(both)
+        if place_ != index
+        for one in pair
+    )
+
+
+def render(a: Results, b: Results, called: tuple[str, str] = ("A", "B")) -> RenderableType:
+    """Return the comparison for a console of any width; `called` names the two runs.
+
+    Raises:
+        UnreadableError: as `compare`.
+
+    """
+    return show(compare(a, b), a, b, called)
+
+
+def show(found: Comparisons, a: Results, b: Results, called: tuple[str, str]) -> RenderableType:
+    """Return a comparison that has been made, for a console of any width."""
+    parts: list[RenderableType] = [
+        Text(escape(f"{letter}: {name}, {run.environment.date}, {len(run.trials)} trials"))
+        for letter, name, run in zip("AB", called, (a, b), strict=True)
+    ]
+    for field in ENVIRONMENT:
+        here, there = (getattr(run.environment, field) for run in (a, b))
+        if here != there:
+            parts.append(Text(escape(f"Not the same: {field} {here} and {there}."), "yellow"))
+    parts += [Text(), SheetView(sheet(found))]
+    for letter, only in (("A", found.only_a), ("B", found.only_b)):
+        if only:
+            told = "; ".join(found.names[case] for case in only)
+            parts.append(Text(escape(f"Only in {letter}: {told}.")))
+    parts += [Text(), Text(escape(conclude(found)), "bold")]
+    return Together(*parts)
+
+
+def sheet(found: Comparisons) -> Sheet:
+    """Return the table: a group for each case, a row for each metric."""
+    groups: dict[Case, Group] = {}
+    for one in found.pairs:
+        group = groups.setdefault(one.case, Group(found.names[one.case], []))
+        metric = one.found.metric
+        group.rows.append((
+            f"{metric.title}, {metric.unit}",
+            *(number(value) for value in (one.found.a, one.found.b)),
+            _ratio(one.found),
+            one.verdict,
+        ))  # fmt: skip
+    return Sheet(
+        "B against A",
+        f"Medians, and the ratio B/A with its interval, at a level by which all "
+        f"{len(found.pairs)} hold together with {LEVEL:.0%}. Less than {round(100 * (TIE - 1))} % "
+        f"is always a tie.",
+        ("metric", "A", "B", "B/A", "B is"),
+        list(groups.values()),
+        frozenset({"B is"}),
+    )
+
+
+def number(value: float) -> str:
+    """Return a figure in as many digits as one reads."""
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.3f}"  # noqa: PLR2004
+
+
+def _ratio(found: Comparison) -> str:
+    if found.high > UNKNOWN * found.ratio:
+        return f"{found.ratio:.2f} [too few trials]"
+    return f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def conclude(found: Comparisons) -> str:
+    """Return the sentence at the end: whether they differ, where, and what would not be seen."""
+    cases = len({one.case for one in found.pairs})
+    of = f"{len(found.pairs)} comparisons in {cases} {'case' if cases == 1 else 'cases'}"
+    differences = found.differences
+    if not differences:
+        return f"No difference: {of} are ties. {_unseen(found)}"
+    told = []
+    for metric in COMPARED:
+        for verdict in ("worse", "better"):
+            mine = [o for o in differences if o.found.metric is metric and o.verdict == verdict]
+            if mine:
+                ratio = statistics.median(one.found.ratio for one in mine)
+                times = f"{ratio:.2f} times" if len(mine) == 1 else f"about {ratio:.2f} times"
+                told.append(f"{metric.title} is {verdict} in {len(mine)} ({times} A)")
+    return f"B differs from A in {len(differences)} of {of}: {', '.join(told)}."
+
+
+def _unseen(found: Comparisons) -> str:
+    """Tell how large a difference of the rate, or else of any metric, would have been missed."""
+    rates = [one.found for one in found.pairs if one.found.metric.name == "rate"]
+    some = rates or [one.found for one in found.pairs]
+    reach = max(statistics.median(one.high / one.ratio for one in some), TIE)
+    if reach > UNKNOWN:
+        return "There are too few trials to see any."
+    what = "of the rate " if rates else ""
+    return f"A difference {what}of less than {100 * (reach - 1):.0f} % would hardly have been seen."
