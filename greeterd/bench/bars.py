@@ -212,5 +212,6 @@ def _panel(y: float, height: float, ratios: Sequence[float], top: float, total: 
             above = bottom - max(ratio, 1 + band) * scale - 3
             drawn.append(svg.text(middle, above, f"{ratio:.2f}", "small", "middle"))
             drawn.append(svg.text(middle, bottom + 11, str(index + 1), "small", "middle"))
-    drawn.append(svg.box(AXIS_ROOM, bottom - scale - thick / 2, svg.WIDTH, thick, "band"))
+    across = svg.WIDTH - AXIS_ROOM
+    drawn.append(svg.box(AXIS_ROOM, bottom - scale - thick / 2, across, thick, "band"))
     return "".join(drawn)

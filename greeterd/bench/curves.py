@@ -68,7 +68,8 @@ def _latency(name: str, title: str, told: Sequence[tuple[str, Summary]]) -> svg.
         BOTTOM + 34, [(f"line line{index}", called) for index, (called, _) in enumerate(told)]
     )
     said = f"Latency in ms by percentile of {len(told)} cases. " + "; ".join(
-        f"{called}: median {one.latency.p50:.3g}, p99 {one.latency.p99:.3g}" for called, one in told
+        f"{called}: median {milliseconds(one.latency.p50)}, p99 {milliseconds(one.latency.p99)}"
+        for called, one in told
     )
     return svg.Chart(
         name=name,
@@ -80,7 +81,7 @@ def _latency(name: str, title: str, told: Sequence[tuple[str, Summary]]) -> svg.
         rows=[
             (
                 called,
-                *(f"{ms:.3g}" for ms in (of.p50, of.p90, of.p99, of.p999, of.max)),
+                *map(milliseconds, (of.p50, of.p90, of.p99, of.p999, of.max)),
             )
             for called, one in told
             for of in [one.latency]

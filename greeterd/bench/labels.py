@@ -1,6 +1,5 @@
 """Names cases for people: short, and unique within one report."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -125,11 +124,21 @@ def common(cases: Iterable[Case]) -> list[str]:
 
 def _unique(found: dict[Case, str]) -> dict[Case, str]:
     """Return the names with the settings added that a name leaves out, where two are equal."""
-    count = Counter(found.values())
+    groups: dict[str, list[Case]] = {}
+    for case, name in found.items():
+        groups.setdefault(name, []).append(case)
     return {
-        case: name
-        if count[name] == 1
-        else f"{name} [wait {case.wait}, {case.steering}, rate {case.rate:g}, "
-        f"concurrency {case.concurrency}{'' if case.rescue else ', no rescue'}]"
+        case: f"{name} [{_settings(case, groups[name])}]" if len(groups[name]) > 1 else name
         for case, name in found.items()
     }
+
+
+def _settings(case: Case, others: Sequence[Case]) -> str:
+    """Return the settings in which cases differ."""
+    told = []
+    for name in Case.__struct_fields__:
+        if len({getattr(one, name) for one in others}) > 1:
+            value = getattr(case, name)
+            word = ("on" if value else "off") if isinstance(value, bool) else value
+            told.append(f"{name.replace('_', ' ')} {word}")
+    return ", ".join(told)

@@ -26,7 +26,8 @@ def stopped(summaries: Sequence[Summary]) -> Iterator[Finding]:
         lost, share = one.figures["lost_percent"], fair_share(one)
         bare = one.case.mode == "reuseport" and not one.case.rescue
         subject = f"{approach(one.case)}, {words(scenario_of(one.case))}"
-        told = f"{figure(lost, '.1f')} % of the clients lost, 1/N is {share:.1f} %"
+        shown = figure(lost, ".1f" if lost.median >= 1 else ".3f")
+        told = f"{shown} % of the clients lost, 1/N is {share:.1f} %"
         if bare and NEAR[0] * share <= lost.median <= NEAR[1] * share:
             yield Finding("found", f"{subject}: about 1/N is lost: {told}.")
         elif bare:

@@ -77,6 +77,11 @@ def median(one: Summary, name: str, form: str) -> str:
     return NOTHING if found is None else f"{found.median:{form}}"
 
 
+def milliseconds(value: float) -> str:
+    """Return a latency in three digits, or in whole milliseconds."""
+    return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"  # noqa: PLR2004
+
+
 Row = Callable[[Summary], tuple[str, ...] | None]
 
 
@@ -163,12 +168,13 @@ def _balance(shown: Sequence[Block]) -> Sheet:
 
 
 def _latency(shown: Sequence[Block]) -> Sheet:
-    def ms(value: float) -> str:
-        return f"{value:.3g}" if value < 100 else f"{value:.0f}"  # noqa: PLR2004
-
     def row(one: Summary) -> tuple[str, ...] | None:
         of = one.latency
-        return tuple(map(ms, (of.p50, of.p90, of.p99, of.p999, of.max))) if of.count else None
+        return (
+            tuple(map(milliseconds, (of.p50, of.p90, of.p99, of.p999, of.max)))
+            if of.count
+            else None
+        )
 
     return Sheet(
         "Latency, ms",
