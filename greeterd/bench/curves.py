@@ -7,7 +7,7 @@ from typing import Final
 from greeterd.bench import svg
 from greeterd.bench.axes import ceiling, decades, marks, short
 from greeterd.bench.labels import Scenario, approach, describe, scenario_of
-from greeterd.bench.sheets import Block
+from greeterd.bench.sheets import Block, milliseconds
 from greeterd.bench.stats import Figure, Summary
 
 LEFT: Final = 38.0
