@@ -23,6 +23,8 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final, TypeAlias
 
+from greeterd.errors import StartError
+
 CONNECTIONS: Final = 0
 GREETINGS: Final = 1
 EMPTY: Final = 2
@@ -118,7 +120,12 @@ class Scoreboard:
     __slots__ = ("_cells", "fd", "slots")
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
-        """Make the rows, or find them in the memory of a predecessor, `fd` of its scoreboard."""
+        """Make the rows, or find them in the memory of a predecessor, `fd` of its scoreboard.
+
+        Raises:
+            StartError: there can be no such memory (RLIMIT_FSIZE holds for it, too).
+
+        """
         if slots < 1:
             raise ValueError("a scoreboard has at least one slot")
         self.slots: Final = slots
@@ -126,7 +133,11 @@ class Scoreboard:
         # A descriptor, so that the memory outlives the program that made it: see succession.
         self.fd: Final = os.memfd_create("greeterd-scoreboard") if fd is None else fd
         if fd is None:
-            os.ftruncate(self.fd, size)
+            try:
+                os.ftruncate(self.fd, size)
+            except OSError as error:
+                reason = f"{error.strerror} (RLIMIT_FSIZE?)"
+                raise StartError(f"scoreboard of {size} bytes: {reason}") from error
         self._cells: Final = memoryview(mmap.mmap(self.fd, size)).cast("Q")
 
     def row(self, slot: int, place: int) -> Row:

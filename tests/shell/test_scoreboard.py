@@ -1,6 +1,7 @@
 """Counters in memory that processes share."""
 
 import multiprocessing
+import resource
 from dataclasses import fields
 from itertools import product
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greeterd import scoreboard
+from greeterd.errors import StartError
 from greeterd.scoreboard import CELLS, Counters, Scoreboard
 
 NAMES = [field.name for field in fields(Counters)]
@@ -127,3 +129,13 @@ def test_the_open_connections_of_a_dead_worker_count_as_reset() -> None:
     assert board.read(1, 0) == Counters(connections=10, greetings=6, reset=4)
     assert board.read(1, 0).consistent
     assert board.settle(1, 0) == 0
+
+
+def test_memory_that_cannot_be_had_is_told_in_one_line() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StartError, match=r"scoreboard of \d+ bytes: File too large"):
+            Scoreboard(512)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
