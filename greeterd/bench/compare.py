@@ -30,6 +30,7 @@ from greeterd.bench.stats import (
     Metric,
     Noise,
     Summary,
+    combined_noise,
     compare_cases,
     pooled_noise,
     shift,
@@ -94,11 +95,13 @@ def compare(a: Results, b: Results) -> Comparisons:
         if all(one.values(metric) for one in both[index])
     ]
     level = 1 - (1 - LEVEL) / max(1, len(asked))
+    noises = {metric.name: [_noise(pair, metric) for pair in both] for metric in COMPARED}
     pairs = []
     for metric, index in asked:
         one, other = both[index]
-        noise = _others(both, index, metric)
-        found = compare_cases(one, other, metric, level=level, others=noise)
+        rest = [*noises[metric.name][:index], *noises[metric.name][index + 1 :]]
+        others = combined_noise(rest)
+        found = compare_cases(one, other, metric, level=level, others=others)
         if found is not None:
             pairs.append(Versus(one.case, found, VERDICTS[found.verdict]))
     return Comparisons(
@@ -110,14 +113,9 @@ def compare(a: Results, b: Results) -> Comparisons:
     )
 
 
-def _others(both: Sequence[tuple[Summary, Summary]], index: int, metric: Metric) -> Noise:
-    """Return the noise of a metric in all cases but one."""
-    return pooled_noise(
-        shift(one.values(metric), metric)
-        for place_, pair in enumerate(both)
-        if place_ != index
-        for one in pair
-    )
+def _noise(pair: Sequence[Summary], metric: Metric) -> Noise:
+    """Return the noise of a metric in one case of both runs."""
+    return pooled_noise(shift(one.values(metric), metric) for one in pair)
 
 
 def render(a: Results, b: Results, called: tuple[str, str] = ("A", "B")) -> RenderableType:

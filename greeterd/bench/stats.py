@@ -20,6 +20,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Final, Literal
 
@@ -196,10 +197,17 @@ def median_interval(values: Sequence[float]) -> Figure:
     n, middle = len(ordered), statistics.median(ordered)
     if n < FEW:
         return Figure(middle, ordered[0], ordered[-1], n, 1 - 2.0 ** (1 - n))
-    random = Random(1)  # noqa: S311 - a simulation
-    medians = sorted(statistics.median(random.choices(ordered, k=n)) for _ in range(RESAMPLES))
+    medians = sorted((ordered[i] + ordered[j]) / 2 for i, j in _middles(n))
     tail = round(RESAMPLES * (1 - LEVEL) / 2)
     return Figure(middle, medians[tail], medians[-1 - tail], n, LEVEL)
+
+
+@lru_cache(maxsize=64)
+def _middles(n: int) -> tuple[tuple[int, int], ...]:
+    """Return for each resample of n ordered values which two are in its middle."""
+    random = Random(1)  # noqa: S311 - a simulation
+    draws = (sorted(random.choices(range(n), k=n)) for _ in range(RESAMPLES))
+    return tuple((drawn[(n - 1) // 2], drawn[n // 2]) for drawn in draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +220,18 @@ class Noise:
 
 def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise:
     """Return the variance within samples, each of positive values about a mean of its own."""
+    logs = [[math.log(value) for value in sample] for sample in samples]
+    return combined_noise(
+        Noise(statistics.variance(sample), len(sample) - 1) for sample in logs if len(sample) > 1
+    )
+
+
+def combined_noise(noises: Iterable[Noise]) -> Noise:
+    """Return the mean variance, weighted by degrees of freedom, and how many there are in all."""
     total, degrees = 0.0, 0
-    for sample in samples:
-        logs = [math.log(value) for value in sample]
-        if len(logs) > 1:
-            total += statistics.variance(logs) * (len(logs) - 1)
-            degrees += len(logs) - 1
+    for noise in noises:
+        total += noise.variance * noise.degrees
+        degrees += noise.degrees
     return Noise(total / degrees if degrees else 0.0, degrees)
 
 

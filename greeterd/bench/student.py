@@ -1,8 +1,10 @@
 """The quantiles of Student's t, for whole degrees of freedom."""
 
 import math
+from functools import lru_cache
 
 
+@lru_cache(maxsize=256)
 def student_quantile(probability: float, degrees: int) -> float:
     """Return the t that a Student's t stays below with a probability from 0.5 to below 1."""
     low, high = 0.0, 1.0
