@@ -49,7 +49,7 @@ def test_no_two_rows_share_a_cache_line() -> None:
     assert scoreboard._ROW_BYTES >= 8 * CELLS
 
 
-@pytest.mark.parametrize("place", [(0, 0), (3, 0), (1, 2), (1, -1)])
+@pytest.mark.parametrize("place", [(-1, 0), (3, 0), (1, 2), (1, -1)])
 def test_a_row_that_does_not_exist_is_refused(place: tuple[int, int]) -> None:
     with pytest.raises(IndexError, match="no row"):
         Scoreboard(2).row(*place)
