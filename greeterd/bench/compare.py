@@ -197,7 +197,7 @@ def conclude(found: Comparisons) -> str:
                 ratio = statistics.median(one.found.ratio for one in mine)
                 times = f"{ratio:.2f} times" if len(mine) == 1 else f"about {ratio:.2f} times"
                 told.append(f"{metric.title} is {verdict} in {len(mine)} ({times} A)")
-    return f"B differs from A in {len(differences)} of {of}: {', '.join(told)}."
+    return f"B differs from A in {len(differences)} of {of}: {'; '.join(told)}."
 
 
 def _unseen(found: Comparisons) -> str:

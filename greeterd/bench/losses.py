@@ -59,6 +59,6 @@ def others(summaries: Sequence[Summary]) -> Iterator[Finding]:
             said = (
                 f"clients lost: {'; '.join(told)}"
                 if lost
-                else f"no client is lost ({len(told)} cases)"
+                else f"no client is lost ({len(told)} {'case' if len(told) == 1 else 'cases'})"
             )
             yield Finding("found", f"With {FAULTS[fault]}, {said}.")
