@@ -1,0 +1,288 @@
+"""Reports as files and in a terminal: well-formed, complete, with nothing from elsewhere."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+
+from greeterd.bench import export, extras, html, store
+from greeterd.bench.charts import make_charts
+from greeterd.bench.export import COLUMNS, UnreadableError, read, to_csv, to_json
+from greeterd.bench.model import Case, Results, Trial
+from greeterd.bench.plan import Plan
+from greeterd.bench.stats import summarise
+from greeterd.bench.tables import render, show
+from tests.bench_results import ARTICLE, ENVIRONMENT, WIDE, make_results
+
+SVG = "{http://www.w3.org/2000/svg}"
+VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
+WIDE_RUN = make_results([replace(case, greetings=1000) for case in WIDE], 3)
+ARTICLE_RUN = make_results(ARTICLE, 3)
+FAILED = replace(
+    ARTICLE_RUN,
+    trials=[
+        replace(one, invalid="it <died>\x1b[31m & that", load=None) for one in ARTICLE_RUN.trials
+    ],
+)
+RUNS = {"wide": WIDE_RUN, "article": ARTICLE_RUN, "failed": FAILED}
+
+
+class Page(HTMLParser):
+    """Reads a page, and fails where an end does not belong to the last beginning."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a beginning."""
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what begins and ends at once."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close what was opened last."""
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def page(request: pytest.FixtureRequest) -> str:
+    """Return a report."""
+    return html.render(RUNS[request.param])
+
+
+def drawings(page: str) -> list[ET.Element]:
+    return [ET.fromstring(one) for one in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+def test_a_page_is_well_formed_and_no_two_things_have_one_name(page: str) -> None:
+    named = [attributes["id"] for _, attributes in Page(page).tags if "id" in attributes]
+    assert len(named) == len(set(named))
+    assert page.startswith("<!DOCTYPE html>")
+
+
+def test_a_page_needs_nothing_but_itself(page: str) -> None:
+    parsed = Page(page)
+    assert {"script", "link", "img", "iframe", "object", "embed"}.isdisjoint(
+        tag for tag, _ in parsed.tags
+    )
+    for _, attributes in parsed.tags:
+        assert {"src", "href", "srcset", "xlink:href", "style"}.isdisjoint(attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"@import|url\(", page)
+    assert set(re.findall(r"https?://[^\"' ]+", page)) <= {"http://www.w3.org/2000/svg"}
+
+
+def test_a_page_is_for_light_dark_phone_and_paper(page: str) -> None:
+    for rule in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem"):
+        assert rule in page
+    assert 'name="viewport"' in page
+
+
+def test_every_drawing_says_in_words_what_it_shows() -> None:
+    page = html.render(WIDE_RUN)
+    shown = drawings(page)
+    assert len(shown) > 8
+    for one in shown:
+        assert one.get("role") == "img"
+        title, description = one.find(f"{SVG}title"), one.find(f"{SVG}desc")
+        assert title is not None
+        assert description is not None
+        assert title.text
+        assert description.text
+        assert one.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+    assert page.count("<summary>Figures</summary>") == len(shown)
+
+
+def test_every_chart_has_a_title_a_unit_and_a_table_of_its_figures() -> None:
+    charts = [one for _, some in make_charts(summarise(WIDE_RUN)) for one in some]
+    page = html.render(WIDE_RUN)
+    for chart in charts:
+        assert f'{chart.title} <span class="unit">({chart.unit})' in page
+        assert chart.title.split(":")[0] in chart.drawing
+        assert chart.rows
+        assert {len(row) for row in chart.rows} == {len(chart.head)}
+        for word in chart.unit.replace(",", "").split():
+            assert word in chart.drawing.replace("greetings per second", "greetings/s").replace(
+                "milliseconds", "ms"
+            ), (chart.title, word)
+
+
+def test_no_drawing_reaches_beyond_its_frame() -> None:
+    for one in drawings(html.render(WIDE_RUN)):
+        width, height = map(float, str(one.get("viewBox")).split()[2:])
+        for box in one.iter(f"{SVG}rect"):
+            x, y, across, down = (float(str(box.get(n))) for n in ("x", "y", "width", "height"))
+            assert -0.1 <= x <= x + across <= width + 0.1
+            assert -0.1 <= y <= y + down <= height + 0.1
+        for line in one.iter(f"{SVG}polyline"):
+            for point in str(line.get("points")).split():
+                x, y = map(float, point.split(","))
+                assert -0.1 <= x <= width + 0.1
+                assert -0.1 <= y <= height + 0.1
+
+
+def test_text_is_escaped(page: str) -> None:
+    assert "A CPU &lt;of&gt; some &amp; kind" in page
+    assert "<of>" not in page
+    assert "<died>" not in page
+
+
+def test_a_run_without_a_valid_trial_is_reported_as_that() -> None:
+    page = html.render(FAILED)
+    assert "6 of 6 trials are invalid and left out" in page
+    assert "it &lt;died&gt;" in page
+    assert drawings(page) == []
+    assert page.count("There is no valid trial.") == 1
+    assert html.render(replace(FAILED, trials=[])).count("There is no valid trial.") == 1
+    assert "There is no valid trial." not in html.render(ARTICLE_RUN)
+
+
+def test_without_jinja2_the_report_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda _name: None)
+    with pytest.raises(extras.MissingPackageError, match=r"jinja2 .*greeterd\[bench\]"):
+        html.render(ARTICLE_RUN)
+
+
+# The terminal -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_report_is_no_wider_than_its_terminal(name: str) -> None:
+    console = Console(width=80, no_color=True, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(render(RUNS[name]))
+    assert max(map(len, capture.get().splitlines())) <= 80
+
+
+def test_in_a_pipe_nothing_is_folded_or_coloured() -> None:
+    text = show(render(WIDE_RUN), io.StringIO())
+    assert "\x1b" not in text
+    long = "inherit is as even as chance or more in 5 of 5 cases"
+    (line,) = (line for line in text.splitlines() if long in line)
+    assert line.endswith(".")
+    assert len(line) > 120
+    for title in ("Time and workers", "Cost", "Balance", "Latency, ms", "Wake-ups", "Losses"):
+        assert title in text
+
+
+def test_what_a_server_said_cannot_change_the_terminal() -> None:
+    text = show(render(FAILED), io.StringIO())
+    assert "\x1b" not in text
+    assert "it <died>\\x1b[31m & that" in text
+
+
+# JSON and CSV -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_json_is_read_as_what_was_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(to_json(RUNS[name]))
+    assert read(path) == RUNS[name]
+
+
+def test_what_a_run_has_kept_is_read_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "anything"
+    plan = Plan(preset="article", cases=ARTICLE, repeats=3, seed=1)
+    kept = store.create(path, store.Header(environment=ENVIRONMENT, plan=plan))
+    for trial in ARTICLE_RUN.trials[:2]:
+        kept.append(trial)
+    kept.close()
+    found = read(path)
+    assert (found.trials, found.planned) == (ARTICLE_RUN.trials[:2], 6)
+    with path.open("ab") as file:
+        file.write(b'{"case":')  # a run that is under way, or was cut off
+    assert read(path) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no results"),
+        (b"[]", "holds no results"),
+        (b"{}", "holds no results"),
+        (b'{"format":1}', "holds no results"),
+        (b'{"format":2}', "has format 2; this program knows 1"),
+        (b"\xff\xfe", "holds no results"),
+        (b'{"kind":"greeter bench"}\n', "holds no results"),
+        (b'{"kind":"other"}', "holds no results"),
+    ],
+)
+def test_another_file_is_refused_by_its_name(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match=rf"other\.json.* {reason}") as refused:
+        read(path)
+    assert refused.value.exit_code == 66
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match=r"none: No such file"):
+        read(tmp_path / "none")
+    with pytest.raises(UnreadableError, match="Is a directory"):
+        read(tmp_path)
+
+
+def rows(results: Results) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(to_csv(results), newline="")))
+
+
+def test_csv_has_a_line_for_each_trial_with_its_figures() -> None:
+    found = rows(WIDE_RUN)
+    assert list(found[0]) == list(COLUMNS)
+    assert len(found) == len(WIDE_RUN.trials)
+    for row, trial in zip(found, WIDE_RUN.trials, strict=True):
+        assert float(row["rate_per_second"]) == trial.rate
+        assert trial.load is not None
+        assert float(row["latency_p999_ms"]) == trial.load.latency.p999
+        assert row["greetings_per_worker"].split() == list(map(str, trial.per_worker))
+        assert (row["mode"], row["rescue"]) == (
+            trial.case.mode,
+            "on" if trial.case.rescue else "off",
+        )
+
+
+def test_csv_has_every_field_of_a_case_and_a_unit_in_every_name() -> None:
+    fields = set(Case.__struct_fields__) - {"rate"}
+    assert fields <= set(COLUMNS)
+    figures = set(COLUMNS) - fields - {"trial", "order", "invalid"}
+    assert [
+        name
+        for name in figures
+        if not re.search(
+            r"(_ms|_us|_seconds?|_utc|_index|_clients|_sockets|_processes|_per_\w+)$|^counted|"
+            r"^uncertain|_bottleneck$",
+            name,
+        )
+    ] == []
+
+
+def test_csv_keeps_invalid_trials_and_leaves_empty_what_is_not_known() -> None:
+    trial = Trial(case=Case(), repeat=0, order=3, began="now", invalid='said "no",\nand died')
+    (row,) = rows(replace(ARTICLE_RUN, trials=[trial]))
+    assert row["invalid"] == trial.invalid
+    assert (row["order"], row["trial"]) == ("4", "1")
+    for name in ("latency_p50_ms", "duration_seconds", "counted_in_logs", "jain_index"):
+        assert row[name] == ""
+
+
+def test_csv_errors_are_told_by_kind() -> None:
+    assert export.COLUMNS["errors_clients"](WIDE_RUN.trials[0]) == ""
+    (first, *_) = (one for one in WIDE_RUN.trials if one.lost > 100)
+    assert export.COLUMNS["errors_clients"](first) == f"timeout={first.lost}"
