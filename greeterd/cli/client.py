@@ -31,10 +31,12 @@ from greeterd.errors import GreeterdError, UsageError
 EXIT_CODES: Final = """\
 Exit codes:
 
-- 0: every greeting was sent (with --wait-reply: answered); bench: every trial is valid
+- 0: every greeting was sent (with --wait-reply: answered); bench: every trial is valid; bench
+  compare: no difference
 - 1: some were not; each kind of failure is counted; bench: a trial is invalid, or an expectation
-  has failed
+  has failed; bench compare: there is a difference
 - 2: the command line is wrong, or there are no names
+- 66: bench report, bench compare: a file cannot be read, or holds no results
 - 69: nobody listens at the address, or it cannot be connected to at all; bench: the address is
   taken, or a package is missing
 - 70: a sending process of a load has died

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from greeterd import errors
-from greeterd.bench import peers, predicates
+from greeterd.bench import export, peers, predicates
 from greeterd.cli import client, ctl
 from greeterd.config import Config
 from greeterd.core.events import Life
@@ -244,6 +244,10 @@ def test_the_fields_and_metrics_of_an_expectation_are_those_of_the_code() -> Non
 def test_the_expectation_that_is_shown_makes_sense() -> None:
     (one,) = predicates.parse(block("Expectations", "toml", "[[expect]]"))
     assert one.than == {"mode": "inherit"}
+
+
+def test_the_columns_of_csv_are_those_of_the_code() -> None:
+    assert column("CSV columns") == list(export.COLUMNS)
 
 
 def test_the_peers_are_those_of_the_code() -> None:
