@@ -31,7 +31,7 @@ from tests.system.sizes import sized
 LIMIT = 4096
 TIMEOUT = 1.5  # seconds until the daemon has had enough of a silent client
 
-both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
 @dataclass

@@ -33,7 +33,7 @@ def init_of(server: Daemon) -> psutil.Process:
     return init
 
 
-@pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+@pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_as_pid_1_it_serves_and_stops_as_orchestrators_ask(
     daemon: StartDaemon, mode: str, number: signal.Signals

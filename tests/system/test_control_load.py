@@ -30,7 +30,7 @@ MOST = 6  # workers
 STALL = 0.1
 NOISE = 2.0  # the bar is this times what the machine costs anyone, if that is more than STALL
 FORKS = sized(200, 60)
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from tests.system.harness import Daemon, Record, records
 
 LOG, DESCRIPTORS, LIMIT = 1, 2, 3  # why a worker is blocked, as in the status
 CLIENTS = 2_000  # more than there is room for
-LITTLE = 256 * 1024  # bytes of room; the scoreboard is a file, too, and has to fit
+LITTLE = 320 * 1024  # bytes of room; the scoreboard is a file, too, and has to fit
 
 both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 

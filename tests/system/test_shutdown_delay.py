@@ -14,7 +14,7 @@ from tests.system.clients import Load, greet
 from tests.system.conftest import StartDaemon
 
 DELAY = 2.0
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 PROMPT = 10.0  # seconds within which a stop that does not wait has ended on a busy machine
 
 

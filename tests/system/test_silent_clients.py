@@ -14,7 +14,7 @@ from tests.system.silent import allow_descriptors, compare, measure
 
 SILENT = 1_000
 
-both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
 @both_modes

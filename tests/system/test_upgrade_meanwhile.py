@@ -20,7 +20,7 @@ from tests.system.footprint import Footprint
 from tests.system.image import Image, versions
 from tests.system.test_lifecycle import finish, terminal, unfinished
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 LATER = "the daemon was upgraded first: ask again"
 
 

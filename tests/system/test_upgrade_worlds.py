@@ -18,7 +18,7 @@ from tests.system.harness import Daemon
 from tests.system.image import Image, versions
 from tests.system.test_lifecycle import finish, terminal, unfinished
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
 def upgrade(server: Daemon, image: Image, version: str) -> None:
