@@ -21,7 +21,7 @@ from rich.text import Text
 from greeterd.bench.export import UnreadableError
 from greeterd.bench.labels import names, place
 from greeterd.bench.model import Case, Results
-from greeterd.bench.sheets import Group, Sheet
+from greeterd.bench.sheets import NOTHING, Group, Sheet
 from greeterd.bench.stats import (
     COMPARED,
     LEVEL,
@@ -37,6 +37,7 @@ from greeterd.bench.stats import (
     summarise,
 )
 from greeterd.bench.tables import SheetView
+from greeterd.bench.together import compare_together
 from greeterd.core.printable import escape
 
 Verdict = Literal["better", "worse", "tie"]
@@ -49,9 +50,10 @@ UNKNOWN: Final = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class Versus:
-    """One metric of one case in both runs."""
+    """One metric in both runs."""
 
-    case: Case
+    case: Case | None
+    """None is all together."""
     found: Comparison
     verdict: Verdict
     """Of B."""
@@ -64,6 +66,9 @@ class Comparisons:
     names: dict[Case, str]
     """Of all cases of both."""
     pairs: list[Versus]
+    """By case, each with all its metrics."""
+    together: list[Versus]
+    """By metric, of all cases that both have; none of a single case."""
     only_a: list[Case]
     """Cases of which only A has valid trials."""
     only_b: list[Case]
@@ -73,7 +78,7 @@ class Comparisons:
     @property
     def differences(self) -> list[Versus]:
         """Those that are no tie."""
-        return [one for one in self.pairs if one.verdict != "tie"]
+        return [one for one in (*self.pairs, *self.together) if one.verdict != "tie"]
 
 
 def compare(a: Results, b: Results) -> Comparisons:
@@ -94,7 +99,8 @@ def compare(a: Results, b: Results) -> Comparisons:
         for metric in COMPARED
         if all(one.values(metric) for one in both[index])
     ]
-    level = 1 - (1 - LEVEL) / max(1, len(asked))
+    number_of = len(asked) + (len(COMPARED) if len(both) > 1 else 0)
+    level = 1 - (1 - LEVEL) / max(1, number_of)
     noises = {metric.name: [_noise(pair, metric) for pair in both] for metric in COMPARED}
     pairs = []
     for metric, index in asked:
@@ -104,9 +110,11 @@ def compare(a: Results, b: Results) -> Comparisons:
         found = compare_cases(one, other, metric, level=level, others=others)
         if found is not None:
             pairs.append(Versus(one.case, found, VERDICTS[found.verdict]))
+    means = [compare_together(both, metric, level=level) for metric in COMPARED]
     return Comparisons(
         names=names(every),
         pairs=pairs,
+        together=[Versus(None, one, VERDICTS[one.verdict]) for one in means if one is not None],
         only_a=[case for case in every if case not in theirs],
         only_b=[case for case in every if case not in mine],
         level=level,
@@ -149,21 +157,22 @@ def show(found: Comparisons, a: Results, b: Results, called: tuple[str, str]) ->
 
 def sheet(found: Comparisons) -> Sheet:
     """Return the table: a group for each case, a row for each metric."""
-    groups: dict[Case, Group] = {}
-    for one in found.pairs:
-        group = groups.setdefault(one.case, Group(found.names[one.case], []))
+    groups: dict[Case | None, Group] = {}
+    for one in (*found.pairs, *found.together):
+        called = found.names[one.case] if one.case else "all together: the mean of the ratios"
+        group = groups.setdefault(one.case, Group(called, []))
         metric = one.found.metric
         group.rows.append((
             f"{metric.title}, {metric.unit}",
-            *(number(value) for value in (one.found.a, one.found.b)),
+            *(number(v) if one.case else NOTHING for v in (one.found.a, one.found.b)),
             _ratio(one.found),
             one.verdict,
         ))  # fmt: skip
     return Sheet(
         "B against A",
-        f"Medians, and the ratio B/A with its interval, at a level by which all "
-        f"{len(found.pairs)} hold together with {LEVEL:.0%}. Less than {round(100 * (TIE - 1))} % "
-        f"is always a tie.",
+        "Medians, and the ratio B/A with its interval, at a level by which all "
+        f"{len(found.pairs) + len(found.together)} hold together with {LEVEL:.0%}. Less than "
+        f"{round(100 * (TIE - 1))} % is always a tie.",
         ("metric", "A", "B", "B/A", "B is"),
         list(groups.values()),
         frozenset({"B is"}),
@@ -186,26 +195,37 @@ def conclude(found: Comparisons) -> str:
     """Return the sentence at the end: whether they differ, where, and what would not be seen."""
     cases = len({one.case for one in found.pairs})
     of = f"{len(found.pairs)} comparisons in {cases} {'case' if cases == 1 else 'cases'}"
-    differences = found.differences
-    if not differences:
+    of += f" and {len(found.together)} of all together" if found.together else ""
+    if not found.differences:
         return f"No difference: {of} are ties. {_unseen(found)}"
+    told, together = _told(found.pairs), _told(found.together)
+    told += [f"all together: {'; '.join(together)}"] if together else []
+    return f"B differs from A in {len(found.differences)} of {of}: {'; '.join(told)}."
+
+
+def _told(some: Sequence[Versus]) -> list[str]:
+    """Return for each metric in words where B is better, and where worse."""
     told = []
     for metric in COMPARED:
         for verdict in ("worse", "better"):
-            mine = [o for o in differences if o.found.metric is metric and o.verdict == verdict]
+            mine = [o for o in some if o.found.metric is metric and o.verdict == verdict]
             if mine:
                 ratio = statistics.median(one.found.ratio for one in mine)
                 times = f"{ratio:.2f} times" if len(mine) == 1 else f"about {ratio:.2f} times"
-                told.append(f"{metric.title} is {verdict} in {len(mine)} ({times} A)")
-    return f"B differs from A in {len(differences)} of {of}: {'; '.join(told)}."
+                where = f" in {len(mine)}" if mine[0].case else ""
+                told.append(f"{metric.title} is {verdict}{where} ({times} A)")
+    return told
 
 
 def _unseen(found: Comparisons) -> str:
-    """Tell how large a difference of the rate, or else of any metric, would have been missed."""
-    rates = [one.found for one in found.pairs if one.found.metric.name == "rate"]
-    some = rates or [one.found for one in found.pairs]
-    reach = max(statistics.median(one.high / one.ratio for one in some), TIE)
-    if reach > UNKNOWN:
+    """Tell how large a difference of the rate would have been missed."""
+    limits = []
+    for some, where in ((found.pairs, "in one case"), (found.together, "in all")):
+        rates = [one.found for one in some if one.found.metric.name == "rate"]
+        if rates:
+            reach = max(statistics.median(one.high / one.ratio for one in rates), TIE)
+            limits.append((reach, where))
+    if not limits or min(limits)[0] > UNKNOWN:
         return "There are too few trials to see any."
-    what = "of the rate " if rates else ""
-    return f"A difference {what}of less than {100 * (reach - 1):.0f} % would hardly have been seen."
+    told = " or ".join(f"{100 * (reach - 1):.0f} % {where}" for reach, where in limits)
+    return f"A difference of the rate of less than {told} would hardly have been seen."

@@ -295,13 +295,14 @@ def compare_values(
         ratio=ratio,
         low=low,
         high=high,
-        verdict=_verdict(ratio, low, high, metric),
+        verdict=verdict_of(ratio, low, high, metric),
     )
 
 
-def _verdict(
+def verdict_of(
     ratio: float, low: float, high: float, metric: Metric
 ) -> Literal["tie", "a better", "b better"]:
+    """Tell which is better by the ratio of b over a and its interval."""
     if low <= 1 <= high or 1 / TIE < ratio < TIE:
         return "tie"
     return "b better" if (ratio > 1) == (metric.better == "higher") else "a better"

@@ -1,5 +1,8 @@
 """Two runs of the same have no difference, and a slower build is found."""
 
+import math
+from itertools import pairwise
+
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
@@ -34,7 +37,10 @@ def test_a_run_does_not_differ_from_itself(trials: int) -> None:
     assert found.differences == []
     assert len(found.pairs) == len(QUICK) * len(COMPARED)
     assert all(one.found.ratio == 1 for one in found.pairs)
-    assert conclude(found).startswith("No difference: 42 comparisons in 6 cases are ties.")
+    assert all(one.found.ratio == 1 for one in found.together)
+    assert conclude(found).startswith(
+        "No difference: 42 comparisons in 6 cases and 7 of all together are ties."
+    )
 
 
 @pytest.mark.parametrize("trials", [3, 4, 5])
@@ -60,8 +66,43 @@ def test_a_build_that_is_slower_by_30_percent_is_found(trials: int) -> None:
 
 def test_many_comparisons_are_made_at_a_stricter_level() -> None:
     few, many = (compare(run, run) for run in (make_results(QUICK[:1]), make_results(QUICK)))
-    assert 1 - few.level == pytest.approx((1 - LEVEL) / len(few.pairs))
-    assert 1 - many.level == pytest.approx((1 - few.level) / len(QUICK))
+    assert 1 - few.level == pytest.approx((1 - LEVEL) / len(COMPARED))
+    assert 1 - many.level == pytest.approx((1 - few.level) / (len(QUICK) + 1))
+    assert (few.together, len(many.together)) == ([], len(COMPARED))
+
+
+def test_what_noise_hides_in_each_case_is_seen_in_all_together() -> None:
+    found = 0
+    for pair in range(PAIRS // 3):
+        before = make_results(QUICK, 6, seed=2 * pair, noise=0.15)
+        after = make_results(QUICK, 6, seed=2 * pair + 1, noise=0.15, slowdown=1.3)
+        told = compare(before, after)
+        together = {one.found.metric.name for one in told.differences if one.case is None}
+        each = {one.case for one in told.differences if one.found.metric.name == "rate"}
+        assert len(each) < len(QUICK)
+        found += "rate" in together
+    assert found >= 0.9 * (PAIRS // 3)
+
+
+def test_noise_in_all_cases_is_no_difference_of_all() -> None:
+    runs = [make_results(QUICK, 3, seed=seed, noise=0.3) for seed in range(PAIRS // 3)]
+    differ = sum(bool(compare(a, b).differences) for a, b in pairwise(runs))
+    assert differ <= 0.1 * len(runs)
+
+
+def test_of_one_trial_all_together_tells_nothing() -> None:
+    found = compare(make_results(QUICK, 1), make_results(QUICK, 1, seed=2, slowdown=3))
+    assert found.differences == []
+    assert {(one.found.low, one.found.high) for one in found.together} == {(0.0, math.inf)}
+
+
+def test_cases_of_one_trial_borrow_the_noise_of_the_others() -> None:
+    a, b = (
+        replace(run, trials=[one for one in run.trials if one.repeat == 0 or one.case == QUICK[0]])
+        for run in (make_results(QUICK, 6), make_results(QUICK, 6, seed=2, slowdown=2))
+    )
+    together = {one.found.metric.name: one.verdict for one in compare(a, b).together}
+    assert (together["rate"], together["cpu_us"]) == ("worse", "worse")
 
 
 def test_what_is_better_and_worse_is_told_of_b() -> None:
@@ -101,8 +142,8 @@ def test_one_trial_a_side_tells_nothing_and_says_so() -> None:
 
 def test_what_would_not_have_been_seen_is_told() -> None:
     sharp, blunt = (make_results(QUICK, noise=noise) for noise in (0.001, 0.2))
-    assert "of the rate of less than 10 %" in conclude(compare(sharp, sharp))
-    assert "of the rate of less than 10 %" not in conclude(compare(blunt, blunt))
+    assert "of less than 10 % in one case or 10 % in all" in conclude(compare(sharp, sharp))
+    assert "of less than 10 %" not in conclude(compare(blunt, blunt))
 
 
 def test_losses_that_are_sure_are_a_difference() -> None:
@@ -126,7 +167,7 @@ def test_another_machine_or_program_is_told_of() -> None:
 def test_the_table_has_a_row_for_each_case_and_metric_and_fits_a_terminal() -> None:
     a, b = make_results(QUICK), make_results(QUICK, slowdown=1.5, seed=3)
     found = sheet(compare(a, b))
-    assert [len(group.rows) for group in found.groups] == [len(COMPARED)] * len(QUICK)
+    assert [len(group.rows) for group in found.groups] == [len(COMPARED)] * (len(QUICK) + 1)
     shown = words(a, b)
     assert max(map(len, shown.splitlines())) <= 80
     assert "rate, greetings/s" in shown

@@ -594,7 +594,7 @@ def test_help_lists_every_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 0
         shown = capfd.readouterr().out
         codes = re.findall(r"^- (\d+):", EXIT_CODES, re.MULTILINE)
-        assert codes == ["0", "1", "2", "69", "70", "74", "130", "141"]
+        assert codes == ["0", "1", "2", "66", "69", "70", "74", "130", "141"]
         assert all(re.search(rf" {code}: ", shown) for code in codes)
 
 
