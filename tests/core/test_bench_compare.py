@@ -18,7 +18,7 @@ QUICK = [
     *(Case(wait=wait, greetings=400) for wait in WAITS),
     *(Case(mode=mode, greetings=400) for mode in ("reuseport", "handoff")),
 ]
-PAIRS = 60
+PAIRS = 36
 """Of runs that are compared; at 5 % of noise, 3 trials a case find 30 % in all of 100 pairs."""
 
 

@@ -12,11 +12,12 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from greeterd.bench import export, extras, html, store
+from greeterd.bench import export, extras, html, store, svg
 from greeterd.bench.charts import make_charts
 from greeterd.bench.export import COLUMNS, UnreadableError, read, to_csv, to_json
 from greeterd.bench.model import Case, Results, Trial
 from greeterd.bench.plan import Plan
+from greeterd.bench.sheets import make_sheets
 from greeterd.bench.stats import summarise
 from greeterd.bench.tables import render, show
 from tests.bench_results import ARTICLE, ENVIRONMENT, WIDE, make_results
@@ -143,6 +144,12 @@ def test_text_is_escaped(page: str) -> None:
     assert "<died>" not in page
 
 
+def test_text_of_a_drawing_is_escaped() -> None:
+    drawn = svg.picture("a", "<b>", "c & d", 9, [svg.text(0, 0, "<e> & f")])
+    found = ET.fromstring(drawn)
+    assert [one.text for one in found] == ["<b>", "c & d", "<e> & f"]
+
+
 def test_a_run_without_a_valid_trial_is_reported_as_that() -> None:
     page = html.render(FAILED)
     assert "6 of 6 trials are invalid and left out" in page
@@ -168,6 +175,18 @@ def test_a_report_is_no_wider_than_its_terminal(name: str) -> None:
     with console.capture() as capture:
         console.print(render(RUNS[name]))
     assert max(map(len, capture.get().splitlines())) <= 80
+
+
+def test_in_a_narrow_terminal_names_are_folded_and_figures_never() -> None:
+    console = Console(width=80, no_color=True, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(render(WIDE_RUN))
+    text = capture.get()
+    for sheet in make_sheets(summarise(WIDE_RUN)):
+        figures = [i for i, head in enumerate(sheet.head) if i and head not in sheet.words]
+        for group in sheet.groups:
+            for row in group.rows:
+                assert all(row[index] in text for index in figures)
 
 
 def test_in_a_pipe_nothing_is_folded_or_coloured() -> None:
