@@ -22,6 +22,7 @@ from tests.core.supervised import (
     Daemon,
     died,
     hand_over,
+    kill,
     left,
     ready,
     reload,
@@ -214,3 +215,26 @@ def test_jitter_takes_off_up_to_a_half() -> None:
     assert backoff_delay(2, 0.5) == pytest.approx(0.075)
     assert backoff_delay(2, 0.999999) == pytest.approx(0.05, rel=1e-3)
     assert backoff_delay(99, 0.999999) == pytest.approx(15.0, rel=1e-3)
+
+
+def test_a_worker_that_leaves_of_its_own_is_killed_when_it_does_not_get_done() -> None:
+    daemon = started(1, policy=Policy(graceful_timeout=10.0))
+    daemon.tell(Leaving(WorkerId(1)))
+    daemon.tell(ready(2))
+    assert daemon.wait(9.9) == []
+    assert daemon.wait(0.2) == [kill(1)]
+
+
+def test_that_it_has_left_is_no_death() -> None:
+    daemon = started(1)
+    daemon.tell(Leaving(WorkerId(1)))
+    daemon.tell(left(1))
+    assert daemon.supervisor.restarts == []
+    assert daemon.supervisor.slots[SlotIndex(1)].failures == 0
+
+
+def test_who_does_not_serve_cannot_leave_of_its_own() -> None:
+    daemon = Daemon(1, policy=Policy())
+    daemon.tell(Tick())
+    assert daemon.tell(Leaving(WorkerId(1)), Leaving(WorkerId(7))) == []
+    assert daemon.lives(1) == [Life.STARTING]
