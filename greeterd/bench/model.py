@@ -144,6 +144,8 @@ class Trial(Struct, frozen=True, kw_only=True):
     listener: Listener = Listener()
     lost: int = 0
     """Clients that were not served in order."""
+    faults: int = 0
+    """How many faults there were: workers stopped or killed, reloads asked for."""
     counts: Counts = Counts(client=0)
     invalid: str = ""
     """Why this trial says nothing; empty when it is valid."""
