@@ -1,12 +1,14 @@
 """Hurts a running server while the load runs: a worker stopped, one killed or a reload each second.
 
 The first comes when the first measured greeting has been logged, so that the load, and not the
-start of its processes, meets it.  A stopped worker stays so until the load has ended.
+start of its processes, meets it.  A stopped worker stays so until the load has ended: `objection`
+tells when it has not, which its trial would not show.
 """
 
 import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP
 from typing import Final
 
@@ -56,6 +58,15 @@ class Injector:
             case _:
                 pass
 
+    def objection(self) -> str:
+        """Return why the fault was not what it should have been; empty when it was."""
+        fault = self.server.case.fault
+        if fault != "none" and not self.done:
+            return f"the load had ended before the fault ({fault})"
+        if self._stopped is not None and not _is_stopped(self._stopped):
+            return "the stopped worker did not stay so until the load had ended"
+        return ""
+
     def end(self) -> None:
         """Let a stopped worker go on."""
         if self._stopped is not None:
@@ -86,3 +97,9 @@ class Injector:
 
 def _serves(worker: WorkerStatus, slot: int) -> bool:
     return worker.slot == slot and worker.state == "ready" and not worker.leaving
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False

@@ -13,7 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import repeat, zip_longest
 from time import monotonic_ns
 from typing import Final
 
@@ -234,6 +234,16 @@ def _unreachable(options: LoadOptions, address: Address, reason: str) -> Unreach
     return UnreachableError(f"cannot connect to {address}: {reason}{hint}")
 
 
+def _lasted(spans: Sequence[Sequence[tuple[int, int]]]) -> int:
+    """Return how long the phases of all processes lasted, without the pauses in between."""
+    total = 0
+    for phase in zip_longest(*spans, fillvalue=(0, 0)):
+        begun = [(first, last) for first, last in phase if first]
+        if begun:
+            total += max(0, max(last for _, last in begun) - min(first for first, _ in begun))
+    return total
+
+
 def _report(
     options: LoadOptions,
     address: Address,
@@ -243,8 +253,6 @@ def _report(
     errors: Counter[str] = Counter()
     for tally in tallies:
         errors.update(tally.errors)
-    firsts = [tally.first_ns for tally in tallies if tally.first_ns]
-    span = max(tally.last_ns for tally in tallies) - min(firsts) if firsts else 0
     effort = Effort(
         processes=len(tallies),
         wall=sum(tally.wall_ns for tally in tallies) / NANO,
@@ -260,13 +268,13 @@ def _report(
         processes=len(tallies),
         concurrency=options.concurrency,
         rate=options.rate,
-        seconds=max(0.0, span / NANO),
+        seconds=_lasted([tally.spans for tally in tallies]) / NANO,
         warmup=options.warmup,
         sent=sum(tally.sent for tally in tallies),
         ok=sum(tally.ok for tally in tallies),
         uncertain=sum(tally.uncertain for tally in tallies),
         errors=dict(errors.most_common()),
-        latency=summarise(latencies),
+        latency=summarise(latencies, sum(tally.missing for tally in tallies)),
         client_cpu_seconds=effort.cpu,
         bottleneck=find_bottleneck(effort, errors, usable_cpus()),
     )

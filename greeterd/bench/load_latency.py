@@ -17,13 +17,13 @@ TICKS: Final = 5
 """Points of the curve for each halving of the distance to 100 %."""
 
 
-def summarise(parts: Sequence["array[int]"]) -> Latency:
-    """Return the latencies of all processes as one."""
+def summarise(parts: Sequence["array[int]"], missing: int = 0) -> Latency:
+    """Return the latencies of all processes as one; `missing` greetings have none."""
     from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - an extra, and slow to import
 
     total = sum(map(len, parts))
     if total == 0:
-        return Latency()
+        return Latency(missing=missing)
     histogram = HdrHistogram(1, LONGEST_US, DIGITS)
     # Recording takes microseconds: once for each different value, not for each greeting.
     counted: Counter[int] = Counter()
@@ -36,6 +36,7 @@ def summarise(parts: Sequence["array[int]"]) -> Latency:
     p50, p90, p99, p999 = (min(at[share] / 1e3, longest) for share in (50.0, 90.0, 99.0, 99.9))
     return Latency(
         count=total,
+        missing=missing,
         mean=sum(map(sum, parts)) / total / 1e6,
         min=min(min(part) for part in parts if part) / 1e6,
         p50=p50,

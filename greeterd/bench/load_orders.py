@@ -61,9 +61,10 @@ class Tally(Struct, kw_only=True):
     ok: int = 0
     uncertain: int = 0
     errors: dict[str, int] = field(default_factory=dict)
-    first_ns: int = 0
-    last_ns: int = 0
-    """The first start and the last end; 0 when there was none."""
+    missing: int = 0
+    """Of the measured ones, those that have no latency."""
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """The first start and the last end of each measured phase; 0 where nothing was begun."""
     wall_ns: int = 0
     cpu_ns: int = 0
     """User and system, its greeting processes included."""

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from greeterd.bench.load_loop import Loop
-from greeterd.bench.load_orders import Order, Phase, Said, Tally
+from greeterd.bench.load_orders import Order, Phase, Said
 from greeterd.bench.load_seed import Sower
 from greeterd.bench.load_sender import Sending
 
@@ -63,10 +63,13 @@ def _cpu_ns() -> int:
     return round(sum(usage.ru_utime + usage.ru_stime for usage in usages) * 1e9)
 
 
-def _run(runner: Loop | Sower, phase: Phase, tally: Tally) -> None:
+def _run(runner: Loop | Sower, phase: Phase, sending: Sending) -> None:
+    tally = sending.tally
     before = monotonic_ns(), _cpu_ns(), _waited_ns()
+    without = tally.sent - len(sending.latencies)
     runner.run(phase)
     if phase.measured:
+        tally.missing += tally.sent - len(sending.latencies) - without
         tally.wall_ns += max(0, monotonic_ns() - max(before[0], phase.start_ns))
         tally.cpu_ns += _cpu_ns() - before[1]
         tally.waited_ns += _waited_ns() - before[2]
@@ -92,7 +95,7 @@ def _serve(parent: Parent) -> int:
     gc.disable()  # nothing here makes cycles, and a collection is a pause of the client's own
     parent.tell(Said(ready=True))
     while not sending.stopped and (line := parent.ask()):
-        _run(runner, msgspec.json.decode(line, type=Phase), sending.tally)
+        _run(runner, msgspec.json.decode(line, type=Phase), sending)
         parent.tell(sending.said(ready=True))
     said = sending.said()
     parent.tell(msgspec.structs.replace(said, tally=sending.tally))

@@ -125,6 +125,5 @@ class Sending:
 
     def note_span(self, phase: Phase, first_ns: int, last_ns: int) -> None:
         """Take the first start and the last end of a phase into the book."""
-        if phase.measured and first_ns:
-            self.tally.first_ns = self.tally.first_ns or first_ns
-            self.tally.last_ns = max(self.tally.last_ns, last_ns)
+        if phase.measured:
+            self.tally.spans.append((first_ns, last_ns))

@@ -42,9 +42,16 @@ class Case(Struct, frozen=True, kw_only=True):
 
 
 class Latency(Struct, frozen=True, kw_only=True):
-    """Milliseconds from a connection's (intended) start to its end."""
+    """Milliseconds from a connection's (intended) start to its end.
+
+    All figures are of the greetings that ended in order.  Of the others nothing is known but that
+    they would have taken longer, if they took until the timeout: the percentiles of all greetings
+    are known up to `known` at most.
+    """
 
     count: int = 0
+    missing: int = 0
+    """Greetings that have no latency, since they did not end in order; warm-up left out."""
     mean: float = 0.0
     min: float = 0.0
     p50: float = 0.0
@@ -57,6 +64,12 @@ class Latency(Struct, frozen=True, kw_only=True):
     histogram: str = ""
     """HdrHistogram of microseconds, in its base64 interchange form."""
 
+    @property
+    def known(self) -> float:
+        """How many percent of the greetings have a latency; 100 when there was none."""
+        everyone = self.count + self.missing
+        return 100 * self.count / everyone if everyone else 100.0
+
 
 class LoadReport(Struct, frozen=True, kw_only=True):
     """What one run of the load generator did: what `greeter load --json` prints."""
@@ -68,7 +81,8 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     rate: float = 0.0
     """Intended; 0 in closed loop."""
     seconds: float
-    """From the first start to the last end, warm-up left out."""
+    """From the first start to the last end, warm-up left out; of bursts the sum over all of them,
+    since the client pauses in between."""
     warmup: int = 0
     """Greetings sent before, which are in `sent`, `ok` and `errors`, and in no rate or latency."""
     sent: int
@@ -87,7 +101,7 @@ class LoadReport(Struct, frozen=True, kw_only=True):
 
     @property
     def greetings_per_second(self) -> float:
-        """The rate of orderly ends, warm-up left out."""
+        """The rate of orderly ends, warm-up left out; of an open loop it is the client's."""
         return self.latency.count / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -130,14 +144,18 @@ class Trial(Struct, frozen=True, kw_only=True):
     load: LoadReport | None = None
     """None when the trial failed before its end."""
     rate: float = 0.0
-    cpu_user_us: float = 0.0
-    cpu_system_us: float = 0.0
-    """Of the whole server (master, workers, dispatcher) per greeting."""
-    switches_voluntary: float = 0.0
-    switches_involuntary: float = 0.0
-    """Context switches per greeting."""
+    """Greetings per second: the client's, not the server's, of `constant` and `poisson`."""
+    cpu_total_us: float = 0.0
+    """User and system time of the whole server (master, workers, dispatcher) per greeting."""
+    cpu_user_us: float | None = 0.0
+    cpu_system_us: float | None = 0.0
+    """The parts of it; None when the kernel's ticks were too few to tell them apart."""
+    switches_voluntary: float | None = 0.0
+    switches_involuntary: float | None = 0.0
+    """Context switches per greeting; None when a process has died, and they with it."""
     per_worker: list[int] = []
-    """Greetings by slot, in the order of slots; empty for a server that does not tell."""
+    """Greetings by slot, in the order of slots, when the last client had ended: a stopped worker
+    has not gone on then.  Empty for a server that does not tell."""
     wakeups: float = 0.0
     wasted_wakeups: float = 0.0
     """Per greeting."""
@@ -153,7 +171,14 @@ class Trial(Struct, frozen=True, kw_only=True):
     @property
     def cpu_us(self) -> float:
         """User and system time per greeting."""
-        return self.cpu_user_us + self.cpu_system_us
+        return self.cpu_total_us or (self.cpu_user_us or 0.0) + (self.cpu_system_us or 0.0)
+
+    @property
+    def switches(self) -> float | None:
+        """Context switches per greeting; None when they are not known."""
+        if self.switches_voluntary is None or self.switches_involuntary is None:
+            return None
+        return self.switches_voluntary + self.switches_involuntary
 
 
 class Environment(Struct, frozen=True, kw_only=True):

@@ -4,8 +4,9 @@ CPU time in sum is the process CPU clock of clock_getcpuclockid(3), nanoseconds 
 No file of /proc splits it as finely: utime and stime of /proc/PID/stat are ticks of 10 ms, and on
 most kernels the split is itself sampled by the timer; so the ticks give the proportion, and the
 clock the sum.  Processes that died in between are in cutime and cstime of who reaped them, in
-ticks too.  Context switches are per thread in /proc/PID/task/TID/status and die with it: those of
-a dead process are as `look` saw them last.
+ticks too.  Context switches are per thread in /proc/PID/task/TID/status and die with it: where a
+process has died, nobody knows them.  Of one that lived and died between two looks cminflt tells:
+there is no process without a page fault, and who reaps it has them added there.
 
 The accept queue of a listening TCP socket is the column rx_queue of /proc/net/tcp (proc(5),
 tcp_diag.txt); listeners come first in that file, so the rest is not read.  Nobody is asked, so
@@ -28,7 +29,7 @@ _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _LISTEN: Final = "0A"
 
 # proc(5), /proc/PID/stat behind the command's closing parenthesis: state is the first.
-_UTIME, _STIME, _CUTIME, _CSTIME, _STARTED = 11, 12, 13, 14, 19
+_CMINFLT, _UTIME, _STIME, _CUTIME, _CSTIME, _STARTED = 8, 11, 12, 13, 14, 19
 
 
 class Key(NamedTuple):
@@ -47,6 +48,7 @@ class Usage:
     system_ns: int
     reaped_user_ns: int
     reaped_system_ns: int
+    reaped_faults: int
     voluntary: int
     involuntary: int
 
@@ -57,8 +59,11 @@ class Spent:
 
     user_ns: float
     system_ns: float
-    voluntary: int
-    involuntary: int
+    ticks: int
+    """On which the proportion of the two rests."""
+    voluntary: int | None
+    involuntary: int | None
+    """None when a process has died."""
 
 
 @dataclass(slots=True)
@@ -67,23 +72,16 @@ class Watch:
 
     root: int
     _base: dict[Key, Usage] = field(init=False)
-    _seen: dict[Key, Usage] = field(init=False)
 
     def __post_init__(self) -> None:
         self._base = dict(_tree(self.root))
-        self._seen = dict(self._base)
-
-    def look(self) -> None:
-        """Note what the living have used, in case that one of them dies."""
-        self._seen.update(_tree(self.root))
 
     def spent(self) -> Spent:
         """Return what has been used since the beginning, also by the dead."""
         living = dict(_tree(self.root))
-        self._seen.update(living)
         base = self._base
         dead = [usage for one, usage in base.items() if one not in living]
-        nothing = Usage(0, 0, 0, 0, 0, 0, 0)
+        nothing = Usage(0, 0, 0, 0, 0, 0, 0, 0)
         pairs = [(usage, base.get(one, nothing)) for one, usage in living.items()]
         user = sum(new.user_ns - old.user_ns for new, old in pairs)
         system = sum(new.system_ns - old.system_ns for new, old in pairs)
@@ -94,12 +92,15 @@ class Watch:
         reaped_user -= sum(usage.user_ns + usage.reaped_user_ns for usage in dead)
         reaped_system -= sum(usage.system_ns + usage.reaped_system_ns for usage in dead)
         share = user / (user + system) if user + system else 0.5
-        switches = [(usage, base.get(one, nothing)) for one, usage in self._seen.items()]
+        died = bool(dead) or any(new.reaped_faults != old.reaped_faults for new, old in pairs)
         return Spent(
             user_ns=total * share + max(0, reaped_user),
             system_ns=total * (1 - share) + max(0, reaped_system),
-            voluntary=sum(new.voluntary - old.voluntary for new, old in switches),
-            involuntary=sum(new.involuntary - old.involuntary for new, old in switches),
+            ticks=round((user + system + max(0, reaped_user) + max(0, reaped_system)) / _TICK_NS),
+            voluntary=None if died else sum(new.voluntary - old.voluntary for new, old in pairs),
+            involuntary=None
+            if died
+            else sum(new.involuntary - old.involuntary for new, old in pairs),
         )
 
 
@@ -128,7 +129,10 @@ def _usage(pid: int) -> tuple[Key, Usage]:
         told = [int(line.split()[1]) for line in lines if "voluntary_ctxt_switches" in line]
         switches = [mine + more for mine, more in zip(switches, told, strict=True)]
     cpu_ns = time.clock_gettime_ns((~pid << 3) | 2)
-    return Key(pid, int(stat[_STARTED])), Usage(cpu_ns, *ticks, *switches)
+    user, system, reaped_user, reaped_system = ticks
+    return Key(pid, int(stat[_STARTED])), Usage(
+        cpu_ns, user, system, reaped_user, reaped_system, int(stat[_CMINFLT]), *switches
+    )
 
 
 def queues(address: Address) -> list[int]:

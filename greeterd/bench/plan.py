@@ -185,11 +185,15 @@ def _impossible_fault(case: Case) -> str:
 
 
 def _settled(case: Case) -> Case:
-    """Return the case with the wait strategy that is in force, so that two names make one case."""
+    """Return the case with what is in force, so that two names make one case.
+
+    In mode inherit no worker has a listener of its own, so that there is nothing to rescue.
+    """
     if case.server != "greeterd":
         return case
     wait = "auto" if case.mode == "handoff" else wait_of(case)
-    return msgspec.structs.replace(case, wait=wait)
+    rescue = case.rescue or case.mode == "inherit"
+    return msgspec.structs.replace(case, wait=wait, rescue=rescue)
 
 
 def _long_enough(case: Case) -> Case:
@@ -228,7 +232,7 @@ def expected(case: Case) -> float:
     """Return a guess of the seconds that a trial takes."""
     fixed = duration(case)
     if fixed is not None:
-        return _OVERHEAD + fixed
+        return _OVERHEAD + fixed + (timeout(case) if case.fault == "stopped" else 0.0)
     speed = _GREETINGS_PER_SECOND
     if case.arrival in OPEN_LOOP:
         speed = case.rate

@@ -35,6 +35,8 @@ DAEMON: Final = (sys.executable, "-P", "-m", "greeterd")
 
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
+STOPPED_TIMEOUT: Final = 86400
+"""Seconds that a worker may be stopped: longer than any load."""
 ANSWER_TIMEOUT: Final = 10.0
 _KILL_TIMEOUT: Final = 5.0
 _LAST_WORDS: Final = 400
@@ -207,6 +209,8 @@ def _command(case: Case, setup: Setup, directory: Path) -> list[str]:
         "log-format": "json",
         "max-restarts": 1_000_000,  # the faults are ours
     }
+    if case.fault == "stopped":
+        settings["worker-timeout"] = STOPPED_TIMEOUT  # else the stopped one is ended, and replaced
     if case.mode == "handoff":
         settings["handoff-policy"] = case.handoff_policy
     if case.steering == "cpu":

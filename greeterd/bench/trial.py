@@ -50,8 +50,8 @@ SOURCES: Final = 64
 
 _STEP: Final = 0.05
 """Seconds between two looks at the queues."""
-_LOOK_EVERY: Final = 5
-"""Steps between two looks at the processes, for those that die."""
+_ENOUGH_TICKS: Final = 100
+"""Of all trials of a case: with fewer, the halves of its CPU time are mostly chance."""
 _WARMUP_CONCURRENCY: Final = 8
 _SETTLE_TIMEOUT: Final = 10.0
 _SLOWEST: Final = 100.0
@@ -64,6 +64,8 @@ class Watched:
     """What was seen from outside while the load ran."""
 
     spent: Spent
+    status: Status | None
+    """As the client ended.  A stopped worker goes on later, and greets those who waited in vain."""
     sockets: int = 0
     longest_queue: int = 0
     drops: int = 0
@@ -104,6 +106,7 @@ def _measure(trial: Trial, server: Server, plan: Plan) -> Trial:
     injector = Injector(server, server.log_bytes())
     try:
         load, watched = _load(server, injector, plan.seed + trial.order)
+        objection = _objection(case, load, injector)
     finally:
         injector.end()
     tally.ok += load.ok
@@ -112,11 +115,17 @@ def _measure(trial: Trial, server: Server, plan: Plan) -> Trial:
     server.stop()
     lines = server.log_lines()
     counts = _counts(case, tally, after, sum(lines.values()))
-    trial = _with_figures(trial, load, watched, _per_worker(case, before, after, lines))
-    if before.status is not None and after is not None:
-        trial = _with_status(trial, before.status, after)
+    per_worker = _per_worker(case, before, watched.status, lines)
+    trial = _with_figures(trial, load, watched, per_worker)
+    if watched.spent.ticks * plan.repeats < _ENOUGH_TICKS:
+        trial = msgspec.structs.replace(trial, cpu_user_us=None, cpu_system_us=None)
+    if before.status is not None and watched.status is not None:
+        trial = _with_status(trial, before.status, watched.status)
     return msgspec.structs.replace(
-        trial, counts=counts, invalid=_objection(case, load, injector, counts)
+        trial,
+        faults=injector.done,
+        counts=counts,
+        invalid=objection or disagreement(counts, case.fault),
     )
 
 
@@ -129,13 +138,11 @@ def _counts(case: Case, tally: Tally, after: Status | None, lines: int) -> Count
     return msgspec.structs.replace(counts, scoreboard=after.totals.greetings)
 
 
-def _objection(case: Case, load: LoadReport, injector: Injector, counts: Counts) -> str:
-    """Return why a trial that came to its end says nothing; empty when it says something."""
+def _objection(case: Case, load: LoadReport, injector: Injector) -> str:
+    """Return why a load that came to its end says nothing; empty when it says something."""
     if planning.duration(case) is None and load.sent != case.greetings:
         return f"the client sent {load.sent} of {case.greetings}"
-    if case.fault != "none" and not injector.done:
-        return f"the load had ended before the fault ({case.fault})"
-    return disagreement(counts, case.fault)
+    return injector.objection()
 
 
 def _with_figures(trial: Trial, load: LoadReport, watched: Watched, per_worker: list[int]) -> Trial:
@@ -145,16 +152,21 @@ def _with_figures(trial: Trial, load: LoadReport, watched: Watched, per_worker: 
         trial,
         load=load,
         rate=load.greetings_per_second,
+        cpu_total_us=(spent.user_ns + spent.system_ns) / 1e3 / greetings,
         cpu_user_us=spent.user_ns / 1e3 / greetings,
         cpu_system_us=spent.system_ns / 1e3 / greetings,
-        switches_voluntary=spent.voluntary / greetings,
-        switches_involuntary=spent.involuntary / greetings,
+        switches_voluntary=_each(spent.voluntary, greetings),
+        switches_involuntary=_each(spent.involuntary, greetings),
         per_worker=per_worker,
         listener=Listener(
             queued_max=watched.longest_queue, drops=watched.drops, sockets=watched.sockets
         ),
         lost=load.sent - load.ok,
     )
+
+
+def _each(number: int | None, greetings: int) -> float | None:
+    return None if number is None else number / greetings
 
 
 def _with_status(trial: Trial, before: Status, after: Status) -> Trial:
@@ -178,7 +190,7 @@ def _with_status(trial: Trial, before: Status, after: Status) -> Trial:
 def _per_worker(
     case: Case, before: Before, after: Status | None, lines: Mapping[int, int]
 ) -> list[int]:
-    """Return the measured greetings by slot: as counted, else as logged."""
+    """Return the measured greetings by slot: as counted when the load ended, else as logged."""
     slots = range(1, case.workers + 1)
     if before.status is None or after is None:
         logged = [lines.get(slot, 0) - before.lines.get(slot, 0) for slot in slots]
@@ -209,21 +221,18 @@ def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Wa
     place.mkdir()
     drops = listen_drops()
     watch = Watch(server.pid)
-    watched = Watched(Spent(0, 0, 0, 0), sockets=len(queues(server.address)))
+    sockets, longest = len(queues(server.address)), 0
     with started([*LOAD, *_load_options(server, seed)], place) as client:
-        for now_, step in _steps(client, _limit(server.case)):
-            waiting = queues(server.address)
-            watched.longest_queue = max([watched.longest_queue, *waiting])
+        for now_ in _steps(client, _limit(server.case)):
+            longest = max([longest, *queues(server.address)])
             injector.step(now_)
-            if step % _LOOK_EVERY == 0 and server.case.fault != "none":
-                watch.look()
             if obituary := server.obituary():
                 raise TrialError(obituary)
-        watched.spent = watch.spent()
+        spent = watch.spent()
         code = client.wait()
-    watched.drops = listen_drops() - drops
     if obituary := server.obituary():
         raise TrialError(obituary)
+    watched = Watched(spent, server.status(), sockets, longest, listen_drops() - drops)
     return _report(place, code), watched
 
 
@@ -265,20 +274,18 @@ def _limit(case: Case) -> float:
     return seconds + planning.timeout(case) + _PATIENCE
 
 
-def _steps(client: subprocess.Popen[bytes], limit: float) -> Iterator[tuple[float, int]]:
-    """Yield the time and a number until the client has ended.
+def _steps(client: subprocess.Popen[bytes], limit: float) -> Iterator[float]:
+    """Yield the time until the client has ended.
 
     Raises:
         TrialError: it has not within its limit.
     """
     deadline = time.monotonic() + limit
-    step = 0
     with contextlib.ExitStack() as stack:
         pidfd = os.pidfd_open(client.pid)
         stack.callback(os.close, pidfd)
         while not select.select([pidfd], (), (), _STEP)[0]:
-            yield time.monotonic(), step
-            step += 1
+            yield time.monotonic()
             if time.monotonic() > deadline:
                 raise TrialError(f"the load had not ended after {limit:.0f} s")
 

@@ -58,7 +58,9 @@ def test_cpu_time_is_what_was_used_since_the_first_look() -> None:
         until(lambda: sleeping.status() == psutil.STATUS_SLEEPING)
         spent = watch.spent()
     assert 0.2e9 <= spent.user_ns + spent.system_ns < 0.3e9
+    assert spent.voluntary is not None
     assert spent.voluntary >= 1
+    assert 18 <= spent.ticks <= 30
 
 
 def test_cpu_time_of_a_child_that_has_died_counts() -> None:
@@ -66,6 +68,9 @@ def test_cpu_time_of_a_child_that_has_died_counts() -> None:
         watch = Watch(process.pid)
         burn(process, "child")
         spent = watch.spent()
+    assert spent.voluntary is None
+    assert spent.involuntary is None
+    assert spent.ticks >= 18
     assert 0.18e9 <= spent.user_ns + spent.system_ns < 0.3e9
 
 
@@ -76,6 +81,7 @@ def test_what_a_child_had_used_before_the_first_look_does_not_count() -> None:
         process.kill()
         process.wait()
         after = watch.spent()
+    assert after.voluntary is None
     used = after.user_ns + after.system_ns - total.user_ns - total.system_ns
     assert used < 0.1e9
 
