@@ -5,8 +5,9 @@ for is held, and nothing more is accepted until it has gone: what waits meanwhil
 listener, and is not yet anybody's.
 
 The policies: round-robin goes through the slots one after the other; least-busy takes the slot with
-the fewest connections that wait in its pair or are unfinished in its workers, which it looks up
-once a burst and counts on from there, and of equals the one whose turn it is.
+the fewest connections that wait in its pair or are unfinished in its workers, and of equals the one
+whose turn it is.  Slots whose worker has paused come last in both.  How the slots fare is looked up
+once a burst, and what is handed on is counted from there.
 """
 
 import errno
@@ -14,7 +15,7 @@ import os
 import select
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +34,11 @@ class Route:
     pair: Pair
     rows: tuple[Row, ...]
     """Of the slot's workers."""
+
+    @property
+    def paused(self) -> bool:
+        """Its worker takes nothing at present."""
+        return any(row[scoreboard.BLOCKED] for row in self.rows)
 
     def load(self) -> int:
         """Return how many connections the slot has before it."""
@@ -65,9 +71,13 @@ class Dispatcher:
         """The slots, the one whose turn it is first."""
         self._loads: dict[int, int] = {}
         """Of least-busy: as looked up when the burst began, and what was handed on since."""
+        self._paused: frozenset[int] = frozenset()
+        """The slots whose worker took nothing when the burst began."""
+        self._slots: dict[int, int] = {}
+        """By the descriptor of the entry, which epoll watches: for its end, and for room."""
         self._held: tuple[int, str] | None = None
-        self._waiting: set[int] = set()
-        """The entries that epoll watches while a connection is held."""
+        self._waits = False
+        """Epoll tells when a pair has room."""
         self._gated = False
         self.trouble = 0
         """The error number that the latest burst ended with, 0 for none."""
@@ -76,6 +86,8 @@ class Dispatcher:
         """Hand on to this slot, too; this process's copies of the pair are owned from now on."""
         if slot in self._routes:
             self._drop(slot)
+        self._slots[pair.entry.fileno()] = slot
+        self._epoll.register(pair.entry, self._mask)
         rows = tuple(self._board.row(slot, place) for place in range(PLACES))
         self._routes[slot] = Route(pair, rows)
         self._turns.append(slot)
@@ -113,6 +125,7 @@ class Dispatcher:
             return 0
         if self._least_busy:
             self._loads = {slot: route.load() for slot, route in self._routes.items()}
+        self._paused = frozenset(slot for slot, route in self._routes.items() if route.paused)
         try:
             while taken < limit and self._held is None:
                 fd, peer = accept()
@@ -128,14 +141,16 @@ class Dispatcher:
             self.trouble = error.errno or errno.EIO
         self._row[scoreboard.CONNECTIONS] += taken
         self._row[scoreboard.HANDED_OVER] += taken - self.open
-        if self._held is not None:
-            self._watch(self._routes.values())
+        self._wait_for_room(self._held is not None)
         return taken
 
     def handle(self, fd: int) -> bool:
-        """Go on with what is held when a pair may have room; False when it is none of ours."""
-        if fd not in self._waiting:
+        """See to a pair that has ended or may have room; False when it is none of ours."""
+        slot = self._slots.get(fd)
+        if slot is None:
             return False
+        if self._routes[slot].pair.closed:
+            self._drop(slot)
         self._hand_on_held()
         return True
 
@@ -157,7 +172,6 @@ class Dispatcher:
             close_with_reset(self._held[0])
             self._row[scoreboard.RESET] += 1
             self._held = None
-        self._watch(())
 
     # ----------------------------------------------------------------------------------------
 
@@ -165,10 +179,10 @@ class Dispatcher:
         if self._held is None:
             return
         if not self._offer():
-            self._watch(self._routes.values())
+            self._wait_for_room(True)
             return
         self._row[scoreboard.HANDED_OVER] += 1
-        self._watch(())
+        self._wait_for_room(False)
         self._on_room()
 
     def _offer(self) -> bool:
@@ -194,24 +208,30 @@ class Dispatcher:
 
     def _candidates(self) -> list[int]:
         turns = list(self._turns)
+        # Sorting is stable: of equals the one whose turn it is comes first.
         if self._least_busy:
-            turns.sort(key=lambda slot: self._loads.get(slot, 0))  # stable: equals by turns
+            turns.sort(key=lambda slot: self._loads.get(slot, 0))
+        if self._paused:
+            turns.sort(key=self._paused.__contains__)
         return turns
 
-    def _watch(self, routes: Iterable[Route]) -> None:
-        """Have epoll report the entries of these, and of no others, when they get room."""
-        wanted = {route.pair.entry.fileno() for route in routes}
-        for fd in self._waiting - wanted:
-            self._epoll.unregister(fd)
-        for fd in wanted - self._waiting:
-            # Edge-triggered: a pair can have room while too many descriptors are on their way.
-            self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
-        self._waiting = wanted
+    @property
+    def _mask(self) -> int:
+        # The end (EPOLLHUP) is always reported.  Edge-triggered: a pair can have room while too
+        # many descriptors are on their way.
+        return select.EPOLLOUT | select.EPOLLET if self._waits else 0
+
+    def _wait_for_room(self, on: bool) -> None:
+        """Have epoll report the entries when they get room, or not."""
+        if on == self._waits:
+            return
+        self._waits = on
+        for fd in self._slots:
+            self._epoll.modify(fd, self._mask)
 
     def _drop(self, slot: int) -> None:
         route = self._routes.pop(slot)
         self._turns.remove(slot)
-        if route.pair.entry.fileno() in self._waiting:
-            self._waiting.remove(route.pair.entry.fileno())
-            self._epoll.unregister(route.pair.entry.fileno())
+        self._epoll.unregister(route.pair.entry)
+        del self._slots[route.pair.entry.fileno()]
         route.pair.close()

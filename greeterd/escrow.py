@@ -294,6 +294,11 @@ class Escrow:
             return sum(queue.now for owner, _, queue in self.look() if owner == DISPATCHER)
         return sum(queue_length(sock).now for sock in self._slots.get(slot, []))
 
+    @property
+    def left_over(self) -> int:
+        """How many connections were handed to slots that have nobody to take them, at the end."""
+        return sum(waiting(pair.exit) for pair in self._pairs.values())
+
     def look(self) -> list[tuple[SlotIndex | None, socket.socket, Queue]]:
         """Return how full every listener's queue is, and keep its longest length in mind.
 

@@ -66,13 +66,13 @@ class Forks:
                 return
 
     def _fork(self, spawn: Spawn) -> None:
-        listeners = self._escrow.for_slot(spawn.slot)
         log = self._log.file.logger.bind(worker=spawn.slot, generation=spawn.generation)
         greetings = self._board.row(spawn.slot, spawn.place)[GREETINGS]
-        keep = [self._log.file.fd, *(sock.fileno() for sock in listeners or [])]
+        keep = [self._log.file.fd]
         if spawn.slot == DISPATCHER:
             keep += [fd for pair in self._escrow.routes.values() for fd in pair.fds]
         try:
+            keep += [sock.fileno() for sock in self._escrow.for_slot(spawn.slot) or []]
             child = self._nursery.fork(spawn, partial(self._live, spawn), keep=keep, log=log)
         except OSError as error:
             self._log.logger.warning("cannot fork", worker=spawn.slot, reason=error.strerror)

@@ -11,6 +11,7 @@ import array
 import errno
 import fcntl
 import os
+import select
 import socket
 import termios
 from collections.abc import Callable
@@ -29,6 +30,8 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_INT_BYTES)
 
 class Pair:
     """Both ends: `entry` is the dispatcher's, `exit` is the slot's."""
+
+    ENDS: Final = ("entry", "exit")
 
     def __init__(self, entry: socket.socket, exit_: socket.socket) -> None:
         self.entry: Final = entry
@@ -54,8 +57,15 @@ class Pair:
         return self.entry.fileno(), self.exit.fileno()
 
     def close_entry(self) -> None:
-        """Let nothing more in, for every process that holds the entry."""
-        self.entry.shutdown(socket.SHUT_WR)
+        """Let nothing more in, and report POLLHUP there, for every process that holds the entry."""
+        self.entry.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def closed(self) -> bool:
+        """Nothing more can be handed over."""
+        poll = select.poll()
+        poll.register(self.entry, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close this process's copies."""

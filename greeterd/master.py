@@ -169,6 +169,10 @@ class Master:
             self._loop.turn(self._timeout())
         return self._end(self._performer.exit)
 
+    def log_crash(self, error: Exception) -> None:
+        """Tell of an error that nobody foresaw: detached, there is nobody else to be told."""
+        self._log.logger.error("master crashed", exc_info=error)
+
     def close(self) -> None:
         """Release everything, without waiting for anyone."""
         self._orders.control.close()
@@ -177,6 +181,8 @@ class Master:
         self._loop.close()
 
     def _end(self, final: Exit) -> int:
+        if left := self._escrow.left_over:
+            self._log.logger.warning("connections dropped", connections_lost=left)
         if final.code:
             self._log.logger.error("stopped", code=final.code, reason=final.reason)
         else:

@@ -116,7 +116,7 @@ class Service:
     @property
     def room(self) -> int:
         """How many connections may be accepted now; each may be one that stays."""
-        return self._max_connections - self.open
+        return self._max_connections - self.open - len(self._finished)
 
     @property
     def blocked(self) -> bool:
@@ -176,8 +176,9 @@ class Service:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._row[scoreboard.ACCEPT_ERRORS] += 1
             self.trouble = error.errno or errno.EIO
+            if not (source.ends and self.trouble in SHUT):  # that is the end that was awaited
+                self._row[scoreboard.ACCEPT_ERRORS] += 1
         self._greeted += greeted
         self._row[scoreboard.CONNECTIONS] += taken
         return taken

@@ -59,6 +59,9 @@ def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate 
         master = Master(config, source, readiness, lock, estate)
         try:
             return master.run()
+        except Exception as error:
+            master.log_crash(error)
+            raise
         finally:
             master.close()
     finally:

@@ -79,6 +79,8 @@ class Worker:
         # A second accept on a blocking listener would wait for what may never come.
         self._burst_limit = 1 if self._blocking else BURST
         self._full = False
+        self._orphaned_since: float | None = None
+        """When the master was found to be gone; None while it is there."""
         self._now = 0.0
         self._paused_until = 0.0
         self._paused_for = scoreboard.NOT_BLOCKED
@@ -187,11 +189,17 @@ class Worker:
     def _burst(self, fd: int, source: Source, limit: int) -> int:
         room = self._service.room
         if room <= 0:
+            # What is served may be closed first: another listener has had its burst in this turn.
+            if not self._service.end_turn():
+                self._pause(scoreboard.BLOCKED_BY_LOG)
+                return 0
+            room = self._service.room
+        if room <= 0:
             self._pause(self._service.full)
             return 0
         limit = min(limit, room)
         taken = self._service.burst(source, limit)
-        if self._deaf and taken < limit and not self._service.trouble:
+        if self._deaf and taken < limit and not self._service.trouble and self._service.room > 0:
             self._hear(fd)
         if taken:
             self._intake.note(fd, source, taken)
@@ -239,15 +247,19 @@ class Worker:
             self._look_after_log()
             if overlooked := self._intake.overlooked():
                 self._accept(overlooked)
+        if self._orphaned_since is not None:
+            self._hurry_orphan(now)
         if not self._paused_for:
             for slot in self._leaving.go_on(now):
                 self._tell(ReturnedMessage(slot))
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
         # A connection that comes before the next look has its deadline after it.
-        deadlines = [now + self._interval, *self._leaving.deadlines()]
+        deadlines = [now + self._interval]
         if self._paused_for:
             deadlines.append(self._paused_until)
+        else:
+            deadlines += self._leaving.deadlines()
         if (deadline := self._service.next_deadline()) is not None:
             deadlines.append(deadline)
         self._next_upkeep = min(deadlines)
@@ -299,6 +311,8 @@ class Worker:
                 # What is handed over from now on is the next worker's.
                 self._drain(How.SWEEP, to_the_end=False)
             return
+        if fd != self._seat.channel.fileno() or self._orphaned_since is not None:
+            return  # it was reported in the same turn in which its matter was settled
         while True:
             try:
                 message, fds = self._seat.channel.receive()
@@ -322,9 +336,17 @@ class Worker:
                 self._leaving.give_back(slot)
                 self._next_upkeep = 0.0
             case RouteMessage(slot) if isinstance(self._service, Dispatcher):
-                self._service.add_route(slot, Pair.adopt(*fds))
+                self._add_route(self._service, slot, fds)
             case _:
                 self._seat.log.error("unexpected message", message=type(message).__name__)
+
+    def _add_route(self, dispatcher: Dispatcher, slot: int, fds: list[int]) -> None:
+        if len(fds) == len(Pair.ENDS):
+            dispatcher.add_route(slot, Pair.adopt(*fds))
+            return
+        for fd in fds:  # the kernel keeps back what finds no descriptor free
+            os.close(fd)
+        self._seat.log.error("route without descriptors", to=slot)
 
     def _drain(self, how: How, *, to_the_end: bool = True) -> None:
         self._leaving.begin(how, to_the_end=to_the_end)
@@ -344,12 +366,20 @@ class Worker:
     def _orphaned(self) -> None:
         """Serve what is there and leave: the master has died."""
         self._epoll.unregister(self._seat.channel.fileno())
+        self._orphaned_since = monotonic()
         if self._leaving.how is None:
             self._seat.log.error("the master is gone, draining")
             for source in self._intake.sources.values():
                 if source.sock.family != socket.AF_UNIX and not self._seat.passed:
                     gate_syn(source.sock)
             self._drain(How.SWEEP)
+
+    def _hurry_orphan(self, now: float) -> None:
+        """Leave quickly when a master would have ended this worker."""
+        assert self._orphaned_since is not None
+        late = now - self._orphaned_since >= self._seat.config.graceful_timeout
+        if late and self._leaving.how is not How.QUICK:
+            self._drain(How.QUICK)
 
     def _tell(self, message: FromWorker) -> None:
         if not self._seat.channel.send(message):

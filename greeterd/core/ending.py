@@ -16,6 +16,7 @@ from greeterd.core.events import (
 )
 from greeterd.core.operations import Resize, Roll, Trial
 from greeterd.core.state import State
+from greeterd.core.workers import Worker
 
 ABORT_GRACE: Final = 2.0
 """Seconds that an aborted worker gets to write its stack before it is killed."""
@@ -36,6 +37,11 @@ def end_overdue(state: State, now: float) -> None:
             worker.aborted = True
             worker.deadline = now + ABORT_GRACE
             state.do(Kill(worker.id, Signal.ABORT, worker.doomed))
+
+
+def _share(worker: Worker, how: How) -> float:
+    """Return how much of the time to leave is a worker's: others wait for the dispatcher's end."""
+    return 0.5 if worker.slot == DISPATCHER and how is How.SWEEP else 1.0
 
 
 def refuse(state: State, now: float) -> None:
@@ -66,7 +72,7 @@ def leave(state: State, stop: Stop, now: float) -> None:
         # None: not told yet, or leaving of its own accord, without knowing that a gate is shut.
         if worker.leaving is None or (stop.quick and worker.leaving is not how):
             state.drain(worker, how, now)
-        worker.end_by(now + state.timeout(how))
+        worker.end_by(now + _share(worker, how) * state.timeout(how))
     dispatcher = state.slots.get(DISPATCHER)
     if dispatcher is not None and not dispatcher.workers:
         del state.slots[DISPATCHER]

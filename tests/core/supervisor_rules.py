@@ -301,6 +301,8 @@ class Rules:
             assert len(self._lives(record.slot, Life.READY)) > 1
         record.life = Life.DRAINING
         timeout = QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
+        if record.slot == DISPATCHER and how is How.SWEEP:
+            timeout /= 2  # the others have the other half
         record.kill_from = min(record.kill_from, now + timeout)
 
     def _check_kill(self, ident: WorkerId, number: Signal, now: float) -> None:

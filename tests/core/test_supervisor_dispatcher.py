@@ -25,6 +25,7 @@ from tests.core.supervised import (
     died,
     finished,
     hand_over,
+    kill,
     left,
     lend,
     look,
@@ -150,3 +151,13 @@ def test_at_a_stop_its_slot_is_closed_when_it_has_left(first: int) -> None:
 def test_a_dispatcher_that_leaves_of_its_own_is_replaced_at_once() -> None:
     daemon = started(1)
     assert daemon.tell(Leaving(WorkerId(1))) == [spawn(3, 0, place=1)]
+
+
+def test_a_dispatcher_that_hangs_at_a_stop_leaves_half_of_the_time_to_the_workers() -> None:
+    daemon = started(1)
+    daemon.tell(Stop())
+    assert daemon.wait(4.9) == []
+    assert daemon.wait(0.2) == [kill(1)]
+    assert daemon.tell(died(1)) == [CloseSlot(DISPATCHER)]
+    assert daemon.wait(4.8) == []
+    assert daemon.wait(0.2) == [kill(2)]

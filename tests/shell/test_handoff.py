@@ -229,6 +229,35 @@ def test_a_slot_that_retires_is_passed_over(office: Office, pairs: list[Pair]) -
     close_all(clients)
 
 
+def test_a_pair_that_has_ended_is_given_up_though_nothing_comes(
+    office: Office, pairs: list[Pair]
+) -> None:
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    assert office.epoll.poll(0) == []
+    pairs[0].close_entry()
+    [(fd, _)] = office.epoll.poll(1.0)
+    assert office.dispatcher.handle(fd)
+    assert office.epoll.poll(0) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize("office", ["round-robin", "least-busy"], indirect=True)
+def test_a_slot_whose_worker_has_paused_comes_last(office: Office, pairs: list[Pair]) -> None:
+    for slot, pair in enumerate(pairs[:2], start=1):
+        office.dispatcher.add_route(slot, copy(pair))
+    office.board.row(1, 1)[scoreboard.BLOCKED] = scoreboard.BLOCKED_BY_LIMIT
+    clients = office.connect(4)
+    office.burst()
+    assert [waiting(pair.exit) for pair in pairs[:2]] == [0, 4]
+    office.board.row(1, 1)[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
+    close_all(clients)
+    clients = office.connect(2)
+    office.burst()
+    assert waiting(pairs[0].exit) > 0
+    close_all(clients)
+
+
 def test_a_slot_that_is_full_is_passed_over(
     office: Office, pairs: list[Pair], connection: socket.socket
 ) -> None:
@@ -258,7 +287,7 @@ def test_one_is_held_while_nobody_has_room_and_goes_on_as_soon_as_there_is(
     assert (office.dispatcher.idle, office.room) == (True, [1])
     assert office.burst() == 2
     assert office.row[scoreboard.CONNECTIONS] == office.row[scoreboard.HANDED_OVER] == 3
-    assert not office.dispatcher.handle(fd), "it is not waited for any more"
+    assert [fd for fd, _ in office.epoll.poll(0) if fd != office.listener.fileno()] == []
     close_all(clients)
 
 
