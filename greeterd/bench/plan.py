@@ -32,7 +32,10 @@ FAULT_TIMEOUT: Final = 2.0
 # A first guess of how long a trial takes, of two cores; what is measured goes before it.
 _OVERHEAD: Final = 0.7
 _GREETINGS_PER_SECOND: Final = 10_000.0
+_ALONE_PER_SECOND: Final = 5_000.0
 _SEEDS_PER_SECOND: Final = 650.0
+_SLOW_PER_SECOND: Final = {"socketserver": 350.0, "asyncio": 4_000.0, "uvloop": 7_000.0}
+"""Servers that are slower than the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +241,9 @@ def expected(case: Case) -> float:
         speed = case.rate
     elif case.arrival == "seed":
         speed = _SEEDS_PER_SECOND
+    elif case.concurrency == 1:
+        speed = _ALONE_PER_SECOND
+    speed = min(speed, _SLOW_PER_SECOND.get(case.server, speed))
     return _OVERHEAD + case.greetings / speed
 
 

@@ -32,11 +32,12 @@ ARTICLE: Final = Preset(
     repeats=3,
 )
 
-_SHORT: Final = Matrix(greetings=(3000,))
+# As many as fit into the minute: CPU time is told by ticks of 10 ms.
+_SHORT: Final = Matrix(greetings=(7000,))
 QUICK: Final = Preset(
     about="modes and waits in under a minute",
     matrices=(
-        replace(_SHORT, mode=("inherit",), wait=WAITS),
+        replace(_SHORT, mode=("inherit",), wait=("rotate", "epoll")),
         replace(_SHORT, mode=("reuseport", "handoff")),
         replace(_SHORT, mode=("inherit",), wait=("rotate", "exclusive"), concurrency=(1,)),
     ),
@@ -45,30 +46,31 @@ QUICK: Final = Preset(
 )
 
 _LOADED: Final = Matrix(mode=ALL_MODES, concurrency=(32,))
+"""As much as the server takes: whoever dies has connections in hand."""
 _STEADY: Final = Matrix(mode=ALL_MODES, arrival=("poisson",), rate=(500.0,), greetings=(2500,))
+_TAKERS: Final = (
+    Matrix(mode=("inherit",), wait=WAITS),
+    Matrix(mode=("reuseport",), wait=("epoll", "blocking")),
+    Matrix(mode=("handoff",), handoff_policy=("round-robin", "least-busy")),
+)
 FULL: Final = Preset(
     about="modes, waits, steering, workers, open-loop latency, faults and peers",
     matrices=(
         # Who takes the connections, alone and under load.
-        Matrix(mode=("inherit",), wait=WAITS, concurrency=(1, 32)),
-        Matrix(mode=("reuseport",), wait=("epoll", "blocking"), concurrency=(1, 32)),
+        *(replace(one, concurrency=(1,), greetings=(5000,)) for one in _TAKERS),
+        *(replace(one, concurrency=(32,)) for one in _TAKERS),
         Matrix(mode=("reuseport",), wait=("epoll",), steering=("cpu", "random"), concurrency=(32,)),
-        Matrix(
-            mode=("handoff",), handoff_policy=("round-robin", "least-busy"), concurrency=(1, 32)
-        ),
         # What more workers bring.
         replace(_LOADED, workers=(1, 2, 4, 8)),
         # What an arrival waits for, at rates that do not ask the server first.
-        replace(_STEADY, rate=(500.0, 1000.0, 2000.0), greetings=(5000,)),
+        _STEADY,
+        replace(_STEADY, rate=(1000.0, 2000.0), greetings=(5000,)),
         # What a fault costs.
         replace(_STEADY, fault=("stopped",), rescue=(True, False)),
-        replace(_STEADY, fault=("killed", "reload")),
+        replace(_LOADED, fault=("killed", "reload")),
         # What one would write instead.
-        Matrix(
-            server=("socketserver", "asyncio", "uvloop", "threaded", "bare"),
-            mode=CLASSIC,
-            concurrency=(32,),
-        ),
+        Matrix(server=("socketserver",), mode=("inherit",), concurrency=(32,)),  # half a minute
+        Matrix(server=("asyncio", "uvloop", "threaded", "bare"), mode=CLASSIC, concurrency=(32,)),
     ),
     repeats=6,
 )

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
-from greeterd.bench.model import LoadReport
+from greeterd.bench.model import Latency, LoadReport
 
 REDRAW: Final = 0.2
 EX_FAILED: Final = 1
@@ -110,6 +110,8 @@ def _show(report: LoadReport, console: Console) -> None:
     if report.latency.count:
         console.print()
         console.print(_latencies(report))
+        if report.latency.missing:
+            console.print(_caution(report.latency), style="yellow", soft_wrap=True)
     if report.bottleneck:
         console.print()
         console.print(report.bottleneck, style="yellow", soft_wrap=True)
@@ -146,16 +148,21 @@ def _counts(report: LoadReport) -> Table:
 def _latencies(report: LoadReport) -> Table:
     latency = report.latency
     table = _table()
+    percentiles = {50.0: latency.p50, 90.0: latency.p90, 99.0: latency.p99, 99.9: latency.p999}
     cells = {
         "mean": latency.mean,
         "min": latency.min,
-        "p50": latency.p50,
-        "p90": latency.p90,
-        "p99": latency.p99,
-        "p99.9": latency.p999,
-        "max": latency.max,
+        **{f"p{at:g}": value if at <= latency.known else None for at, value in percentiles.items()},
+        "max": None if latency.missing else latency.max,
     }
     for name in ("latency", *cells):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("ms", *(f"{cell:.3f}" for cell in cells.values()))
+    table.add_row("ms", *("-" if cell is None else f"{cell:.3f}" for cell in cells.values()))
     return table
+
+
+def _caution(latency: Latency) -> str:
+    return (
+        f"{latency.missing} greetings did not end in order and have no latency: the figures are"
+        f" of the other {latency.known:.2f} %, and no percentile above it is known"
+    )

@@ -54,6 +54,19 @@ def test_two_names_of_one_wait_strategy_make_one_case() -> None:
     ]
 
 
+def test_without_rescue_is_a_case_where_a_listener_could_be_lent() -> None:
+    stopped = Matrix(
+        mode=("inherit", "reuseport", "handoff"), fault=("stopped",), rescue=(True, False)
+    )
+    assert [(one.mode, one.rescue) for one in choose(stopped).cases] == [
+        ("inherit", True),
+        ("reuseport", True),
+        ("reuseport", False),
+        ("handoff", True),
+        ("handoff", False),
+    ]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -167,6 +180,18 @@ def test_the_article_is_forty_thousand_greetings_by_four_for_two_modes() -> None
 def test_quick_is_expected_to_take_less_than_a_minute() -> None:
     cases = presets.choose(presets.QUICK, {}).cases
     assert presets.QUICK.repeats * sum(map(expected, cases)) < 60
+
+
+def test_full_is_expected_to_take_twenty_minutes() -> None:
+    cases = presets.choose(presets.FULL, {}).cases
+    assert presets.FULL.repeats * sum(map(expected, cases)) <= 20 * 60
+
+
+def test_who_dies_in_the_full_preset_has_connections_in_hand() -> None:
+    cases = presets.choose(presets.FULL, {}).cases
+    hurt = [one for one in cases if one.fault in {"killed", "reload"}]
+    assert len(hurt) == 6
+    assert all(one.arrival == "closed" and one.concurrency >= 16 for one in hurt)
 
 
 def test_full_has_every_mode_fault_and_peer() -> None:

@@ -1,15 +1,22 @@
-"""What the experiment sees of processes and listeners from outside."""
+"""What the experiment sees of processes and listeners from outside, and does to them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
+import pytest
 
+from greeterd.bench.faults import Injector
+from greeterd.bench.model import Case
 from greeterd.bench.outside import Watch, queues, tree
+from greeterd.bench.servers import Server, Setup, _command
+from greeterd.bench.trial import _limit
 from greeterd.core.address import parse_address
 from tests.support import until
 
@@ -90,6 +97,28 @@ def test_the_tree_of_a_process_has_its_children_and_that_of_a_dead_one_none() ->
     with burner() as process:
         assert process.pid in tree(os.getpid())
     assert tree(process.pid) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGKILL])
+def test_a_stopped_worker_that_does_not_stay_so_is_objected_to(number: int, tmp_path: Path) -> None:
+    with burner() as process:
+        case = Case(fault="stopped")
+        server = Server(case, process, tmp_path, parse_address("127.0.0.1:1"))  # type: ignore[arg-type]
+        assert "before the fault" in Injector(server, 0).objection()
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        injector = Injector(server, 0, 1, None, process.pid)
+        assert injector.objection() == ""
+        process.send_signal(number)
+        until(lambda: injector.objection() != "")
+        assert "did not stay so" in injector.objection()
+
+
+def test_a_worker_that_will_be_stopped_has_no_timeout_that_matters(tmp_path: Path) -> None:
+    stopped = _command(Case(fault="stopped"), Setup(), tmp_path)
+    (timeout,) = [word for word in stopped if word.startswith("--worker-timeout=")]
+    assert float(timeout.partition("=")[2]) > _limit(Case(fault="stopped", greetings=1_000_000))
+    assert not [word for word in _command(Case(), Setup(), tmp_path) if "worker-timeout" in word]
 
 
 def test_the_queue_of_each_listener_of_a_port_is_seen() -> None:

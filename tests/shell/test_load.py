@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from greeterd.bench.extras import MissingPackageError
-from greeterd.bench.load import LoadOptions, _phases, run
+from greeterd.bench.load import LoadOptions, _lasted, _phases, run
 from greeterd.bench.load_latency import summarise
 from greeterd.bench.model import Arrival, LoadReport
 from greeterd.cli.client import main
@@ -169,7 +170,7 @@ def test_each_greeting_is_sent_once_and_measured_once(arrival: Arrival, rate: fl
         report = load(server, arrival=arrival, rate=rate, count=53, concurrency=8, warmup=5)
     assert (report.sent, report.ok, report.uncertain, report.errors) == (58, 58, 0, {})
     assert len(set(server.names)) == len(server.names) == 58
-    assert report.latency.count == 53
+    assert (report.latency.count, report.latency.missing) == (53, 0)
     assert HdrHistogram.decode(report.latency.histogram).get_total_count() == 53
     assert report.seconds > 0
     assert report.client_cpu_seconds > 0
@@ -214,6 +215,15 @@ def test_all_of_a_burst_are_measured_from_its_start() -> None:
     assert [[one.greetings for one in phase] for phase in phases] == [[2, 2], [1, 0]]
     assert [phase[0].start_ns for phase in phases] == [0, 250_000_000]
     assert all(one.common_start for phase in phases for one in phase)
+
+
+def test_bursts_last_as_long_as_all_together_without_the_pauses() -> None:
+    one, other = [(10, 20), (100, 120), (0, 0)], [(12, 25), (0, 0)]
+    assert _lasted([one, other]) == 15 + 20
+    assert _lasted([[], []]) == 0
+    with served(take) as server:
+        report = load(server, arrival="burst", count=8, concurrency=2, think=0.2)
+    assert 0 < report.seconds < 0.6
 
 
 def test_sources_and_destinations_are_spread() -> None:
@@ -277,7 +287,7 @@ def test_what_does_not_end_in_order_is_counted_by_its_kind(
     with served(behave) as server:
         report = load(server, arrival=arrival, count=4, concurrency=4, **options)
     assert (report.ok, report.errors, report.uncertain) == (0, {kind: 4}, uncertain)
-    assert report.latency.count == 0
+    assert (report.latency.count, report.latency.missing) == (0, 4)
 
 
 @loop_and_seed
@@ -515,3 +525,23 @@ def test_a_person_gets_tables_and_the_failures_by_kind(capsys: pytest.CaptureFix
     with served(take) as server:
         assert main(["load", "--address", server.address, "--count=3"]) == 0
     assert "p99.9" in capsys.readouterr().out
+
+
+def test_percentiles_that_the_lost_leave_unknown_are_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    behaviours = cycle((take, hold))
+
+    def every_other(server: Server, connection: socket.socket) -> None:
+        next(behaviours)(server, connection)
+
+    with served(every_other) as server:
+        options = ["--count=6", "--concurrency=1", "--timeout=0.1", "--warmup=1"]
+        assert main(["load", "--address", server.address, *options]) == 1
+    said = capsys.readouterr().out
+    assert "3 greetings did not end in order and have no latency" in said
+    assert "of the other 50.00 %" in said
+    rows = [line.split() for line in said.splitlines()]
+    (figures,) = [row for row in rows if row[:1] == ["ms"]]
+    assert "-" not in figures[1:4]
+    assert figures[4:] == ["-"] * 4
