@@ -63,8 +63,7 @@ FULL: Final = Preset(
         # What more workers bring.
         replace(_LOADED, workers=(1, 2, 4, 8)),
         # What an arrival waits for, at rates that do not ask the server first.
-        _STEADY,
-        replace(_STEADY, rate=(1000.0, 2000.0), greetings=(5000,)),
+        replace(_STEADY, rate=(500.0, 1000.0, 2000.0)),
         # What a fault costs.
         replace(_STEADY, fault=("stopped",), rescue=(True, False)),
         replace(_LOADED, fault=("killed", "reload")),
