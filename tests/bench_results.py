@@ -3,6 +3,8 @@
 import math
 from random import Random
 
+from msgspec.structs import replace
+
 from greeterd.bench.model import (
     Case,
     Counts,
@@ -100,7 +102,9 @@ def make_trial(
         sent=case.greetings + 500,
         ok=done + 500,
         errors={"timeout": lost} if lost else {},
-        latency=latency(noisy(0.3 * slower * slowdown * (2 if herd else 1)), max(1, done)),
+        latency=replace(
+            latency(noisy(0.3 * slower * slowdown * (2 if herd else 1)), max(1, done)), missing=lost
+        ),
     )
     per_worker = spread(case, done, random) if case.server == "greeterd" else []
     return Trial(

@@ -134,12 +134,12 @@ def _number(value: float, form: str) -> str:
 
 
 def balance_charts(shown: Sequence[Block]) -> Iterator[svg.Chart]:
-    """Yield charts of what each worker took, beside the band of chance."""
+    """Yield charts of what each worker took in a typical trial, beside the band of chance."""
     told = [
         (block.title, name, one)
         for block in shown
         for name, one in block.members
-        if one.balance is not None and one.case.workers > 1 and one.case.fault == "none"
+        if one.spread is not None and one.case.workers > 1 and one.case.fault == "none"
     ]
     half = MOST // 2
     pages = math.ceil(len(told) / half)
@@ -156,7 +156,7 @@ def chance_band(workers: int, total: int) -> float:
 
 def _balance(name: str, title: str, told: Sequence[tuple[str, str, Summary]]) -> svg.Chart:
     unit = "times the fair share"
-    ratios = [list(one.balance.ratios.values()) for _, _, one in told if one.balance]
+    ratios = [list(one.spread.typical.ratios.values()) for _, _, one in told if one.spread]
     top = ceiling(max(1.2, *(max(some) for some in ratios)))
     drawn, y = svg.keys(0, (("fill0", "worker"), ("band", "chance, 95 of 100 workers")))
     body, height, group = [drawn], 58.0, ""
@@ -176,10 +176,13 @@ def _balance(name: str, title: str, told: Sequence[tuple[str, str, Summary]]) ->
             " ".join(f"{ratio:.3f}" for ratio in some),
             f"{max(0.0, 1 - band):.3f} to {1 + band:.3f}",
         ))  # fmt: skip
-    said = f"Bars for the workers of {len(told)} cases in {unit}: " + "; ".join(
-        f"{row[0]}: {one.balance.sentence}"
-        for row, (_, _, one) in zip(rows, told, strict=True)
-        if one.balance
+    said = (
+        f"Bars for the workers of {len(told)} cases, in the middle trial, in {unit}: "
+        + "; ".join(
+            f"{row[0]}: {one.spread.sentence}"
+            for row, (_, _, one) in zip(rows, told, strict=True)
+            if one.spread
+        )
     )
     return svg.Chart(
         name=name,

@@ -23,15 +23,20 @@ def make_charts(summaries: Sequence[Summary]) -> list[tuple[str, list[Chart]]]:
 
 
 def _cpu(summaries: Sequence[Summary]) -> list[Chart]:
+    split = all("cpu_user_us" in o.figures for o in summaries if "cpu_us" in o.figures)
+
     def make(group: str, name: str, one: Summary) -> Entry | None:
         whole = one.figures.get("cpu_us")
         if whole is None:
             return None
-        user = one.median("cpu_user_us") or 0.0
+        user = one.median("cpu_user_us")
+        if user is None or not split:
+            return Entry(group, name, (whole.median,), whole)
         # The medians of the parts need not add up to that of the whole, at which the bar ends.
         return Entry(group, name, (user, max(0.0, whole.median - user)), whole)
 
-    legend = (("fill0", "user"), ("fill1", "system"), ("key-whisker", "interval"))
+    parts = (("fill0", "user"), ("fill1", "system")) if split else ()
+    legend = (*parts, ("key-whisker", "interval"))
     bars = entries(blocks(summaries), make)
     design = Design("cpu", "CPU time of a greeting", "us per greeting", legend)
     return list(charts(design, bars))

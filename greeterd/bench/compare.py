@@ -6,7 +6,7 @@ each is made at a stricter level, by which all of them together hold with LEVEL 
 intervals that are shown are those, and a difference is one whose interval leaves out 1 and whose
 ratio is TIE or more.  That the comparisons depend on each other makes it stricter still, not wrong.
 
-B is told of as against A: B is better, B is worse, or they tie.
+B is told of as against A: B is better, B is worse, they tie, or which of these cannot be told.
 """
 
 import statistics
@@ -20,32 +20,33 @@ from rich.text import Text
 
 from greeterd.bench.export import UnreadableError
 from greeterd.bench.labels import names, place
+from greeterd.bench.metrics import COMPARED, METRICS
 from greeterd.bench.model import Case, Results
 from greeterd.bench.sheets import NOTHING, Group, Sheet
 from greeterd.bench.stats import (
-    COMPARED,
     LEVEL,
     TIE,
+    UNKNOWN,
+    Asked,
     Comparison,
-    Metric,
-    Noise,
-    Summary,
-    combined_noise,
-    compare_cases,
-    pooled_noise,
-    shift,
+    compare_all,
+    level_of,
+    ratio_of,
     summarise,
 )
 from greeterd.bench.tables import SheetView
 from greeterd.bench.together import compare_together
 from greeterd.core.printable import escape
 
-Verdict = Literal["better", "worse", "tie"]
-VERDICTS: Final[dict[str, Verdict]] = {"tie": "tie", "a better": "worse", "b better": "better"}
+Verdict = Literal["better", "worse", "tie", "cannot be told"]
+VERDICTS: Final[dict[str, Verdict]] = {
+    "tie": "tie",
+    "a better": "worse",
+    "b better": "better",
+    "cannot be told": "cannot be told",
+}
 ENVIRONMENT: Final = ("kernel", "machine", "cpu", "cpus", "python", "greeterd", "commit")
 """What may explain a difference, and is told when it is not the same."""
-UNKNOWN: Final = 1000.0
-"""A ratio from which on an interval tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Comparisons:
 
     @property
     def differences(self) -> list[Versus]:
-        """Those that are no tie."""
-        return [one for one in (*self.pairs, *self.together) if one.verdict != "tie"]
+        """Those of which B is better or worse."""
+        return [o for o in (*self.pairs, *self.together) if o.verdict in {"better", "worse"}]
 
 
 def compare(a: Results, b: Results) -> Comparisons:
@@ -93,23 +94,18 @@ def compare(a: Results, b: Results) -> Comparisons:
     both = [(mine[case], theirs[case]) for case in every if case in mine and case in theirs]
     if not both:
         raise UnreadableError("there is no case of which both have a valid trial")
-    asked = [
-        (metric, index)
-        for index in range(len(both))
+    asked: list[Asked] = [
+        (one, other, metric)
+        for one, other in both
         for metric in COMPARED
-        if all(one.values(metric) for one in both[index])
+        if one.values(metric) and other.values(metric)
     ]
-    number_of = len(asked) + (len(COMPARED) if len(both) > 1 else 0)
-    level = 1 - (1 - LEVEL) / max(1, number_of)
-    noises = {metric.name: [_noise(pair, metric) for pair in both] for metric in COMPARED}
-    pairs = []
-    for metric, index in asked:
-        one, other = both[index]
-        rest = [*noises[metric.name][:index], *noises[metric.name][index + 1 :]]
-        others = combined_noise(rest)
-        found = compare_cases(one, other, metric, level=level, others=others)
-        if found is not None:
-            pairs.append(Versus(one.case, found, VERDICTS[found.verdict]))
+    level = level_of(len(asked) + (len(COMPARED) if len(both) > 1 else 0))
+    pairs = [
+        Versus(one.case, found, VERDICTS[found.verdict])
+        for (one, _, _), found in zip(asked, compare_all(asked, level), strict=True)
+        if found is not None
+    ]
     means = [compare_together(both, metric, level=level) for metric in COMPARED]
     return Comparisons(
         names=names(every),
@@ -119,11 +115,6 @@ def compare(a: Results, b: Results) -> Comparisons:
         only_b=[case for case in every if case not in mine],
         level=level,
     )
-
-
-def _noise(pair: Sequence[Summary], metric: Metric) -> Noise:
-    """Return the noise of a metric in one case of both runs."""
-    return pooled_noise(shift(one.values(metric), metric) for one in pair)
 
 
 def render(a: Results, b: Results, called: tuple[str, str] = ("A", "B")) -> RenderableType:
@@ -165,14 +156,14 @@ def sheet(found: Comparisons) -> Sheet:
         group.rows.append((
             f"{metric.title}, {metric.unit}",
             *(number(v) if one.case else NOTHING for v in (one.found.a, one.found.b)),
-            _ratio(one.found),
+            ratio_of(one.found),
             one.verdict,
         ))  # fmt: skip
     return Sheet(
         "B against A",
         "Medians, and the ratio B/A with its interval, at a level by which all "
-        f"{len(found.pairs) + len(found.together)} hold together with {LEVEL:.0%}. Less than "
-        f"{round(100 * (TIE - 1))} % is always a tie.",
+        f"{len(found.pairs) + len(found.together)} hold together with {LEVEL:.0%}. A tie is one "
+        f"whose interval is within {round(100 * (TIE - 1))} %.",
         ("metric", "A", "B", "B/A", "B is"),
         list(groups.values()),
         frozenset({"B is"}),
@@ -185,19 +176,17 @@ def number(value: float) -> str:
     return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.3f}"  # noqa: PLR2004
 
 
-def _ratio(found: Comparison) -> str:
-    if found.high > UNKNOWN * found.ratio:
-        return f"{found.ratio:.2f} [too few trials]"
-    return f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
 def conclude(found: Comparisons) -> str:
     """Return the sentence at the end: whether they differ, where, and what would not be seen."""
     cases = len({one.case for one in found.pairs})
     of = f"{len(found.pairs)} comparisons in {cases} {'case' if cases == 1 else 'cases'}"
     of += f" and {len(found.together)} of all together" if found.together else ""
     if not found.differences:
-        return f"No difference: {of} are ties. {_unseen(found)}"
+        every = [one.verdict for one in (*found.pairs, *found.together)]
+        untold = every.count("cannot be told")
+        said = f"{every.count('tie')} of {of} are ties"
+        said += f", {untold} cannot be told" if untold else ""
+        return f"No difference found: {said}. {_unseen(found)}"
     told, together = _told(found.pairs), _told(found.together)
     told += [f"all together: {'; '.join(together)}"] if together else []
     return f"B differs from A in {len(found.differences)} of {of}: {'; '.join(told)}."
@@ -218,14 +207,17 @@ def _told(some: Sequence[Versus]) -> list[str]:
 
 
 def _unseen(found: Comparisons) -> str:
-    """Tell how large a difference of the rate would have been missed."""
+    """Tell how large a difference of the rate, or without any rate of CPU, would be missed."""
     limits = []
+    names = {one.found.metric.name for one in found.pairs}
+    metric = "rate" if "rate" in names else "cpu_us"
     for some, where in ((found.pairs, "in one case"), (found.together, "in all")):
-        rates = [one.found for one in some if one.found.metric.name == "rate"]
-        if rates:
-            reach = max(statistics.median(one.high / one.ratio for one in rates), TIE)
+        mine = [one.found for one in some if one.found.metric.name == metric]
+        if mine:
+            reach = max(statistics.median(one.high / one.ratio for one in mine), TIE)
             limits.append((reach, where))
     if not limits or min(limits)[0] > UNKNOWN:
         return "There are too few trials to see any."
     told = " or ".join(f"{100 * (reach - 1):.0f} % {where}" for reach, where in limits)
-    return f"A difference of the rate of less than {told} would hardly have been seen."
+    what = f"A difference of the {METRICS[metric].title}"
+    return f"{what} of less than {told} would hardly have been seen."

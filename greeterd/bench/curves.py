@@ -7,7 +7,7 @@ from typing import Final
 from greeterd.bench import svg
 from greeterd.bench.axes import ceiling, decades, marks, short
 from greeterd.bench.labels import Scenario, approach, describe, scenario_of
-from greeterd.bench.sheets import Block, milliseconds
+from greeterd.bench.sheets import Block, percentiles
 from greeterd.bench.stats import Figure, Summary
 
 LEFT: Final = 38.0
@@ -38,7 +38,7 @@ def _nines(percentile: float) -> float:
 
 def _latency(name: str, title: str, told: Sequence[tuple[str, Summary]]) -> svg.Chart:
     curves = [
-        [(p, max(ms, 0.001)) for p, ms in one.latency.curve if p < 100]  # noqa: PLR2004
+        [(p * one.latency.known / 100, max(ms, 0.001)) for p, ms in one.latency.curve if p < 100]  # noqa: PLR2004
         for _, one in told
     ]
     values = [ms for curve in curves for _, ms in curve]
@@ -63,13 +63,14 @@ def _latency(name: str, title: str, told: Sequence[tuple[str, Summary]]) -> svg.
             body.append(svg.text(x, BOTTOM + 13, mark, "small", "middle"))
     for index, curve in enumerate(curves):
         body.append(svg.stroke([(x_of(p), y_of(ms)) for p, ms in curve], f"line line{index}"))
-    body.append(svg.text(LEFT, BOTTOM + 27, "percentile of greetings; up: milliseconds", "small"))
+    body.append(svg.text(LEFT, BOTTOM + 27, "percentile of clients; up: milliseconds", "small"))
     keys, end = svg.legend(
         BOTTOM + 34, [(f"line line{index}", called) for index, (called, _) in enumerate(told)]
     )
     said = f"Latency in ms by percentile of {len(told)} cases. " + "; ".join(
-        f"{called}: median {milliseconds(one.latency.p50)}, p99 {milliseconds(one.latency.p99)}"
+        f"{called}: median {shown[0]}, p99 {shown[2]}"
         for called, one in told
+        for shown in [percentiles(one)]
     )
     return svg.Chart(
         name=name,
@@ -78,14 +79,7 @@ def _latency(name: str, title: str, told: Sequence[tuple[str, Summary]]) -> svg.
         text=f"{said}.",
         drawing=svg.picture(name, f"{title}, ms", f"{said}.", end + 2, [*body, keys]),
         head=("case", "p50, ms", "p90, ms", "p99, ms", "p99.9, ms", "largest, ms"),
-        rows=[
-            (
-                called,
-                *map(milliseconds, (of.p50, of.p90, of.p99, of.p999, of.max)),
-            )
-            for called, one in told
-            for of in [one.latency]
-        ],
+        rows=[(called, *percentiles(one)) for called, one in told],
     )
 
 
@@ -94,7 +88,7 @@ def scaling_charts(shown: Sequence[Block]) -> Iterator[svg.Chart]:
     plots: dict[Scenario, dict[str, dict[int, Figure]]] = {}
     for block in shown:
         for _, one in block.members:
-            if "rate" in one.figures and one.case.arrival in {"closed", "seed", "burst"}:
+            if "rate" in one.figures:
                 plot = plots.setdefault(scenario_of(one.case)._replace(workers=0), {})
                 line = plot.setdefault(approach(one.case), {})
                 line.setdefault(one.case.workers, one.figures["rate"])

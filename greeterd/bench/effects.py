@@ -1,25 +1,20 @@
 """The known effects of serving with several processes, each looked for in the figures.
 
 Each function yields sentences of what was run, and none of what was not: "found" when the figures
-show the effect by the thresholds below, "not shown" when they do not.
+show the effect by the thresholds below, "not shown" when they do not, and "cannot be told" when
+their intervals hold both.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from greeterd.bench.labels import Scenario, approach, scenario_of, wait_of, words
+from greeterd.bench.spread import Spread
 from greeterd.bench.stats import (
-    METRICS,
-    TIE,
-    Comparison,
     Figure,
-    Metric,
     Summary,
-    compare_cases,
 )
-from greeterd.core.balance import Balance
 
 HERD: Final = 0.1
 """Wasted wake-ups per greeting from which on there is a herd: one connection in ten wakes one too
@@ -34,7 +29,7 @@ TOLD: Final = 3
 TWICE: Final = 2.0
 """The ratio from which on it is told as a multiple, not in percent."""
 
-Kind = Literal["found", "not shown", "tie", "caution"]
+Kind = Literal["found", "not shown", "tie", "cannot be told", "caution"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,41 +105,6 @@ def figure(found: Figure, form: str) -> str:
     return f"{found.median:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
-def _interval(found: Comparison) -> str:
-    return f"ratio {found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def modes(summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Compare reuseport with inherit, where both were asked the same."""
-    asked = list(pairs(summaries, is_inherit, is_reuseport))
-    for name, more, less in (("rate", "faster", "slower"), ("cpu_us", "more CPU", "less CPU")):
-        title = "rate" if name == "rate" else "CPU per greeting"
-        verdicts: Counter[str] = Counter()
-        lines = []
-        for a, b in asked:
-            found = compare_cases(a, b, METRICS[name])
-            if found is None:
-                continue
-            where = words(scenario_of(a.case))
-            tie = found.verdict == "tie"
-            verdict = "a tie" if tie else percent(found.ratio, more, less)
-            verdicts["tie" if tie else (more if found.ratio > 1 else less)] += 1
-            lines.append(
-                Finding(
-                    "tie" if tie else "found",
-                    f"reuseport against inherit, {title}, {where}: {verdict}, {_interval(found)}.",
-                )
-            )
-        if len(lines) <= TOLD:
-            yield from lines
-        else:
-            told = ", ".join(f"{word} in {count}" for word, count in verdicts.most_common())
-            yield Finding(
-                "found" if set(verdicts) != {"tie"} else "tie",
-                f"reuseport against inherit, {title}: {told} of {len(lines)} scenarios.",
-            )
-
-
 def herd(summaries: Sequence[Summary]) -> Iterator[Finding]:
     """Tell whether one connection wakes several workers that wait by epoll."""
     herds = [one for one in summaries if is_epoll(one) and "wasted_wakeups" in one.figures]
@@ -161,7 +121,13 @@ def herd(summaries: Sequence[Summary]) -> Iterator[Finding]:
         and "wasted_wakeups" in one.figures
     ]
     other = f"; {', '.join(beside)}" if beside else ""
-    if wasted.low >= HERD:
+    if wasted.low < HERD <= wasted.high:
+        yield Finding(
+            "cannot be told",
+            f"The herd of epoll: {figure(wasted, '.2f')} wasted wake-ups per greeting, "
+            f"{where}{other}.",
+        )
+    elif wasted.low >= HERD:
         yield Finding(
             "found",
             f"A herd with epoll: {figure(wasted, '.2f')} wasted wake-ups per greeting, "
@@ -177,43 +143,46 @@ def herd(summaries: Sequence[Summary]) -> Iterator[Finding]:
 
 def exclusive(summaries: Sequence[Summary]) -> Iterator[Finding]:
     """Tell whether EPOLLEXCLUSIVE favours workers."""
-    uneven = [one for one in summaries if is_exclusive(one) and "jain" in one.figures]
-    if not uneven:
+    told = [
+        (one, spread)
+        for one in summaries
+        if is_exclusive(one) and (spread := one.spread) is not None and not spread.few
+    ]
+    if not told:
         return
-    worst = min(uneven, key=lambda one: one.figures["jain"].median)
+    worst, spread = min(told, key=lambda pair: pair[0].figures["jain"].median)
     index, where = worst.figures["jain"], words(scenario_of(worst.case))
-    said = f": {worst.balance.sentence}" if worst.balance else ""
-    if index.high < UNEVEN:
-        yield Finding(
-            "found", f"exclusive favours workers, {where}: Jain {figure(index, '.3f')}{said}."
-        )
-    else:
+    jain = f"Jain {figure(index, '.3f')}"
+    if spread.even or index.low >= UNEVEN:
         yield Finding(
             "not shown",
-            f"This machine does not show the imbalance of exclusive: Jain {figure(index, '.3f')} "
-            f"at worst, {where}.",
+            f"This machine does not show the imbalance of exclusive: {jain} at worst, {where}.",
         )
+    elif index.high < UNEVEN:
+        yield Finding(
+            "found",
+            f"exclusive favours workers, {where}: {jain}; in a typical trial {spread.sentence}.",
+        )
+    else:
+        yield Finding("cannot be told", f"The imbalance of exclusive: {jain} at worst, {where}.")
 
 
 def fairness(summaries: Sequence[Summary]) -> Iterator[Finding]:
     """Tell whether rotate, blocking and reuseport are as even as chance."""
-    groups: dict[str, list[Summary]] = {}
+    groups: dict[str, list[tuple[Summary, Spread]]] = {}
     for one in summaries:
-        fair = one.case.mode == "reuseport" or wait_of(one.case) in {"rotate", "blocking"}
-        if calm(one) and fair and one.case.mode != "handoff" and one.balance is not None:
-            groups.setdefault(approach(one.case), []).append(one)
-    for name, members in groups.items():
-        told = [(one, one.balance) for one in members if one.balance is not None]
-        outside = [(one, b) for one, b in told if not b.even]
-        within = f"in {len(told) - len(outside)} of {len(told)} cases" if len(told) > 1 else ""
+        if is_fair(one) and one.spread is not None and not one.spread.few:
+            groups.setdefault(approach(one.case), []).append((one, one.spread))
+    for name, told in groups.items():
+        outside = [(one, spread) for one, spread in told if not spread.even]
+        within = f"in {len(told)} of {len(told)} cases" if len(told) > 1 else ""
         if not outside:
             yield Finding(
                 "found",
                 f"{name} is as even as chance or more {within}".rstrip() + f": {_jain(told)}.",
             )
             continue
-        worst = min(balance.found.jain for _, balance in outside)
-        fair = worst >= FAIR
+        fair = min(one.figures["jain"].median for one, _ in outside) >= FAIR
         verdict = "fair, if less even than chance" if fair else "less even than chance"
         yield Finding(
             "found" if fair else "not shown",
@@ -221,88 +190,17 @@ def fairness(summaries: Sequence[Summary]) -> Iterator[Finding]:
         )
 
 
-def _jain(told: Sequence[tuple[Summary, Balance]]) -> str:
-    """Return the Jain index of one case, or the least of several, beside that of chance."""
-    one, least = min(told, key=lambda pair: pair[1].found.jain)
-    where = words(scenario_of(one.case))
+def is_fair(one: Summary) -> bool:
+    """Tell whether its spread is promised to be even."""
+    by_hash = one.case.mode == "reuseport" and one.case.steering == "hash"
+    by_turns = one.case.mode == "inherit" and wait_of(one.case) in {"rotate", "blocking"}
+    return calm(one) and (by_hash or by_turns)
+
+
+def _jain(told: Sequence[tuple[Summary, Spread]]) -> str:
+    """Return the Jain index of one case, or the least of several, and what chance says to it."""
+    one, least = min(told, key=lambda pair: pair[0].figures["jain"].median)
+    p_value = "below 0.0001" if least.p_value < 0.0001 else f"{least.p_value:.4f}"  # noqa: PLR2004
     return (
-        f"Jain {least.found.jain:.4f}, where chance stays above {least.chance.jain:.4f} in 95 of "
-        f"100 cases ({where})"
+        f"Jain {figure(one.figures['jain'], '.4f')}, p {p_value} ({words(scenario_of(one.case))})"
     )
-
-
-def handoff(summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Tell whether the dispatcher limits the rate as workers grow."""
-    handed = calm_of(summaries, "handoff")
-    for name in dict.fromkeys(approach(one.case) for one in handed):
-        mine = [one for one in handed if approach(one.case) == name]
-        few, many = (pick(mine, key=lambda one: one.case.workers) for pick in (min, max))
-        if few.case.workers == many.case.workers:
-            continue
-        other = _grown(list(filter(is_inherit, summaries)), few, many) or _grown(
-            list(filter(is_reuseport, summaries)), few, many
-        )
-        if other is None:
-            continue
-        gain, theirs = growth(few, many), growth(*other)
-        beside = compare_cases(other[1], many, METRICS["rate"])
-        if gain is None or theirs is None or beside is None:
-            continue
-        figures = (
-            f"from {few.case.workers} to {many.case.workers} workers its rate grows "
-            f"{gain:.2f} times, that of {approach(other[1].case)} {theirs:.2f} times; at "
-            f"{many.case.workers} workers {_interval(beside)}"
-        )
-        if beside.verdict == "a better" and theirs > gain * TIE:
-            yield Finding("found", f"The dispatcher of {name} is a bottleneck: {figures}.")
-        else:
-            yield Finding(
-                "not shown", f"This machine does not show {name} as a bottleneck: {figures}."
-            )
-
-
-def _grown(
-    summaries: Sequence[Summary], few: Summary, many: Summary
-) -> tuple[Summary, Summary] | None:
-    """Return the cases of one approach that are asked the same as `few` and as `many`."""
-    for low in summaries:
-        for high in summaries:
-            same = approach(low.case) == approach(high.case)
-            if (
-                same
-                and scenario_of(low.case) == scenario_of(few.case)
-                and scenario_of(high.case) == scenario_of(many.case)
-            ):
-                return low, high
-    return None
-
-
-def growth(few: Summary, many: Summary) -> float | None:
-    """Return by what the median rate grows."""
-    low, high = few.median("rate"), many.median("rate")
-    return high / low if low and high else None
-
-
-def peers(summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Compare the CPU time of greeterd with that of each other server."""
-    metric: Metric = METRICS["cpu_us"]
-    for name in dict.fromkeys(one.case.server for one in summaries):
-        if name == "greeterd":
-            continue
-
-        def is_peer(one: Summary, name: str = name) -> bool:
-            return one.case.server == name
-
-        pairs_of = list(pairs(summaries, is_inherit, is_peer))
-        pairs_of = pairs_of or list(pairs(summaries, is_reuseport, is_peer))
-        for a, b in pairs_of[:TOLD]:
-            found = compare_cases(a, b, metric)
-            if found is None:
-                continue
-            tie = found.verdict == "tie"
-            verdict = "a tie" if tie else percent(found.ratio, "more", "less")
-            yield Finding(
-                "tie" if tie else "found",
-                f"{approach(b.case)} against greeterd {approach(a.case)}, CPU per greeting, "
-                f"{words(scenario_of(b.case))}: {verdict}, {_interval(found)}.",
-            )

@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from greeterd.bench import store
+from greeterd.bench.metrics import jain, rate
 from greeterd.bench.model import FORMAT, Case, Latency, Results, Trial
-from greeterd.bench.stats import jain
 from greeterd.errors import GreeterdError
 
 Cell = str | int | float | None
@@ -85,6 +85,16 @@ def _latency(name: str) -> Callable[[Trial], Cell]:
     return cell
 
 
+def _known(value: Callable[[Trial], Cell]) -> Callable[[Trial], Cell]:
+    """Return what reads a figure that a trial has which came to its end."""
+    return lambda trial: value(trial) if trial.load else None
+
+
+def _scoreboard(name: str) -> Callable[[Trial], Cell]:
+    """Return what reads a figure that greeterd has of itself, and no other server."""
+    return _known(lambda t: getattr(t, name) if t.case.server == "greeterd" else None)
+
+
 def _errors(trial: Trial) -> Cell:
     kinds = trial.load.errors if trial.load else {}
     return " ".join(f"{kind}={count}" for kind, count in sorted(kinds.items()))
@@ -100,14 +110,15 @@ COLUMNS: Final[dict[str, Callable[[Trial], Cell]]] = {
     "order": lambda t: t.order + 1,
     "began_utc": lambda t: t.began,
     "invalid": lambda t: t.invalid,
-    "rate_per_second": lambda t: t.rate,
+    "rate_per_second": rate,
     "duration_seconds": _load("seconds"),
-    "cpu_user_us_per_greeting": lambda t: t.cpu_user_us,
-    "cpu_system_us_per_greeting": lambda t: t.cpu_system_us,
-    "switches_voluntary_per_greeting": lambda t: t.switches_voluntary,
-    "switches_involuntary_per_greeting": lambda t: t.switches_involuntary,
-    "wakeups_per_greeting": lambda t: t.wakeups,
-    "wasted_wakeups_per_greeting": lambda t: t.wasted_wakeups,
+    "cpu_us_per_greeting": _known(lambda t: t.cpu_us or None),
+    "cpu_user_us_per_greeting": _known(lambda t: t.cpu_user_us),
+    "cpu_system_us_per_greeting": _known(lambda t: t.cpu_system_us),
+    "switches_voluntary_per_greeting": _known(lambda t: t.switches_voluntary),
+    "switches_involuntary_per_greeting": _known(lambda t: t.switches_involuntary),
+    "wakeups_per_greeting": _scoreboard("wakeups"),
+    "wasted_wakeups_per_greeting": _scoreboard("wasted_wakeups"),
     "latency_mean_ms": _latency("mean"),
     "latency_min_ms": _latency("min"),
     "latency_p50_ms": _latency("p50"),
@@ -115,19 +126,21 @@ COLUMNS: Final[dict[str, Callable[[Trial], Cell]]] = {
     "latency_p99_ms": _latency("p99"),
     "latency_p999_ms": _latency("p999"),
     "latency_max_ms": _latency("max"),
+    "latency_missing_clients": _known(lambda t: t.load.latency.missing if t.load else None),
     "greetings_per_worker": lambda t: " ".join(map(str, t.per_worker)),
     "jain_index": lambda t: jain(t.per_worker),
-    "queued_max_clients": lambda t: t.listener.queued_max,
-    "queue_limit_clients": lambda t: t.listener.limit,
-    "drops_clients": lambda t: t.listener.drops,
+    "queued_max_clients": _known(lambda t: t.listener.queued_max),
+    "queue_limit_clients": _known(lambda t: t.listener.limit),
+    "drops_clients": _known(lambda t: t.listener.drops),
     "listening_sockets": lambda t: t.listener.sockets or None,
     "sent_clients": _load("sent"),
     "ok_clients": _load("ok"),
     "warmup_clients": _load("warmup"),
-    "lost_clients": lambda t: t.lost,
+    "lost_clients": _known(lambda t: t.lost),
     "errors_clients": _errors,
-    "counted_by_client": lambda t: t.counts.client,
-    "uncertain_to_client": lambda t: t.counts.uncertain,
+    "faults": _known(lambda t: t.faults),
+    "counted_by_client": _known(lambda t: t.counts.client),
+    "uncertain_to_client": _known(lambda t: t.counts.uncertain),
     "counted_by_scoreboard": lambda t: t.counts.scoreboard,
     "counted_in_logs": lambda t: t.counts.log,
     "client_processes": _load("processes"),

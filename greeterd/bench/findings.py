@@ -15,22 +15,23 @@ from greeterd.bench.effects import (
     calm_of,
     exclusive,
     fairness,
-    handoff,
     herd,
     is_epoll,
     is_exclusive,
     is_inherit,
     is_rescued,
     is_reuseport,
-    modes,
     pairs,
-    peers,
 )
+from greeterd.bench.labels import approach, scenario_of, words
 from greeterd.bench.model import Results
-from greeterd.bench.stats import FEW, Summary
+from greeterd.bench.rivals import comparisons
+from greeterd.bench.stats import Summary
 
 LIMIT: Final = "the client was the limit: "
 """How the sentence of a load begins."""
+SURE: Final = 6
+"""The trials from which on the interval of a median holds it in 95 % of cases."""
 BUSY: Final = 0.5
 """The load average per CPU before a run from which on its figures are doubtful."""
 
@@ -38,10 +39,7 @@ BUSY: Final = 0.5
 def find(results: Results, summaries: Sequence[Summary]) -> list[Finding]:
     """Return what the results say, the main question first and the cautions last."""
     told = [one for one in summaries if one.trials]
-    effects = (
-        *(modes, herd, exclusive, fairness, handoff),
-        *(losses.stopped, losses.others, peers),
-    )
+    effects = (comparisons, herd, exclusive, fairness, losses.stopped, losses.others)
     return [
         *(finding for effect in effects for finding in effect(told)),
         *_cautions(results, told),
@@ -91,13 +89,28 @@ def _cautions(results: Results, told: Sequence[Summary]) -> Iterator[Finding]:
             f"The machine was not idle before the run: load average {machine.load_average:.2f} on "
             f"{machine.cpus} CPUs.",
         )
-    few = [one for one in told if one.valid < FEW]
+    yield from _lossy(told)
+    few = [one for one in told if one.valid < SURE]
     if few:
         least = min(one.valid for one in few)
         noun = "trial" if least == 1 else "trials"
         yield Finding(
             "caution",
-            f"{len(few)} of {len(told)} cases have fewer than {FEW} valid trials (at least "
+            f"{len(few)} of {len(told)} cases have fewer than {SURE} valid trials (at least "
             f"{least} {noun}): their intervals are ranges, and hold the median in "
             f"{100 * (1 - 2.0 ** (1 - least)):.0f} % of cases or more.",
         )
+
+
+def _lossy(told: Sequence[Summary]) -> Iterator[Finding]:
+    """Tell where clients were lost though nothing was done to the server."""
+    lossy = [one for one in told if one.case.fault == "none" and one.lost]
+    if not lossy:
+        return
+    worst = max(lossy, key=lambda one: one.lost)
+    yield Finding(
+        "caution",
+        f"Clients were lost without a fault in {len(lossy)} of {len(told)} cases, at most "
+        f"{100 * worst.lost:.3g} % ({approach(worst.case)}, {words(scenario_of(worst.case))}): "
+        "rates and CPU time are of those that were served.",
+    )

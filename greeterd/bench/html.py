@@ -12,6 +12,7 @@ from greeterd.bench.charts import make_charts
 from greeterd.bench.extras import require
 from greeterd.bench.findings import find, not_measured
 from greeterd.bench.labels import common, names
+from greeterd.bench.metrics import rate
 from greeterd.bench.model import Results
 from greeterd.bench.sheets import blocks, environment, invalid_trials, make_sheets
 from greeterd.bench.stats import FEW, LEVEL, TIE, summarise
@@ -43,6 +44,7 @@ def render(results: Results) -> str:
             trials=[(called[trial.case], trial) for trial in results.trials],
             few=FEW,
             level=round(100 * LEVEL),
+            rate=rate,
             tie=round(100 * (TIE - 1)),
         )
     )

@@ -1,12 +1,28 @@
-"""Puts the latencies of several trials together."""
+"""Puts the latencies of several trials together, and reads percentiles off them."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from greeterd.bench.model import Latency
+
+FIELDS: Final = {50: "p50", 90: "p90", 99: "p99", 99.9: "p999", 100: "max"}
+"""The percentiles that a latency has, by the names of its fields."""
+
+
+def percentile(of: Latency, at: float) -> float | None:
+    """Return one of FIELDS in milliseconds, of all clients; None where it is not known.
+
+    The figures of a latency are of those that were served.  The others, who waited in vain, count
+    as slower than any of these, so that no percentile among them is known.
+    """
+    if not of.count or at > of.known:
+        return None
+    if not of.missing:
+        return float(getattr(of, FIELDS[at]))
+    return next((ms for above, ms in of.curve if above * of.known >= 100 * at), of.max)
 
 
 def merge_latency(parts: Sequence[Latency]) -> Latency:
@@ -15,15 +31,17 @@ def merge_latency(parts: Sequence[Latency]) -> Latency:
     Histograms are added up where each part has one and the package hdrhistogram is there.  Else
     each percentile is the median of the parts', which is no percentile of the whole.
     """
+    missing = sum(part.missing for part in parts)
     parts = [part for part in parts if part.count]
     if not parts:
-        return Latency()
+        return Latency(missing=missing)
     if all(part.histogram for part in parts):
         with suppress(Exception):  # an alien histogram; the library has no base class of its own
-            return _merge_histograms(parts)
+            return _merge_histograms(parts, missing)
     middle = sorted(parts, key=lambda part: part.p50)[(len(parts) - 1) // 2]
     return Latency(
         count=sum(part.count for part in parts),
+        missing=missing,
         mean=statistics.fmean(part.mean for part in parts),
         min=min(part.min for part in parts),
         p50=statistics.median(part.p50 for part in parts),
@@ -35,7 +53,7 @@ def merge_latency(parts: Sequence[Latency]) -> Latency:
     )
 
 
-def _merge_histograms(parts: Sequence[Latency]) -> Latency:
+def _merge_histograms(parts: Sequence[Latency], missing: int) -> Latency:
     from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - of the extra `bench`
 
     whole: Any = HdrHistogram.decode(parts[0].histogram)
@@ -52,6 +70,7 @@ def _merge_histograms(parts: Sequence[Latency]) -> Latency:
     steps = range(4 * max(1, math.ceil(math.log2(count))) + 1)
     return Latency(
         count=count,
+        missing=missing,
         mean=whole.get_mean_value() / 1000,
         min=whole.get_min_value() / 1000,
         p50=at(50),

@@ -18,10 +18,11 @@ import msgspec
 from msgspec import Struct
 
 from greeterd.bench.labels import wait_of
+from greeterd.bench.metrics import METRICS
 from greeterd.bench.model import Case, Results, Trial
-from greeterd.bench.stats import METRICS
+from greeterd.bench.spread import summed_chi_square
 from greeterd.config import HandoffPolicy, Mode, Steering, Wait
-from greeterd.core.balance import Evenness, evenness, measure
+from greeterd.core.balance import SURE, Evenness, chi_square_tail, evenness
 from greeterd.errors import GreeterdError, UsageError
 
 KNOWN_EFFECTS: Final = Path(__file__).with_name("known-effects.toml")
@@ -250,7 +251,7 @@ def _verdict(one: Predicate, trials: Mapping[Case, Sequence[Trial]]) -> Verdict:
         return Verdict(predicate=one, outcome="not tested", reason="no such case was run")
     findings, reasons = [], []
     for case in chosen:
-        finding = _finding(one, case, trials)
+        finding = _finding(one, case, trials, of=len(chosen))
         if isinstance(finding, str):
             reasons.append(finding)
         else:
@@ -262,16 +263,21 @@ def _verdict(one: Predicate, trials: Mapping[Case, Sequence[Trial]]) -> Verdict:
     return Verdict(predicate=one, outcome=outcome, findings=tuple(findings))
 
 
-def _finding(one: Predicate, case: Case, trials: Mapping[Case, Sequence[Trial]]) -> Finding | str:
-    """Return what a case says, or why it says nothing (empty: it is its own counterpart)."""
+def _finding(
+    one: Predicate, case: Case, trials: Mapping[Case, Sequence[Trial]], *, of: int
+) -> Finding | str:
+    """Return what one `of` several cases says, or why it says nothing.
+
+    The reason is empty where a case is its own counterpart.
+    """
     valid = trials[case]
     values = _values(one.metric, valid)
     if not valid:
         return "no valid trial"
     if not values:
-        return f"no trial tells {one.metric}"
+        return f"not every trial tells {one.metric}"
     if one.op == "within null":
-        holds, figures = _within_null(one.metric, valid)
+        holds, figures = _within_null(statistics.median(values), valid, SURE / of)
     else:
         figure, figures = statistics.median(values), ""
         if one.than:
@@ -290,7 +296,10 @@ def _finding(one: Predicate, case: Case, trials: Mapping[Case, Sequence[Trial]])
 
 
 def _values(metric: str, trials: Sequence[Trial]) -> list[float]:
-    return [value for value in map(OF[metric], trials) if value is not None]
+    """Return the values of trials; none unless each has one, as in a report."""
+    values = [OF[metric](trial) for trial in trials]
+    told = [value for value in values if value is not None]
+    return told if len(told) == len(values) else []
 
 
 def _ratio(figure: float, base: float) -> float:
@@ -299,15 +308,13 @@ def _ratio(figure: float, base: float) -> float:
     return float("inf") if figure else 1.0
 
 
-def _within_null(metric: str, trials: Sequence[Trial]) -> tuple[bool, str]:
-    """Compare the medians of what was found and of the bound of 95 % of what chance makes."""
-    balances = [measure(trial.per_worker) for trial in trials if trial.per_worker]
-    found = statistics.median(_of(balance.found, metric) for balance in balances)
-    bound = statistics.median(_of(balance.chance, metric) for balance in balances)
-    least = metric == "jain"  # of which little is uneven
-    holds = found >= bound if least else found <= bound
-    where = "within" if holds else "outside"
-    return holds, f"{_number(found)}, {where} the null ({'>=' if least else '<='} {_number(bound)})"
+def _within_null(figure: float, trials: Sequence[Trial], sure: float) -> tuple[bool, str]:
+    """Tell whether chance is as uneven as these trials, each by itself, with a probability."""
+    value, degrees = summed_chi_square([trial.per_worker for trial in trials])
+    p_value = chi_square_tail(value, degrees)
+    holds = p_value >= sure
+    where = f"{'within' if holds else 'outside'} the null: p {_number(p_value)}"
+    return holds, f"{_number(figure)}, {where} {'>=' if holds else '<'} {_number(sure)}"
 
 
 def _compare(one: Predicate, figure: float) -> tuple[bool, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from greeterd.bench.labels import names, place, scenario_of, varying
+from greeterd.bench.latencies import FIELDS
 from greeterd.bench.model import Case, Results
 from greeterd.bench.stats import Summary
 
@@ -82,6 +83,12 @@ def milliseconds(value: float) -> str:
     return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"  # noqa: PLR2004
 
 
+def percentiles(one: Summary) -> tuple[str, ...]:
+    """Return the percentiles of all clients that reports have, in milliseconds."""
+    values = map(one.percentile, FIELDS)
+    return tuple(NOTHING if value is None else milliseconds(value) for value in values)
+
+
 Row = Callable[[Summary], tuple[str, ...] | None]
 
 
@@ -101,20 +108,19 @@ def _classic(shown: Sequence[Block]) -> Sheet:
     same = len(trials) == 1 and not max(invalid for _, invalid in trials)
 
     def row(one: Summary) -> tuple[str, ...]:
-        spread = one.balance
         number = str(one.valid) + (f" of {one.valid + one.invalid}" if one.invalid else "")
         return (
             interval(one, "seconds", ".2f"),
             " ".join(map(str, one.per_worker)) or NOTHING,
-            f"{spread.found.max_over_min:.2f}" if spread else NOTHING,
+            f"{one.spread.typical.found.max_over_min:.2f}" if one.spread else NOTHING,
             listeners(one.case),
             *([] if same else [number]),
         )
 
-    note = "Greetings per worker are those of all valid trials together"
+    note = "Greetings per worker are those of the trial whose Jain index is in the middle"
     return Sheet(
         "Time and workers",
-        f"{note}, {next(iter(trials))[0]} of each case." if same else f"{note}.",
+        f"{note}, of {next(iter(trials))[0]} of each case." if same else f"{note}.",
         (
             *("approach", "time, s", "greetings per worker", "max/min", "listeners"),
             *([] if same else ["trials"]),
@@ -136,7 +142,8 @@ def _cost(shown: Sequence[Block]) -> Sheet:
 
     return Sheet(
         "Cost",
-        "Greetings per second; CPU time of the whole server and context switches, per greeting.",
+        "Greetings per second, where the next client waits for one before it; else the rate is the "
+        "client's. CPU time of the whole server and context switches, per greeting.",
         ("approach", "rate, 1/s", "CPU, us", "user", "system", "switches"),
         _groups(shown, row),
     )
@@ -144,23 +151,26 @@ def _cost(shown: Sequence[Block]) -> Sheet:
 
 def _balance(shown: Sequence[Block]) -> Sheet:
     def row(one: Summary) -> tuple[str, ...] | None:
-        spread = one.balance
+        spread = one.spread
         if spread is None or one.case.workers == 1:
             return None
+        typical, p_value = spread.typical, f"{spread.p_value:.4f}"
         return (
-            f"{spread.found.jain:.4f}",
-            f"{spread.chance.jain:.4f}",
-            f"{spread.found.max_over_min:.2f}",
-            f"{spread.chance.max_over_min:.2f}",
-            "<.0001" if spread.p_value < 0.0001 else f"{spread.p_value:.4f}",  # noqa: PLR2004
+            median(one, "jain", ".4f"),
+            f"{typical.chance.jain:.4f}",
+            f"{typical.found.max_over_min:.2f}",
+            f"{typical.chance.max_over_min:.2f}",
+            NOTHING if spread.few else "<.0001" if spread.p_value < 0.0001 else p_value,  # noqa: PLR2004
             spread.sentence,
         )
 
     return Sheet(
         "Balance",
-        "Of all valid trials together. Beside the Jain index, what chance alone reaches, and "
-        "beside max/min, what it keeps to, in 95 of 100 cases; p is the probability that chance "
-        "is so uneven.",
+        "Each trial is judged by itself; Jain is the median. Max/min and a worker that is named "
+        "are those of the trial whose Jain index is in the middle. Beside the Jain index, what "
+        "chance alone reaches, and beside max/min, what it keeps to, in 95 of 100 trials. p is the "
+        "probability that chance is so uneven in as many trials (their chi-squares are added), and "
+        "holds for all cases together (Holm).",
         ("approach", "Jain", "chance", "max/min", "chance", "p", "in words"),
         _groups(shown, row),
         frozenset({"in words"}),
@@ -169,16 +179,12 @@ def _balance(shown: Sequence[Block]) -> Sheet:
 
 def _latency(shown: Sequence[Block]) -> Sheet:
     def row(one: Summary) -> tuple[str, ...] | None:
-        of = one.latency
-        return (
-            tuple(map(milliseconds, (of.p50, of.p90, of.p99, of.p999, of.max)))
-            if of.count
-            else None
-        )
+        return percentiles(one) if one.latency.count else None
 
     return Sheet(
         "Latency, ms",
-        "From a connection's start (in open loop: its intended start) to its end.",
+        "From a connection's start (in open loop: its intended start) to its end. A client that "
+        "was lost is slower than any that was served: a percentile among the lost is not known.",
         ("approach", "p50", "p90", "p99", "p99.9", "largest"),
         _groups(shown, row),
     )

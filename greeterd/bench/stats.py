@@ -3,121 +3,54 @@
 Pure but for the decoding of histograms; random numbers have a fixed seed, so that equal results
 have equal reports.  Only valid trials count; the others are numbered and told of elsewhere.
 
-Intervals of a median.  With 6 trials or more: the percentile bootstrap (B. Efron, 1979).  With
-fewer it is too narrow: three values can only be drawn again in so many ways, and no correction of
-bias (BCa) mends that.  There the interval is the range of the values, whatever their distribution:
-it holds the median with the probability 1 - 2 ** (1 - n), which is 75 % of 3 trials, 87.5 % of 4
-and 93.8 % of 5 (H. David and H. Nagaraja, Order Statistics, 7.1).  `Figure.coverage` says which.
+Intervals of a median.  With fewer than FEW trials: the range of the values.  Whatever their
+distribution, it holds the median with the probability 1 - 2 ** (1 - n), which is 75 % of 3 trials,
+87.5 % of 4, 93.8 % of 5 and 96.9 % of 6 (H. David and H. Nagaraja, Order Statistics, 7.1).  With
+more: the percentile bootstrap (B. Efron, 1979).  Taken at 95 %, it holds the median of 8 to 30
+values in 91 to 96 % of cases (simulated); so it is taken at NOMINAL, where it holds it in 95 % or
+more (tests/core/test_bench_stats.py).  `Figure.coverage` says which.
 
 Differences of two medians.  At 3 trials a side no test without a model reaches 95 %: of 20 ways to
 deal out six values, two are as extreme as the most extreme one.  So the noise is taken to be
 relative and equal on both sides: values in logarithms, Student's t with the pooled variance.  Where
 many cases are compared at once, each borrows a little of the others' variance, for two degrees of
 freedom tell little about one; a case that is plainly noisier than the others stands on its own.
+Many comparisons at once share one error: each is made at a level by which all of them together hold
+with LEVEL (C. Bonferroni, 1936).
 """
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 from typing import Final, Literal
 
-from greeterd.bench.latencies import merge_latency
+from greeterd.bench.latencies import merge_latency, percentile
+from greeterd.bench.metrics import METRICS, Metric
 from greeterd.bench.model import Case, Latency, Results, Trial
+from greeterd.bench.spread import Spread, judge_together, spread_of
 from greeterd.bench.student import student_quantile
-from greeterd.core import balance
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 2000
-FEW: Final = 6
-"""The trials from which on the range would hold the median in more than 95 % of cases."""
+NOMINAL: Final = 0.99
+"""The level of the bootstrap; its coverage is less."""
+FEW: Final = 8
+"""The trials from which on the interval is the bootstrap's, not the range."""
 TIE: Final = 1.10
 """The smallest ratio that is called a difference, however narrow its interval.  Trials of one run
 share what differs between runs (the layout of memory, the clock of the CPU, neighbours), and no
 interval of theirs shows that; repeated runs on an idle machine were seen to differ by some 5 %."""
+UNKNOWN: Final = 1000.0
+"""A ratio from which on an interval tells nothing."""
 MEDIAN_ERROR: Final = math.sqrt(math.pi / 2)
 """The standard error of a median over that of a mean, at most, if the noise is normal."""
 BORROWED: Final = 8
 """Degrees of freedom that a case takes at most from the noise of the others."""
 NOISIER: Final = 4.0
 """The ratio of variances from which on a case does not borrow: F(0.95; 4, 8) is 3.8."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """Something that every trial has a value of, or has not."""
-
-    name: str
-    title: str
-    unit: str
-    better: Literal["higher", "lower"]
-    of: Callable[[Trial], float | None]
-    floor: float = 0.0
-    """Added to both sides of a ratio: differences far below it are nothing, and 0 has a ratio."""
-    compared: bool = False
-    """Whether two runs are compared by it."""
-
-
-def jain(counts: Sequence[int]) -> float | None:
-    """Return the Jain index of counts, from 1/N to 1; None of nothing."""
-    squares = sum(count * count for count in counts)
-    return sum(counts) ** 2 / (len(counts) * squares) if squares else None
-
-
-def _latency(name: str) -> Callable[[Trial], float | None]:
-    def value(trial: Trial) -> float | None:
-        if trial.load is None or not trial.load.latency.count:
-            return None
-        return float(getattr(trial.load.latency, name))
-
-    return value
-
-
-def _lost(trial: Trial) -> float | None:
-    return 100 * trial.lost / trial.load.sent if trial.load and trial.load.sent else None
-
-
-METRICS: Final = {
-    metric.name: metric
-    for metric in (
-        Metric("rate", "rate", "greetings/s", "higher", lambda t: t.rate or None, compared=True),
-        Metric("seconds", "time", "s", "lower", lambda t: t.load.seconds if t.load else None),
-        Metric("cpu_us", "CPU", "us/greeting", "lower", lambda t: t.cpu_us or None, 0.1, True),
-        Metric("cpu_user_us", "user CPU", "us/greeting", "lower", lambda t: t.cpu_user_us, 0.1),
-        Metric(
-            "cpu_system_us", "system CPU", "us/greeting", "lower", lambda t: t.cpu_system_us, 0.1
-        ),
-        Metric(
-            "switches",
-            "context switches",
-            "per greeting",
-            "lower",
-            lambda t: t.switches_voluntary + t.switches_involuntary,
-            0.05,
-        ),
-        Metric("p50_ms", "latency, median", "ms", "lower", _latency("p50"), 0.05, True),
-        Metric("p90_ms", "latency, p90", "ms", "lower", _latency("p90"), 0.05),
-        Metric("p99_ms", "latency, p99", "ms", "lower", _latency("p99"), 0.05, True),
-        Metric("p999_ms", "latency, p99.9", "ms", "lower", _latency("p999"), 0.05),
-        Metric("wakeups", "wake-ups", "per greeting", "lower", lambda t: t.wakeups, 0.05),
-        Metric(
-            "wasted_wakeups",
-            "wasted wake-ups",
-            "per greeting",
-            "lower",
-            lambda t: t.wasted_wakeups,
-            0.05,
-            True,
-        ),
-        Metric("jain", "Jain index", "1/N to 1", "higher", lambda t: jain(t.per_worker), 0, True),
-        Metric("lost_percent", "lost clients", "%", "lower", _lost, 0.1, True),
-        Metric("queued_max", "longest queue", "clients", "lower", lambda t: t.listener.queued_max),
-        Metric("drops", "drops", "clients", "lower", lambda t: t.listener.drops),
-    )
-}
-COMPARED: Final = tuple(metric for metric in METRICS.values() if metric.compared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +73,13 @@ class Summary:
     invalid: int
     figures: dict[str, Figure]
     """By the names in METRICS; only those that some trial has a value of."""
-    per_worker: tuple[int, ...]
-    """Greetings by slot, of all trials together."""
-    balance: balance.Balance | None
-    """Of `per_worker`; None when no trial tells."""
+    spread: Spread | None
+    """How even the trials are, judged together with all cases; None when no trial tells."""
     latency: Latency
-    """Of all trials together when each has a histogram; else the median of each percentile."""
+    """Of all trials together when each has a histogram; else the median of each percentile.  It
+    knows those only that were served: see `percentile`."""
+    lost: float
+    """The share of clients that were lost, of all trials together."""
 
     @property
     def valid(self) -> int:
@@ -154,8 +88,16 @@ class Summary:
 
     def values(self, metric: Metric) -> list[float]:
         """Return a metric's values, in the order of trials."""
-        found = (metric.of(trial) for trial in self.trials)
-        return [value for value in found if value is not None]
+        return values_of(metric, self.trials)
+
+    def percentile(self, at: float) -> float | None:
+        """Return a percentile of the latency of all clients; None when it is among the lost."""
+        return percentile(self.latency, at)
+
+    @property
+    def per_worker(self) -> tuple[int, ...]:
+        """The greetings by slot of the typical trial."""
+        return tuple(self.spread.typical.counts.values()) if self.spread else ()
 
     def median(self, name: str) -> float | None:
         """Return the median of the metric of this name, if there is one."""
@@ -167,27 +109,37 @@ def summarise(results: Results) -> list[Summary]:
     cases: dict[Case, list[Trial]] = {}
     for trial in results.trials:
         cases.setdefault(trial.case, []).append(trial)
-    return [_summary(case, trials) for case, trials in cases.items()]
+    found = [_summary(case, trials) for case, trials in cases.items()]
+    spreads = judge_together([one.spread for one in found])
+    return [replace(one, spread=spread) for one, spread in zip(found, spreads, strict=True)]
+
+
+def values_of(metric: Metric, trials: Sequence[Trial]) -> list[float]:
+    """Return a metric's values, in order; none unless every trial has one.
+
+    The trials that have none are no random ones: of a latency, those where the most were lost.
+    """
+    values = [metric.of(trial) for trial in trials]
+    told = [value for value in values if value is not None]
+    return told if len(told) == len(values) else []
 
 
 def _summary(case: Case, trials: list[Trial]) -> Summary:
     valid = tuple(sorted((t for t in trials if not t.invalid), key=lambda t: t.repeat))
     figures = {}
     for metric in METRICS.values():
-        values = [value for value in map(metric.of, valid) if value is not None]
+        values = values_of(metric, valid)
         if values:
             figures[metric.name] = median_interval(values)
-    told = [trial.per_worker for trial in valid if trial.per_worker]
-    slots = max(map(len, told), default=0)
-    pooled = tuple(sum(one[s] for one in told if s < len(one)) for s in range(slots))
+    sent = sum(trial.load.sent for trial in valid if trial.load)
     return Summary(
         case=case,
         trials=valid,
         invalid=len(trials) - len(valid),
         figures=figures,
-        per_worker=pooled,
-        balance=balance.measure(pooled) if pooled else None,
+        spread=spread_of([trial.per_worker for trial in valid]),
         latency=merge_latency([trial.load.latency for trial in valid if trial.load]),
+        lost=sum(trial.lost for trial in valid) / sent if sent else 0.0,
     )
 
 
@@ -198,7 +150,7 @@ def median_interval(values: Sequence[float]) -> Figure:
     if n < FEW:
         return Figure(middle, ordered[0], ordered[-1], n, 1 - 2.0 ** (1 - n))
     medians = sorted((ordered[i] + ordered[j]) / 2 for i, j in _middles(n))
-    tail = round(RESAMPLES * (1 - LEVEL) / 2)
+    tail = round(RESAMPLES * (1 - NOMINAL) / 2)
     return Figure(middle, medians[tail], medians[-1 - tail], n, LEVEL)
 
 
@@ -235,6 +187,9 @@ def combined_noise(noises: Iterable[Noise]) -> Noise:
     return Noise(total / degrees if degrees else 0.0, degrees)
 
 
+Difference = Literal["tie", "a better", "b better", "cannot be told"]
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The medians of two sets of trials, beside each other."""
@@ -247,7 +202,7 @@ class Comparison:
     low: float
     high: float
     """The interval of the ratio; from 0 to infinity when there are too few trials for one."""
-    verdict: Literal["tie", "a better", "b better"]
+    verdict: Difference
 
 
 def shift(values: Iterable[float], metric: Metric) -> list[float]:
@@ -273,10 +228,7 @@ def compare_values(
     level: float = LEVEL,
     others: Noise | None = None,
 ) -> Comparison | None:
-    """Compare two sets of values.
-
-    It is a tie unless the ratio is `TIE` or more, either way, and its interval leaves out 1.
-    """
+    """Compare two sets of values, each of which may be empty."""
     if not a or not b:
         return None
     shifted = [shift(values, metric) for values in (a, b)]
@@ -299,13 +251,48 @@ def compare_values(
     )
 
 
-def verdict_of(
-    ratio: float, low: float, high: float, metric: Metric
-) -> Literal["tie", "a better", "b better"]:
-    """Tell which is better by the ratio of b over a and its interval."""
-    if low <= 1 <= high or 1 / TIE < ratio < TIE:
+def verdict_of(ratio: float, low: float, high: float, metric: Metric) -> Difference:
+    """Tell which is better by the ratio of b over a and its interval.
+
+    They differ when the ratio is `TIE` or more, either way, and its interval leaves out 1; they tie
+    when all of the interval is less than `TIE`.  Else either may be the case.
+    """
+    if low > 1 / TIE and high < TIE:
         return "tie"
+    if low <= 1 <= high or 1 / TIE < ratio < TIE:
+        return "cannot be told"
     return "b better" if (ratio > 1) == (metric.better == "higher") else "a better"
+
+
+def ratio_of(found: Comparison) -> str:
+    """Return the ratio with its interval, if there is one, in words."""
+    if found.high > UNKNOWN * found.ratio:
+        return f"{found.ratio:.2f} [too few trials]"
+    return f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+Asked = tuple[Summary, Summary, Metric]
+
+
+def level_of(number: int) -> float:
+    """Return the level of each of so many comparisons by which all together hold with LEVEL."""
+    return 1 - (1 - LEVEL) / max(1, number)
+
+
+def compare_all(asked: Sequence[Asked], level: float) -> list[Comparison | None]:
+    """Compare pairs at a level; each borrows from the noise of the others by the same metric."""
+    noises = [
+        pooled_noise(shift(one.values(metric), metric) for one in (a, b)) for a, b, metric in asked
+    ]
+    found = []
+    for index, (a, b, metric) in enumerate(asked):
+        others = combined_noise(
+            noise
+            for other, noise in enumerate(noises)
+            if other != index and asked[other][2] is metric
+        )
+        found.append(compare_cases(a, b, metric, level=level, others=others))
+    return found
 
 
 def _with_borrowed(own: Noise, others: Noise) -> Noise:

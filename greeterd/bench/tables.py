@@ -21,7 +21,13 @@ from greeterd.bench.sheets import Group, Sheet, blocks, invalid_trials, make_she
 from greeterd.bench.stats import summarise
 from greeterd.core.printable import escape
 
-_STYLES: Final = {"found": "green", "not shown": "yellow", "tie": "cyan", "caution": "red"}
+_STYLES: Final = {
+    "found": "green",
+    "not shown": "yellow",
+    "tie": "cyan",
+    "cannot be told": "cyan",
+    "caution": "red",
+}
 _UNLIMITED: Final = 100_000
 _GAP: Final = 2
 _LEAST_SOFT: Final = 12

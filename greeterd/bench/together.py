@@ -9,10 +9,10 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from greeterd.bench.metrics import Metric
 from greeterd.bench.stats import (
     MEDIAN_ERROR,
     Comparison,
-    Metric,
     Noise,
     Summary,
     pooled_noise,

@@ -27,12 +27,13 @@ Exit codes:
 """
 ABOUT_COMPARE: Final = """\
 Each case that both have is compared by rate, CPU time, latencies, wasted wake-ups, balance and
-losses. A difference is one of 10 % or more that noise does not explain; all intervals hold together
-with 95 %, so that two runs of the same seldom differ anywhere.
+losses. A difference is one of 10 % or more that noise does not explain; a tie is one that cannot be
+10 %; the rest cannot be told. All intervals hold together with 95 %, so that two runs of the same
+seldom differ anywhere.
 
 Exit codes:
 
-- 0: no difference
+- 0: no difference was found
 - 1: there is one, for better or worse
 - 2: the command line is wrong
 - 66: a file cannot be read or holds no results, or no case has a valid trial in both
@@ -55,7 +56,7 @@ def report(file: _Results, /, *, outputs: Outputs | None = None) -> int:
     """
     outputs = outputs or Outputs()
     results = export.read(file)
-    outputs.require()
+    outputs.require({"FILE": file})
     if outputs.given:
         outputs.write(results)
     else:

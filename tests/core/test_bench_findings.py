@@ -87,6 +87,8 @@ def test_the_herd_of_epoll() -> None:
     (told,) = about(only(run, 0, wasted_wakeups=0.02), "herd")
     assert told.kind == "not shown"
     assert "does not show the herd" in told.text
+    trials = [replace(t, wasted_wakeups=0.05 * t.repeat) for t in run.trials]
+    assert kinds(about(replace(run, trials=trials), "herd")) == ["cannot be told"]
 
 
 EXCLUSIVE = Case(wait="exclusive", greetings=2000)
@@ -99,6 +101,63 @@ def test_the_imbalance_of_exclusive() -> None:
     assert "worker 1 gets" in told.text
     (told,) = about(changed(run, per_worker=[500] * 4), "imbalance of exclusive")
     assert told.kind == "not shown"
+
+
+def favouring_each_in_turn(run: Results) -> Results:
+    """Return trials of which each favours another worker, so that their sum is even."""
+    counts = [[3970 if slot == n else 10 for slot in range(4)] for n in range(4)]
+    return replace(run, trials=[replace(t, per_worker=counts[t.repeat]) for t in run.trials])
+
+
+def test_trials_that_favour_workers_in_turn_are_uneven() -> None:
+    run = favouring_each_in_turn(make_results([EXCLUSIVE, CLOSED[0]], 4))
+    assert kinds(about(run, "exclusive favours workers")) == ["found"]
+    (told,) = about(run, "inherit is less even than chance")
+    assert told.kind == "not shown"
+    assert "Jain 0.2538 [0.2538, 0.2538], p below 0.0001" in told.text
+    (one, _) = summarise(run)
+    assert sorted(one.per_worker) == [10, 10, 10, 3970]
+
+
+def test_of_too_few_greetings_no_evenness_is_claimed() -> None:
+    cases = [replace(EXCLUSIVE, workers=64), replace(CLOSED[0], workers=4)]
+    run = make_results(cases)
+    counts = {64: [5] * 42 + [4] * 22, 4: [3, 1, 0, 0]}
+    trials = [replace(t, per_worker=counts[t.case.workers]) for t in run.trials]
+    run = replace(run, trials=trials)
+    assert about(run, "imbalance") == about(run, "favours") == about(run, "even") == []
+    few = [one.spread.sentence for one in summarise(run) if one.spread]
+    assert few == ["too few to tell: 298 over 64 workers", "too few to tell: 4 over 4 workers"]
+
+
+def test_steering_by_cpu_promises_no_evenness() -> None:
+    run = changed(make_results([replace(CLOSED[1], steering="cpu")]), per_worker=[1970, 10, 10, 10])
+    assert about(run, "even") == []
+
+
+HASHED = [
+    replace(CLOSED[1], workers=n, concurrency=c) for n in (2, 4, 8, 16) for c in (1, 8, 16, 32, 64)
+]
+
+
+def test_reports_of_perfect_hashing_seldom_find_it_uneven_or_taking_turns() -> None:
+    uneven = turns = 0
+    for seed in range(40):
+        run = make_results(HASHED, 3, seed=seed)
+        told = [one.spread for one in summarise(run) if one.spread]
+        uneven += not all(spread.even for spread in told)
+        turns += any("turns" in spread.sentence for spread in told)
+    assert uneven <= 6  # 2 are to be expected, of 40
+    assert turns <= 4
+
+
+def test_reports_of_equal_modes_seldom_find_a_difference() -> None:
+    cases = [replace(case, concurrency=c) for case in CLOSED for c in (1, 8, 16, 32, 64)]
+    differ = 0
+    for seed in range(40):
+        run = make_results(cases, 3, seed=seed)
+        differ += any(one.kind == "found" for one in about(run, "against inherit"))
+    assert differ <= 6
 
 
 @pytest.mark.parametrize("case", [CLOSED[0], CLOSED[1], replace(CLOSED[0], wait="blocking")])
@@ -121,13 +180,43 @@ def test_the_handoff_bottleneck() -> None:
     run = make_results(cases, noise=0.01)
     (told,) = about(run, "dispatcher", "bottleneck")
     assert told.kind == "found"
-    assert "at 4 workers ratio 0.5" in told.text
+    assert "4 workers, 16 in flight: ratio 0.5" in told.text
     quick = only(only(run, 3, rate=60_000.0), 1, rate=60_000.0)
     (told,) = about(quick, "bottleneck")
     assert told.kind == "not shown"
 
 
-STOPPED = Case(fault="stopped", mode="reuseport", greetings=2000)
+@pytest.mark.parametrize("growing", [(1, 1), (1, 2)])
+def test_the_handoff_bottleneck_is_of_cases_that_are_asked_the_same(
+    growing: tuple[int, int],
+) -> None:
+    few, many = growing
+    cases = [
+        Case(mode=mode, workers=workers, concurrency=concurrency, greetings=2000)
+        for mode in ("inherit", "handoff")
+        for workers, concurrency in ((few, 16), (4, 64), (many, 64), (4, 16))
+    ]
+    told = about(make_results(list(dict.fromkeys(cases)), noise=0.01), "bottleneck")
+    assert len(told) == 2
+    assert {one.text.rpartition("; ")[2][:24] for one in told} == {
+        "4 workers, 16 in flight:",
+        "4 workers, 64 in flight:",
+    }
+
+
+def test_where_the_client_sets_the_pace_no_rate_is_told() -> None:
+    cases = [
+        Case(mode=mode, workers=n, arrival=arrival, rate=500.0 * n, greetings=2000)
+        for mode in ("inherit", "handoff", "reuseport")
+        for arrival in ("poisson", "burst")
+        for n in (1, 4)
+    ]
+    run = make_results(cases, noise=0.01)
+    assert about(run, "bottleneck") == about(run, "rate,") == []
+    assert about(run, "reuseport against inherit, CPU") != []
+
+
+STOPPED = Case(fault="stopped", mode="reuseport", arrival="poisson", rate=5000.0, greetings=2000)
 
 
 def test_a_stopped_worker_without_rescue() -> None:
@@ -138,10 +227,18 @@ def test_a_stopped_worker_without_rescue() -> None:
     assert told.kind == "not shown"
 
 
+@pytest.mark.parametrize("rescue", [True, False])
+def test_a_closed_loop_tells_no_share_of_a_stopped_worker(*, rescue: bool) -> None:
+    run = make_results([replace(STOPPED, rescue=rescue, arrival="closed", rate=0.0)])
+    (told,) = about(changed(run, lost=20), "stopped")
+    assert told.kind == "cannot be told"
+    assert "see open loop" in told.text
+
+
 @pytest.mark.parametrize("case", [STOPPED, replace(STOPPED, mode="inherit")])
 def test_a_stopped_worker_that_costs_nobody(case: Case) -> None:
     run = make_results([case])
-    assert kinds(about(run, "no client is lost")) == ["found"]
+    assert kinds(about(run, "none of 12,500 clients is lost")) == ["found"]
     assert kinds(about(changed(run, lost=2), "far less than 1/N")) == ["found"]
     assert kinds(about(changed(run, lost=400), "lost nevertheless")) == ["not shown"]
 
@@ -149,9 +246,11 @@ def test_a_stopped_worker_that_costs_nobody(case: Case) -> None:
 def test_kills_and_reloads() -> None:
     run = make_results([replace(STOPPED, fault="killed"), replace(STOPPED, fault="reload")])
     (told,) = about(run, "With a reload each second")
-    assert "no client is lost (1 case)" in told.text
-    (told,) = about(changed(run, lost=20), "With a worker killed each second")
-    assert "clients lost: reuseport" in told.text
+    assert "none of 12,500 clients lost." in told.text
+    (told,) = about(changed(run, faults=4), "With a reload each second")
+    assert "none of 12,500 clients lost in 20 faults, less than 0.15 a fault" in told.text
+    (told,) = about(changed(run, lost=20, faults=4), "With a worker killed each second")
+    assert "100 of 12,500 clients lost in 20 faults, 5 a fault" in told.text
 
 
 def test_a_peer_is_compared_by_its_cpu_time() -> None:
@@ -159,6 +258,10 @@ def test_a_peer_is_compared_by_its_cpu_time() -> None:
     (told,) = about(run, "asyncio against greeterd inherit")
     assert told.kind == "found"
     assert "times more" in told.text
+    alone = replace(run, trials=[t for t in run.trials if t.repeat == 0])
+    (told,) = about(alone, "asyncio against greeterd inherit")
+    assert told.kind == "cannot be told"
+    assert "[too few trials]" in told.text
     same = changed(run, cpu_user_us=5.0, cpu_system_us=15.0)
     assert kinds(about(same, "asyncio against greeterd inherit")) == ["tie"]
 
@@ -195,6 +298,15 @@ def test_what_makes_figures_doubtful_is_told() -> None:
     assert "load average 3.00 on 4 CPUs" in cautions(busy)
     assert "fewer than 6 valid trials" in cautions(make_results(CLOSED, 5))
     assert "94 % of cases" in cautions(make_results(CLOSED, 5))
+
+
+def test_losses_without_a_fault_are_told() -> None:
+    run = changed(make_results(CLOSED, 6), lost=625)
+    assert cautions(run) == (
+        "Clients were lost without a fault in 2 of 2 cases, at most 25 % (inherit, 4 workers, "
+        "16 in flight): rates and CPU time are of those that were served."
+    )
+    assert "without a fault" not in cautions(changed(make_results([STOPPED], 6), lost=625))
 
 
 def test_a_client_that_was_the_limit_is_told_once() -> None:

@@ -39,7 +39,11 @@ def greeter(files: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("b", "code", "said"),
-    [("a", 0, "No difference: "), ("again", 0, "No difference: "), ("slow", 1, "B differs from A")],
+    [
+        ("a", 0, "No difference found: "),
+        ("again", 0, "No difference found: "),
+        ("slow", 1, "B differs from A"),
+    ],
 )
 def test_compare_exits_with_1_when_there_is_a_difference(
     files: Path, b: str, code: int, said: str
@@ -58,6 +62,7 @@ def test_compare_exits_with_1_when_there_is_a_difference(
         (["compare", "a.json"], 2, "requires an argument"),
         (["report", "alien.json"], 66, "alien.json holds no results"),
         (["report", "a.json", "--html", "/proc/none"], 74, "/proc/none"),
+        (["report", "a.json", "--html", "./a.json"], 2, "FILE and --html are the same"),
         (["report"], 2, "requires an argument"),
     ],
 )
