@@ -1,8 +1,10 @@
 """Keeps results as they come: JSON lines, a header, then a line a trial, each forced to the disk.
 
 What is interrupted goes on: `resume` reads what is there, cuts a torn last line off, and appends.
+Who writes holds a lock on the file, which ends with its process: two never write the same.
 """
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,12 @@ class UnusableError(GreeterdError):
     """A file is not what was to go on, or another experiment's (EX_DATAERR is not told apart)."""
 
     exit_code: ClassVar[int] = 2
+
+
+class InUseError(GreeterdError):
+    """Another experiment is writing the file (EX_TEMPFAIL)."""
+
+    exit_code: ClassVar[int] = 75
 
 
 class Header(Struct, frozen=True, kw_only=True):
@@ -78,17 +86,15 @@ def create(path: Path, header: Header) -> Store:
     Raises:
         StoreError: it cannot be written.
         UnusableError: it holds something.
+        InUseError: another experiment has just begun it.
     """
-    try:
-        if path.exists() and path.stat().st_size:
-            raise UnusableError(f"{path} is there already (to go on with it: --resume {path})")
-        file = path.open("ab", buffering=0)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
+    file = _open(path, os.O_CREAT)
     kept = Store(path, header, [], file)
     try:
+        if os.fstat(file.fileno()).st_size:
+            raise UnusableError(f"{path} is there already (to go on with it: --resume {path})")
         _write(path, file, header)
-    except StoreError:
+    except GreeterdError:
         kept.close()
         raise
     return kept
@@ -100,14 +106,18 @@ def resume(path: Path) -> Store:
     Raises:
         StoreError: it cannot be read or written.
         UnusableError: it is no file of results.
+        InUseError: another experiment is writing it.
     """
-    header, trials, size = _read(path)
+    file = _open(path)
     try:
-        file = path.open("r+b", buffering=0)
+        header, trials, size = _read(path)
         file.truncate(size)
-        file.seek(size)
     except OSError as error:
+        file.close()
         raise StoreError(f"{path}: {error.strerror}") from error
+    except GreeterdError:
+        file.close()
+        raise
     return Store(path, header, trials, file)
 
 
@@ -126,6 +136,23 @@ def to_results(header: Header, trials: list[Trial]) -> Results:
         planned=header.plan.trials,
         trials=sorted(trials, key=lambda trial: trial.order),
     )
+
+
+def _open(path: Path, flags: int = 0) -> BinaryIO:
+    """Open a file to append to it, and lock it."""
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o666), "ab", buffering=0)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InUseError(f"{path} is being written by another experiment") from None
+    except OSError as error:
+        file.close()
+        raise StoreError(f"{path}: {error.strerror}") from error
+    return file
 
 
 def _read(path: Path) -> tuple[Header, list[Trial], int]:

@@ -56,6 +56,7 @@ Exit codes:
 - 69: the address of `--bind` is taken, or a package is missing
 - 70: the command of `--greeterd` runs no daemon
 - 74: a file cannot be written; found before the run
+- 75: another experiment is writing the file of `--results` or `--resume`
 - 130: interrupted (also by SIGTERM); what has ended is kept
 """
 
@@ -156,7 +157,13 @@ def bench(
 @contextlib.contextmanager
 def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[tuple[Store, Setup]]:
     """Check all that can be checked before the run, and open the results."""
-    outputs.require()
+    outputs.require(
+        {
+            "--results": options.results,
+            "--resume": options.resume,
+            "--predicates": options.predicates,
+        }
+    )
     daemon = tuple(shlex.split(options.greeterd)) or servers.DAEMON
     version = servers.version_of(daemon)
     require("hdrh")

@@ -41,6 +41,7 @@ Exit codes:
   taken, or a package is missing
 - 70: a sending process of a load has died
 - 74: standard input cannot be read, or standard output or a file of results not written
+- 75: bench: another experiment is writing the file of results
 - 130: interrupted
 - 141: the reader of standard output has gone
 """

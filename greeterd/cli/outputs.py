@@ -1,9 +1,16 @@
 """Writes the files of a report: what cannot be written is found before there is anything to write.
 
+A file is written whole under another name and then renamed, so that no failure costs what was there
+before; a device or a pipe is written as it is.  No file of a report takes the place of another, or
+of what the command reads or keeps.
 Messages go to standard error.
 """
 
+import contextlib
+import itertools
+import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +21,7 @@ from greeterd.bench.extras import require
 from greeterd.bench.model import Results
 from greeterd.bench.store import StoreError
 from greeterd.core.printable import escape
+from greeterd.errors import UsageError
 
 
 @Parameter(name="*", negative=(), show_default=False)
@@ -33,17 +41,24 @@ class Outputs:
         """Whether there is any."""
         return any((self.html, self.json, self.csv))
 
-    def require(self) -> None:
+    def require(self, others: Mapping[str, Path | None] | None = None) -> None:
         """Find out whether all can be written, and made.
 
+        `others` are the files that the command reads or keeps, by how they were given.
+
         Raises:
+            UsageError: two are the same file.
             StoreError: a file cannot be written.
             MissingPackageError: a package for it is missing.
 
         """
-        for path in (self.html, self.json, self.csv):
-            if path is not None:
-                _require_writable(path)
+        own = {"--html": self.html, "--json": self.json, "--csv": self.csv}
+        given = [(name, path) for name, path in {**(others or {}), **own}.items() if path]
+        for (name, path), (other, its) in itertools.combinations(given, 2):
+            if other in own and _same(path, its):
+                raise UsageError(f"{name} and {other} are the same file: {its}")
+        for path in filter(None, own.values()):
+            _require_writable(path)
         if self.html:
             require("jinja2")
 
@@ -64,23 +79,59 @@ class Outputs:
             _write(self.html, html.render(results))
 
 
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if one.exists() and other.exists():
+            return one.samefile(other) and one.is_file()
+    return one.resolve() == other.resolve()
+
+
 def _require_writable(path: Path) -> None:
-    """Find out by opening it; a file that was not there is not left behind."""
+    """Find out by opening what will be opened; nothing is left behind."""
     try:
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
+        if path.exists():
+            path.open("ab").close()
+        if _is_replaced(path):
+            new = _beside(path)
+            new.open("xb").close()
+            new.unlink()
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
 
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, "utf-8")
+        if _is_replaced(path):
+            _replace(path, text)
+        else:
+            path.write_text(text, "utf-8")
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
     tell(f"written: {path}")
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether it is, or will be, a file of its own; not a device, a pipe or a directory."""
+    return path.is_file() or not path.exists()
+
+
+def _beside(path: Path) -> Path:
+    """Return the name under which a file is written; where `path` is a link, beside the file."""
+    whole = path.resolve()
+    return whole.with_name(f".{whole.name[:200]}.{os.getpid()}")
+
+
+def _replace(path: Path, text: str) -> None:
+    new = _beside(path)
+    try:
+        with new.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path.resolve())
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def tell(message: str) -> None:

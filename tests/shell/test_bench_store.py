@@ -7,7 +7,7 @@ import pytest
 from greeterd.bench import store
 from greeterd.bench.model import Case, Environment, Trial
 from greeterd.bench.plan import Plan, schedule
-from greeterd.bench.store import Header, StoreError, UnusableError
+from greeterd.bench.store import Header, InUseError, StoreError, UnusableError
 
 PLAN = Plan(preset="quick", cases=[Case(), Case(mode="reuseport")], repeats=2, seed=3)
 HEADER = Header(
@@ -56,6 +56,31 @@ def test_a_torn_tail_is_cut_off(path: Path) -> None:
     kept.append(TRIALS[1])
     kept.close()
     assert store.load_results(path).trials == TRIALS[:2]
+
+
+def test_only_one_at_a_time_writes_a_file(path: Path) -> None:
+    first = store.create(path, HEADER)
+    with pytest.raises(InUseError, match=r"results\.jsonl is being written by another"):
+        store.resume(path)
+    with pytest.raises(InUseError, match="another"):
+        store.create(path, HEADER)
+    first.append(TRIALS[0])
+    first.close()
+    second = store.resume(path)
+    with pytest.raises(InUseError, match="another"):
+        store.resume(path)
+    second.append(TRIALS[1])
+    second.close()
+    assert store.load_results(path).trials == TRIALS[:2]
+
+
+def test_what_was_refused_is_not_held(path: Path) -> None:
+    path.write_bytes(b"something\n")
+    for _ in range(2):
+        with pytest.raises(UnusableError, match="holds no results"):
+            store.resume(path)
+        with pytest.raises(UnusableError, match="is there already"):
+            store.create(path, HEADER)
 
 
 def test_a_file_that_holds_something_is_not_begun_again(path: Path) -> None:
