@@ -112,10 +112,11 @@ def _ignore_in_python(_number: int, _frame: FrameType | None) -> None:
 
 
 def terminate_as_interrupt() -> None:
-    """Make TERM and HUP raise KeyboardInterrupt, as INT does: for a program that cleans up then.
+    """Make TERM, QUIT and HUP raise KeyboardInterrupt, as INT does: for one that cleans up then.
 
     HUP that is ignored stays so: nohup(1) has asked for that.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.default_int_handler)

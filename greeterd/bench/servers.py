@@ -1,10 +1,12 @@
 """Starts the servers that are measured, talks with them as a user would, and ends them.
 
 Each has a directory of its own, for its logs and its control socket, and a process group of its
-own, by which it is killed when it has not ended in order.  Nothing of it is left afterwards.
+own, by which it is killed when it has not ended in order.  Nothing of it is left afterwards.  When
+this process is killed itself, the kernel tells them to end, and only directories are left.
 """
 
 import contextlib
+import ctypes
 import os
 import shlex
 import socket
@@ -14,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, SIGQUIT, SIGTERM
+from signal import SIGKILL, SIGQUIT, SIGTERM, Signals
 from typing import Final
 
 import msgspec
@@ -40,6 +42,8 @@ STOPPED_TIMEOUT: Final = 86400
 ANSWER_TIMEOUT: Final = 10.0
 _KILL_TIMEOUT: Final = 5.0
 _LAST_WORDS: Final = 400
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_LIBC: Final = ctypes.CDLL(None)
 
 # What would configure a daemon, or have it talk with somebody else's service manager.
 _FOREIGN: Final = (
@@ -166,16 +170,29 @@ def running(case: Case, setup: Setup) -> Iterator[Server]:
         directory = Path(name)
         (directory / "logs").mkdir()
         command = _command(case, setup, directory)
-        with started(command, directory) as process:
+        # A quick stop of greeterd also ends a worker that a fault has stopped.
+        last = SIGQUIT if case.server == "greeterd" else SIGTERM
+        with started(command, directory, last) as process:
             yield Server(case, process, directory, _wait_until_ready(case, process, directory))
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    command: Sequence[str], directory: Path, last: Signals = SIGTERM
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program whose `stdout` and `stderr` are files of a directory; kill it at the end.
 
-    An interrupt is held back until it is sure that the program will be killed.
+    An interrupt is held back until it is sure that the program will be killed.  The program gets
+    the signal `last` when this process dies without a chance to kill it.
     """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(last))
+        if os.getppid() != parent:
+            os.kill(os.getpid(), last)
+        release()
+
     with contextlib.ExitStack() as stack:
         out = stack.enter_context((directory / "stdout").open("wb"))
         err = stack.enter_context((directory / "stderr").open("wb"))
@@ -187,7 +204,7 @@ def started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Pope
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=release,  # noqa: PLW1509  there are no threads here
+                preexec_fn=prepare,  # noqa: PLW1509  there are no threads here
             )
             stack.callback(kill, process)
         yield process

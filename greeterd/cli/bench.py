@@ -57,7 +57,7 @@ Exit codes:
 - 70: the command of `--greeterd` runs no daemon
 - 74: a file cannot be written; found before the run
 - 75: another experiment is writing the file of `--results` or `--resume`
-- 130: interrupted (also by SIGTERM); what has ended is kept
+- 130: interrupted (also by SIGTERM or SIGQUIT); what has ended is kept
 """
 
 app = App(name="bench", help="Measure greeterd: an experiment.", help_epilogue=ABOUT)

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -152,7 +153,7 @@ def test_an_interrupted_experiment_keeps_its_trials_and_goes_on(directory: Path)
     ]  # fmt: skip
     results = directory.parent / "results.jsonl"
     kept: list[Any] = []
-    for number, choice in ((signal.SIGTERM, "--results"), (signal.SIGINT, "--resume")):
+    for number, choice in ((signal.SIGTERM, "--results"), (signal.SIGQUIT, "--resume")):
         code, said = interrupted(number, f"{choice}={results}", *arguments)
         before, kept = kept, load_results(results).trials
         assert code == 130
@@ -170,6 +171,39 @@ def test_an_interrupted_experiment_keeps_its_trials_and_goes_on(directory: Path)
     assert sorted(one.order for one in trials) == [0, 1, 2, 3]
     assert [one.invalid for one in trials] == [""] * 4
     assert "reuseport" in done.stdout
+
+
+@pytest.mark.parametrize("fault", ["none", "stopped"])
+def test_a_killed_experiment_leaves_nothing_running(directory: Path, fault: str) -> None:
+    arguments = [
+        "--mode=inherit", "--workers=2", "--arrival=constant", "--rate=100", f"--fault={fault}"
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [program("greeter"), "bench", *arguments, f"--results={directory.parent / 'results'}"],
+        env=clean_environment({}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        until(lambda: under_way(directory, fault), what="a load on a daemon")
+        process.kill()
+    until(lambda: not marked(directory), timeout=10, what="the end of all processes")
+    for left in directory.iterdir():
+        assert left.name.startswith("greeter-bench-")
+        shutil.rmtree(left)
+
+
+def under_way(place: Path, fault: str) -> bool:
+    """Tell whether greetings come, and a worker is stopped if one is to be."""
+    logged = any(log.stat().st_size > 60_000 for log in place.glob("*/logs/worker-*.log"))
+    return logged and (fault == "none" or any(map(is_stopped, marked(place))))
+
+
+def is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def interrupted(number: int, *arguments: str) -> tuple[int, str]:
