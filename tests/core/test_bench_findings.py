@@ -1,6 +1,7 @@
 """An effect is told of where figures have it, denied where they have not, else not claimed."""
 
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -9,7 +10,7 @@ from greeterd.bench.effects import Finding
 from greeterd.bench.findings import find, not_measured
 from greeterd.bench.model import Case, LoadReport, Results, Trial
 from greeterd.bench.stats import summarise
-from tests.bench_results import WIDE, make_results
+from tests.bench_results import WIDE, make_results, spread
 
 CLOSED = [Case(greetings=2000), Case(mode="reuseport", greetings=2000)]
 
@@ -130,6 +131,15 @@ def test_of_too_few_greetings_no_evenness_is_claimed() -> None:
     assert few == ["too few to tell: 298 over 64 workers", "too few to tell: 4 over 4 workers"]
 
 
+def test_what_chance_makes_of_few_greetings_and_many_workers_is_no_favour() -> None:
+    run, random = make_results([replace(EXCLUSIVE, workers=64)]), Random(3)
+    even = Case(workers=64)
+    trials = [replace(t, per_worker=spread(even, 400, random)) for t in run.trials]
+    run = replace(run, trials=trials)
+    (told,) = about(run, "imbalance of exclusive")
+    assert (told.kind, "Jain 0.8" in told.text) == ("not shown", True)
+
+
 def test_steering_by_cpu_promises_no_evenness() -> None:
     run = changed(make_results([replace(CLOSED[1], steering="cpu")]), per_worker=[1970, 10, 10, 10])
     assert about(run, "even") == []
@@ -145,8 +155,8 @@ def test_reports_of_perfect_hashing_seldom_find_it_uneven_or_taking_turns() -> N
     for seed in range(40):
         run = make_results(HASHED, 3, seed=seed)
         told = [one.spread for one in summarise(run) if one.spread]
-        uneven += not all(spread.even for spread in told)
-        turns += any("turns" in spread.sentence for spread in told)
+        uneven += not all(one.even for one in told)
+        turns += any("turns" in one.sentence for one in told)
     assert uneven <= 6  # 2 are to be expected, of 40
     assert turns <= 4
 
@@ -186,11 +196,8 @@ def test_the_handoff_bottleneck() -> None:
     assert told.kind == "not shown"
 
 
-@pytest.mark.parametrize("growing", [(1, 1), (1, 2)])
-def test_the_handoff_bottleneck_is_of_cases_that_are_asked_the_same(
-    growing: tuple[int, int],
-) -> None:
-    few, many = growing
+@pytest.mark.parametrize(("few", "many"), [(1, 1), (1, 2)])
+def test_the_handoff_bottleneck_is_of_cases_that_are_asked_the_same(few: int, many: int) -> None:
     cases = [
         Case(mode=mode, workers=workers, concurrency=concurrency, greetings=2000)
         for mode in ("inherit", "handoff")
