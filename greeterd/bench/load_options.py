@@ -31,7 +31,7 @@ class LoadOptions:
     "Where the server listens: host:port, [v6]:port or unix:/path; this machine's loopback only."
 
     arrival: Arrival = "closed"
-    "When connections begin: see above."
+    "When connections begin: see below."
 
     rate: float = 0.0
     "Arrivals per second over all processes; of constant and poisson."

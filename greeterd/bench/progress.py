@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from greeterd.bench.experiment import Progress as News
@@ -38,13 +38,16 @@ class _Drawn:
 
     def __init__(self, bar: Bar, names: Mapping[Case, str]) -> None:
         self._bar, self._names = bar, names
-        self._task = bar.add_task("", total=None, left="")
+        self._task: TaskID | None = None
 
     def __call__(self, news: News) -> None:
         if news.trial is not None and news.trial.invalid:
             self._bar.console.print(f"greeter: {_outcome(self._names, news.trial)}", style="red")
+        if self._task is None:
+            self._task = self._bar.add_task("", left="", visible=False)
         self._bar.update(
             self._task,
+            visible=True,
             total=news.total,
             completed=news.done,
             left=duration(news.left),

@@ -27,7 +27,7 @@ from greeterd.bench.plan import Choice, Plan, expected
 from greeterd.bench.progress import telling
 from greeterd.bench.servers import Setup
 from greeterd.bench.store import Store, UnusableError
-from greeterd.cli.outputs import Outputs, tell
+from greeterd.cli.outputs import Outputs, counted, tell
 from greeterd.core.status import duration
 from greeterd.errors import UsageError
 from greeterd.signals import terminate_as_interrupt
@@ -151,7 +151,12 @@ def bench(
         except KeyboardInterrupt:
             _tell_interrupted(kept)
             return EX_INTERRUPTED
-        return _report(kept.results, options, outputs)
+        try:
+            return _report(kept.results, options, outputs)
+        except KeyboardInterrupt:
+            tell("interrupted: all trials are kept; for the report:")
+            tell(f"greeter bench report {shlex.quote(str(kept.path))}")
+            return EX_INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -237,7 +242,8 @@ def _resume(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> St
 
 def _run(kept: Store, setup: Setup) -> None:
     plan = kept.header.plan
-    tell(f"{plan.trials} trials of {len(plan.cases)} cases, results in {kept.path}")
+    trials, cases = counted(plan.trials, "trial"), counted(len(plan.cases), "case")
+    tell(f"{trials} of {cases}, results in {kept.path}")
     with telling(names(plan.cases)) as show:
         experiment.run(kept, setup, show)
 
@@ -251,7 +257,8 @@ def _report(results: Results, options: BenchOptions, outputs: Outputs) -> int:
         sys.stdout.write("\n" + tables.show(expectations.render(verdicts), sys.stdout))
     outputs.write(results)
     if invalid:
-        tell(f"{invalid} of {len(results.trials)} trials are invalid")
+        trials = counted(len(results.trials), "trial")
+        tell(f"{invalid} of {trials} {'is' if invalid == 1 else 'are'} invalid")
     return EX_FAILED if invalid else predicates.exit_code(verdicts)
 
 
@@ -271,17 +278,19 @@ def _print_plan(plan: Plan) -> None:
         table.add_row(called[case], str(case.greetings), f"{expected(case):.0f}")
     sys.stdout.write(tables.show(table, sys.stdout))
     print(
-        f"\n{len(plan.cases)} cases, {plan.repeats} times each: {plan.trials} trials,"
+        f"\n{counted(len(plan.cases), 'case')}, {counted(plan.repeats, 'time')} each:"
+        f" {counted(plan.trials, 'trial')},"
         f" about {duration(seconds)}; order by seed {plan.seed}"
     )
 
 
 def _tell_left_out(left_out: Mapping[str, int]) -> None:
     for reason, count in left_out.items():
-        tell(f"left out {count} {'case' if count == 1 else 'cases'}: {reason}")
+        tell(f"left out {counted(count, 'case')}: {reason}")
 
 
 def _tell_interrupted(kept: Store) -> None:
     plan, path = kept.header.plan, kept.path
-    tell(f"interrupted: {len(kept.trials)} of {plan.trials} trials are kept in {path}")
+    done = f"{len(kept.trials)} of {counted(plan.trials, 'trial')}"
+    tell(f"interrupted: {done} {'is' if plan.trials == 1 else 'are'} kept in {path}")
     tell(f"go on with: greeter bench --resume {shlex.quote(str(path))}")

@@ -77,7 +77,11 @@ def _check_timeout(_type: object, seconds: float) -> None:
 
 
 # Imported when they are asked for: they take what send does not.
-app.command("greeterd.cli.load:load")
+app.command(
+    "greeterd.cli.load:app",
+    name="load",
+    help="Send a bounded load to a server of this machine, and report rate and latencies.",
+)
 app.command("greeterd.cli.bench:app", name="bench", help="Measure greeterd: an experiment.")
 
 

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Annotated, Final
 
 import msgspec
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,30 +25,36 @@ from rich.table import Table
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import Latency, LoadReport
+from greeterd.cli.client import EXIT_CODES
 
 REDRAW: Final = 0.2
 EX_FAILED: Final = 1
 EX_INTERRUPTED: Final = 130
 
+ABOUT: Final = """\
+Arrivals:
 
+- closed: `--concurrency` connections, and a new one for each that ends
+- constant: `--rate` connections per second, evenly spaced
+- poisson: `--rate` connections per second, at random instants
+- burst: `--concurrency` connections at once, again when all have ended
+- seed: as closed, each greeting from a process of its own
+
+The schedule of constant and poisson does not wait for the server, and latencies count from the
+instant that was due: a server that stalls for a second shows it in every connection that was
+due in that second. A report names the client where the client was the limit.
+"""
+
+app = App(name="load", help_epilogue=f"{ABOUT}\n{EXIT_CODES}")
+
+
+@app.default
 def load(
     *,
     options: Annotated[LoadOptions | None, Parameter(name="*", negative=())] = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> int:
     """Send a bounded load to a server of this machine, and report its rate and latencies.
-
-    Arrivals:
-
-    - closed: `--concurrency` connections, and a new one for each that ends
-    - constant: `--rate` connections per second, evenly spaced
-    - poisson: `--rate` connections per second, at random instants
-    - burst: `--concurrency` connections at once, again when all have ended
-    - seed: as closed, each greeting from a process of its own
-
-    The schedule of constant and poisson does not wait for the server, and latencies count from the
-    instant that was due: a server that stalls for a second shows it in every connection that was
-    due in that second. A report names the client where the client was the limit.
 
     Parameters
     ----------

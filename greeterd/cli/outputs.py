@@ -137,3 +137,8 @@ def _replace(path: Path, text: str) -> None:
 def tell(message: str) -> None:
     """Say something on standard error."""
     print(f"greeter: {escape(message)}", file=sys.stderr)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 trial` or `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

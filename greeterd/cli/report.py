@@ -21,7 +21,7 @@ Exit codes:
 
 - 0: the report is printed, or written
 - 2: the command line is wrong
-- 66: FILE cannot be read, or holds no results
+- 66: FILE cannot be read, or holds no results or no trial yet
 - 69: the package for --html is missing
 - 74: a file cannot be written
 """
@@ -56,6 +56,8 @@ def report(file: _Results, /, *, outputs: Outputs | None = None) -> int:
     """
     outputs = outputs or Outputs()
     results = export.read(file)
+    if not results.trials:
+        raise export.UnreadableError(f"{file} holds no trial yet")
     outputs.require({"FILE": file})
     if outputs.given:
         outputs.write(results)

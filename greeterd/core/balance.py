@@ -35,6 +35,8 @@ which has become the multinomial distribution's shape by then."""
 BYTE: Final = 256
 SURE: Final = 0.05
 """The probability below which a spread is not put down to chance."""
+TURNS: Final = 0.001
+"""The probability below which a spread is so even that chance is not believed."""
 NEARLY: Final = 0.1
 """Shares that differ by so little from the fair one are called close to it, however sure it is."""
 
@@ -57,7 +59,7 @@ class Chance:
     worst: Evenness
     """95th percentiles; of jain, where small is uneven, the 5th."""
     best_chi_square: float
-    """Its 5th percentile: what is below is more even than chance is."""
+    """What chance is below so seldom that it is not believed (TURNS), as far as draws can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def balance(counts: Mapping[int, int]) -> Balance:
     even = p_value >= SURE
     if not even:
         sentence = _uneven(counts, ratios)
-    elif min(whole, k) > 1 and found.chi_square < null.best_chi_square:
+    elif p_value > 1 - TURNS and found.chi_square < null.best_chi_square:
+        # The draws know of what the p-value does not: equal counts of two workers are no wonder.
         sentence = "more even than chance: as if they took turns"
     else:
         sentence = _even(k, whole)
@@ -162,7 +165,7 @@ def chance(workers: int, connections: int) -> Chance:
         gini=sorted(each.gini for each in drawn)[upper],
         chi_square=high,
     )
-    return Chance(worst, best_chi_square=squares[number // 20])
+    return Chance(worst, best_chi_square=squares[int(TURNS * number)])
 
 
 def chi_square_tail(value: float, degrees: int) -> float:

@@ -183,7 +183,8 @@ def test_an_infinite_ratio_is_null_in_json() -> None:
         ([1008, 996, 962, 1034], "as even as chance allows"),
         ([5, 3, 2, 0], "as even as chance allows"),
         ([1000, 1000, 1001, 1000], "more even than chance: as if they took turns"),
-        ([500, 500], "more even than chance: as if they took turns"),
+        ([500, 500], "as even as chance allows"),
+        ([100, 100, 100, 100], "more even than chance: as if they took turns"),
         ([50, 50], "as even as chance allows"),
         ([480, 490, 1300, 500], "worker 3 gets 1.9 times its share"),
         ([1000, 1000, 1290, 1000], "worker 3 gets 1.20 times its share"),
@@ -201,3 +202,11 @@ def test_an_infinite_ratio_is_null_in_json() -> None:
 )
 def test_a_sentence_says_it(counts: list[int], sentence: str) -> None:
     assert measure(counts).sentence == sentence
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 16])
+@pytest.mark.parametrize("connections", [60, 4000])
+def test_chance_is_seldom_said_to_be_more_even_than_itself(workers: int, connections: int) -> None:
+    draws = np.random.default_rng(1).multinomial(connections, [1 / workers] * workers, size=1000)
+    said = sum("took turns" in measure(draw.tolist()).sentence for draw in draws)
+    assert said <= 5

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from greeterd.bench.export import read, to_json
@@ -27,6 +28,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, run in runs.items():
         (directory / f"{name}.json").write_text(to_json(run))
     (directory / "alien.json").write_text("{}")
+    none = msgspec.structs.replace(make_results(CASES), trials=[])
+    (directory / "empty.json").write_text(to_json(none))
     return directory
 
 
@@ -60,6 +63,7 @@ def test_compare_exits_with_1_when_there_is_a_difference(
         (["compare", "alien.json", "a.json"], 66, "alien.json holds no results"),
         (["compare", "a.json", "other.json"], 66, "no case of which both have a valid trial"),
         (["compare", "a.json"], 2, "requires an argument"),
+        (["report", "empty.json"], 66, "empty.json holds no trial yet"),
         (["report", "alien.json"], 66, "alien.json holds no results"),
         (["report", "a.json", "--html", "/proc/none"], 74, "/proc/none"),
         (["report", "a.json", "--html", "./a.json"], 2, "FILE and --html are the same"),

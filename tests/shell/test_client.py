@@ -589,12 +589,18 @@ def test_a_wrong_command_line_is_exit_2_and_one_line(
     assert words in err
 
 
+def test_every_command_says_what_it_does(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    commands = re.findall(r"│ (bench|load|send) +([^│]*)", capfd.readouterr().out)
+    assert [name for name, about in commands if about.strip()] == ["bench", "load", "send"]
+
+
 def test_help_lists_every_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["send", "--help"], ["load", "--help"]):
         assert main(arguments) == 0
         shown = capfd.readouterr().out
         codes = re.findall(r"^- (\d+):", EXIT_CODES, re.MULTILINE)
-        assert codes == ["0", "1", "2", "66", "69", "70", "74", "130", "141"]
+        assert codes == ["0", "1", "2", "66", "69", "70", "74", "75", "130", "141"]
         assert all(re.search(rf" {code}: ", shown) for code in codes)
 
 

@@ -247,7 +247,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(directory: Path) -> None:
         "--dry-run", "--mode=reuseport", "--wait=rotate,epoll", "--trials=2", cwd=directory
     )
     assert done.returncode == 0
-    assert "1 cases, 2 times each: 2 trials" in done.stdout
+    assert "1 case, 2 times each: 2 trials" in done.stdout
     assert "left out 1 case: wait rotate" in done.stderr
 
 
