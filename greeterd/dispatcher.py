@@ -109,8 +109,10 @@ class Dispatcher:
         return self._held is None
 
     def open_gates(self) -> None:
-        """Let in what comes for the connections accepted from now on (see steering.gate_syn)."""
+        """Let in what comes for the connections (see steering.gate_syn), also for the one held."""
         self._gated = True
+        if self._held is not None:
+            open_gate(self._held[0])
 
     def leave_gates(self) -> None:
         """Do that no longer."""

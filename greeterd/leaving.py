@@ -63,7 +63,7 @@ class Leaving:
                 self._intake.close(list(self._intake.sources))
             case How.SWEEP:
                 now = monotonic()
-                if any(is_gated_by_ttl(each.sock) for each in self._intake.sources.values()):
+                if any(map(_may_be_gated, self._intake.sources.values())):
                     self._service.open_gates()
                 self._sweep_at = now + self._seat.config.drain_grace
                 self._sweep_limit = now + HANDSHAKE_LIMIT
@@ -134,6 +134,11 @@ class Leaving:
                 left -= taken or 1
         self._intake.close([fd for fd in fds if fd in self._intake.sources])
         return True
+
+
+def _may_be_gated(source: Source) -> bool:
+    # What is handed over may have been accepted before the dispatcher knew of a gate.
+    return source.ends or is_gated_by_ttl(source.sock)
 
 
 def _readable(fd: int) -> bool:

@@ -129,8 +129,14 @@ class Service:
         return not (self._unfinished or self._unsent or self._finished or self._greeted)
 
     def open_gates(self) -> None:
-        """Let in what comes for the connections accepted from now on (see steering.gate_syn)."""
+        """Let in what comes for the connections (see steering.gate_syn).
+
+        Also for those that are open: they may have been accepted after the gate was shut, and
+        before that was told here.
+        """
         self._prepare = _prepare_gated
+        for fd in self._unfinished:
+            open_gate(fd)
 
     def leave_gates(self) -> None:
         """Do that no longer: it costs a greeting 2 us."""
