@@ -1,5 +1,6 @@
 """Runs the trials of a plan that are missing, one after the other, and keeps each as it comes."""
 
+import ipaddress
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,12 +8,13 @@ from time import monotonic
 
 from greeterd.bench import trial
 from greeterd.bench.extras import require
+from greeterd.bench.load import require_possible
 from greeterd.bench.model import Case, Server, Trial
 from greeterd.bench.peers.compiled import COMPILED, build
 from greeterd.bench.plan import expected
 from greeterd.bench.servers import Setup, is_taken
 from greeterd.bench.store import Store
-from greeterd.core.address import parse_address
+from greeterd.core.address import Address, parse_address
 from greeterd.errors import GreeterdError, ListenError, UsageError
 
 
@@ -73,18 +75,42 @@ class Estimate:
 
 
 def require_address(bind: str) -> None:
-    """Make sure that servers can listen.
+    """Make sure that servers can listen, and clients connect.
 
     Raises:
-        UsageError: it is no address.
+        UsageError: it is no address, or not this machine's loopback.
         ListenError: it is taken.
     """
     try:
         address = parse_address(bind)
     except ValueError as error:
         raise UsageError(f"--bind {bind}: {error}") from None
+    if not address.is_unix and not _is_loopback(address):
+        raise UsageError(f"--bind {bind}: must be this machine's loopback: 127.0.0.1 or [::1]")
     if reason := is_taken(address):
         raise ListenError(f"--bind {bind}: {reason}")
+
+
+def _is_loopback(address: Address) -> bool:
+    if address.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def require_cases(cases: Sequence[Case], bind: str) -> None:
+    """Make sure that each case can be run here, as far as it can be known before.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    own, other = parse_address(bind), parse_address(Setup().bind)
+    for case in cases:
+        if own.is_unix and case.server == "greeterd" and case.mode == "reuseport":
+            raise UsageError(f"--bind {bind}: mode reuseport has no unix sockets")
+        require_possible(trial.load_options(case, own if case.server == "greeterd" else other))
 
 
 def without_unbuildable(cases: Sequence[Case], setup: Setup) -> tuple[list[Case], dict[str, str]]:

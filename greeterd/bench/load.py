@@ -89,6 +89,16 @@ def run(options: LoadOptions, tell: Callable[[int], None] = lambda _: None) -> L
     return report
 
 
+def require_possible(options: LoadOptions) -> None:
+    """Find out what can be known of a load without a server.
+
+    Raises:
+        UsageError: as `run`.
+    """
+    _find(options, check(options))
+    _check_descriptors(options, max(split(options.concurrency, _processes(options))))
+
+
 def _find(options: LoadOptions, address: Address) -> _Target:
     """Return where the address is, if it is here."""
     family, place = resolve(address)

@@ -331,7 +331,10 @@ def version_of(daemon: Sequence[str]) -> str:
     if done.returncode or not done.stdout.strip():
         words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise TrialError(f"{command} --version: {words}")
-    return done.stdout.split()[-1]
+    name, _, version = done.stdout.strip().partition(" ")
+    if name != "greeterd":
+        raise TrialError(f"{command} --version: it is no greeterd: {done.stdout.splitlines()[0]}")
+    return version
 
 
 def is_taken(address: Address) -> str:

@@ -92,12 +92,22 @@ def create(path: Path, header: Header) -> Store:
     kept = Store(path, header, [], file)
     try:
         if os.fstat(file.fileno()).st_size:
-            raise UnusableError(f"{path} is there already (to go on with it: --resume {path})")
+            raise _there(path)
         _write(path, file, header)
     except GreeterdError:
         kept.close()
         raise
     return kept
+
+
+def require_new(path: Path) -> None:
+    """Find out whether a file could be begun, and leave none.  Raises: as `create`."""
+    is_new = not path.exists()
+    with _open(path, os.O_CREAT) as file:
+        if os.fstat(file.fileno()).st_size:
+            raise _there(path)
+        if is_new:
+            path.unlink()
 
 
 def resume(path: Path) -> Store:
@@ -136,6 +146,10 @@ def to_results(header: Header, trials: list[Trial]) -> Results:
         planned=header.plan.trials,
         trials=sorted(trials, key=lambda trial: trial.order),
     )
+
+
+def _there(path: Path) -> UnusableError:
+    return UnusableError(f"{path} is there already (to go on with it: --resume {path})")
 
 
 def _open(path: Path, flags: int = 0) -> BinaryIO:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import repeat
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from greeterd.bench import plan as planning
 from greeterd.bench.counting import disagreement
 from greeterd.bench.environment import now
 from greeterd.bench.faults import Injector
+from greeterd.bench.load_options import LoadOptions
 from greeterd.bench.model import Case, Counts, Listener, LoadReport, Trial
 from greeterd.bench.outside import Spent, Watch, listen_drops, queues
 from greeterd.bench.plan import Plan, Visit
@@ -35,6 +36,7 @@ from greeterd.bench.servers import (
 )
 from greeterd.bench.waiting import poll
 from greeterd.client import Failure, Order, UnreachableError, send_all
+from greeterd.core.address import Address
 from greeterd.core.status import Status
 from greeterd.cpus import usable_cpus
 from greeterd.errors import GreeterdError
@@ -222,7 +224,9 @@ def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Wa
     drops = listen_drops()
     watch = Watch(server.pid)
     sockets, longest = len(queues(server.address)), 0
-    with started([*LOAD, *_load_options(server, seed)], place) as client:
+    with started(
+        [*LOAD, *_flags(load_options(server.case, server.address, seed))], place
+    ) as client:
         for now_ in _steps(client, _limit(server.case)):
             longest = max([longest, *queues(server.address)])
             injector.step(now_)
@@ -243,27 +247,31 @@ def _report(place: Path, code: int) -> LoadReport:
         raise TrialError(f"greeter load failed ({code}): {last_words(place)}") from None
 
 
-def _load_options(server: Server, seed: int) -> Iterator[str]:
-    case = server.case
-    options = {
-        "address": server.address,
-        "arrival": case.arrival,
-        "concurrency": case.concurrency,
-        "processes": case.concurrency
-        if case.arrival == "seed"
-        else min(case.concurrency, usable_cpus()),
-        "timeout": planning.timeout(case),
-        "seed": seed,
-        "end": "reply" if planning.wants_reply(case) else "wait",
-    }
-    if not server.address.is_unix:
-        options["sources"] = SOURCES
+def load_options(case: Case, address: Address, seed: int = 0) -> LoadOptions:
+    """Return the measured load of a case."""
+    processes = case.concurrency if case.arrival == "seed" else min(case.concurrency, usable_cpus())
     seconds = planning.duration(case)
-    options |= {"count": case.greetings} if seconds is None else {"duration": seconds}
-    if case.rate:
-        options["rate"] = case.rate
+    return LoadOptions(
+        address=str(address),
+        arrival=case.arrival,
+        rate=case.rate,
+        processes=processes,
+        concurrency=case.concurrency,
+        count=case.greetings if seconds is None else None,
+        duration=seconds,
+        end="reply" if planning.wants_reply(case) else "wait",
+        sources=None if address.is_unix or address.is_v6 else SOURCES,
+        timeout=planning.timeout(case),
+        seed=seed,
+    )
+
+
+def _flags(options: LoadOptions) -> Iterator[str]:
     yield "--json"
-    yield from (f"--{name}={value}" for name, value in options.items())
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if value != one.default:
+            yield f"--{one.name.replace('_', '-')}={value}"
 
 
 def _limit(case: Case) -> float:

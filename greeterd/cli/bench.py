@@ -8,7 +8,7 @@ import contextlib
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Final
@@ -141,10 +141,7 @@ def bench(
     axes, options, outputs = axes or Axes(), options or BenchOptions(), outputs or Outputs()
     terminate_as_interrupt()
     if options.dry_run:
-        plan, choice = _plan(options, axes)
-        _tell_left_out(choice.left_out)
-        _print_plan(plan)
-        return 0
+        return _dry_run(options, axes, outputs)
     with _prepared(options, axes, outputs) as (kept, setup):
         try:
             _run(kept, setup)
@@ -159,9 +156,21 @@ def bench(
             return EX_INTERRUPTED
 
 
-@contextlib.contextmanager
-def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[tuple[Store, Setup]]:
-    """Check all that can be checked before the run, and open the results."""
+def _dry_run(options: BenchOptions, axes: Axes, outputs: Outputs) -> int:
+    """Print the plan, if nothing that can be known before speaks against it."""
+    if options.resume:
+        raise UsageError("--dry-run and --resume exclude each other")
+    _checked(options, outputs)
+    if options.results:
+        store.require_new(options.results)
+    plan, choice = _plan(options, axes)
+    _tell_left_out(choice.left_out)
+    _print_plan(plan)
+    return 0
+
+
+def _checked(options: BenchOptions, outputs: Outputs) -> tuple[Sequence[str], str]:
+    """Check the options by themselves; return the daemon's command and its version."""
     outputs.require(
         {
             "--results": options.results,
@@ -169,11 +178,21 @@ def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[t
             "--predicates": options.predicates,
         }
     )
-    daemon = tuple(shlex.split(options.greeterd)) or servers.DAEMON
+    try:
+        daemon = shlex.split(options.greeterd) or servers.DAEMON
+    except ValueError as error:
+        raise UsageError(f"--greeterd {options.greeterd}: {error}") from None
     version = servers.version_of(daemon)
     require("hdrh")
     experiment.require_address(options.bind)
     _predicates(options, "")  # a mistake in it is told now
+    return daemon, version
+
+
+@contextlib.contextmanager
+def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[tuple[Store, Setup]]:
+    """Check all that can be checked before the run, and open the results."""
+    daemon, version = _checked(options, outputs)
     with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
         setup = Setup(options.bind, daemon, Path(name))
         kept = _resume(options, axes, version, setup) if options.resume else None
@@ -193,6 +212,9 @@ def _plan(options: BenchOptions, axes: Axes) -> tuple[Plan, Choice]:
     choice = presets.choose(preset, changes)
     if not choice.cases:
         raise UsageError(f"there is no possible case: {'; '.join(choice.left_out)}")
+    if axes.rate and not any(case.rate for case in choice.cases):
+        raise UsageError("--rate is of open loop: --arrival constant or poisson")
+    experiment.require_cases(choice.cases, options.bind)
     plan = Plan(
         preset=name,
         cases=choice.cases,
@@ -236,6 +258,7 @@ def _resume(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> St
             raise UnusableError(f"{options.resume} was begun with {name} {before}, here is {now_}")
     if there.environment.commit != here.commit:
         tell(f"the source was {there.environment.commit}, and is {here.commit}")
+    experiment.require_cases(there.plan.cases, options.bind)
     experiment.without_unbuildable(there.plan.cases, setup)
     return kept
 

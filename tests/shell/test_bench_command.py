@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from greeterd.bench.experiment import Progress
 from greeterd.bench.model import Case
 from greeterd.cli import bench as command
 from greeterd.cli.bench import Axes, BenchOptions, bench
+from greeterd.errors import GreeterdError
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,38 @@ def test_the_bar_says_nothing_before_it_knows_something(monkeypatch: pytest.Monk
         assert "0/4" in screen.getvalue()
         assert "the case" in screen.getvalue()
         assert "?" not in screen.getvalue().replace("\x1b[?25", "")
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("axes", "options", "said"),
+    [
+        ({}, {"bind": "0.0.0.0:0"}, "--bind 0.0.0.0:0: must be this machine's loopback"),
+        ({}, {"bind": "example.org:80"}, "--bind example.org:80: must be this machine's"),
+        ({}, {"bind": "unix:/tmp/no/sock"}, "mode reuseport has no unix sockets"),
+        ({"arrival": "constant", "rate": "1e9"}, {}, "--rate must be 0 to 1e.08"),
+        ({"concurrency": "10000000"}, {}, "--concurrency 10000000: .* descriptors allowed"),
+        ({"rate": "100"}, {}, "--rate is of open loop"),
+        ({"arrival": "closed,burst", "rate": "100"}, {}, "--rate is of open loop"),
+        ({}, {"greeterd": "'"}, "--greeterd ': No closing quotation"),
+        ({}, {"predicates": Path("none")}, "none"),
+        ({}, {"results": Path("none/results")}, "none/results: No such file"),
+        ({}, {"results": Path("there")}, "there is there already"),
+    ],
+)
+def test_what_cannot_be_run_is_found_before_the_run(
+    axes: dict[str, str], options: dict[str, Any], said: str, *, dry_run: bool
+) -> None:
+    Path("there").write_text("something")
+    axes = {"mode": "inherit,reuseport", **axes}
+    with pytest.raises(GreeterdError, match=said):
+        bench(axes=Axes(**axes), options=BenchOptions(dry_run=dry_run, **options))
+    assert [one.name for one in Path().iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "localhost:0"])
+def test_a_dry_run_leaves_nothing(bind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = BenchOptions(dry_run=True, bind=bind, results=Path("results"))
+    assert bench(axes=Axes(rate="100", arrival="closed,poisson"), options=options) == 0
+    assert "4 cases, 3 times each: 12 trials" in capsys.readouterr().out
+    assert list(Path().iterdir()) == []

@@ -251,7 +251,16 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(directory: Path) -> None:
     assert "left out 1 case: wait rotate" in done.stderr
 
 
+@pytest.mark.usefixtures("directory")
+def test_a_daemon_on_ipv6_is_measured() -> None:
+    plan = Plan(cases=[SMALL], warmup=20)
+    assert trial.run(Visit(SMALL, 0, 0), plan, Setup("[::1]:0")).invalid == ""
+
+
 def test_a_command_that_is_no_daemon_is_told(directory: Path) -> None:
+    true = bench("--greeterd", "/bin/true", cwd=directory)
+    assert true.returncode == 70
+    assert "/bin/true --version: it is no greeterd: true" in true.stderr
     done = bench("--greeterd", shlex.join([sys.executable, "-c", "exit(3)"]), cwd=directory)
     assert done.returncode == 70
     assert "--version: it said nothing" in done.stderr
