@@ -34,10 +34,11 @@ PACKAGES: Final = (
 _GIT_TIMEOUT: Final = 5.0
 
 
-def describe(version: str = greeterd.__version__) -> Environment:
+def describe(version: str = greeterd.__version__, command: str = "") -> Environment:
     """Return what there is now; blocks for some files and two calls of git.
 
-    `version` is that of the daemon that is measured.
+    `version` is that of the daemon that is measured, and `command` runs it where it is not this
+    installation's: its source is not known then.
     """
     return Environment(
         date=now(),
@@ -48,7 +49,8 @@ def describe(version: str = greeterd.__version__) -> Environment:
         memory_mib=_memory_mib(_read("/proc/meminfo")),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         greeterd=version,
-        commit=_commit(Path(greeterd.__file__).parent),
+        command=command,
+        commit="" if command else _commit(Path(greeterd.__file__).parent),
         sysctls={name: text for name in SYSCTLS if (text := _sysctl(name))},
         packages={name: text for name in PACKAGES if (text := _version(name))},
         load_average=round(os.getloadavg()[0], 2),

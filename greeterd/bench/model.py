@@ -165,6 +165,8 @@ class Trial(Struct, frozen=True, kw_only=True):
     faults: int = 0
     """How many faults there were: workers stopped or killed, reloads asked for."""
     counts: Counts = Counts(client=0)
+    commit: str = ""
+    """As `Environment.commit`, when this trial was run."""
     invalid: str = ""
     """Why this trial says nothing; empty when it is valid."""
 
@@ -195,8 +197,10 @@ class Environment(Struct, frozen=True, kw_only=True):
     memory_mib: int = 0
     python: str = ""
     greeterd: str = ""
+    command: str = ""
+    """What ran the daemon; empty is the installation that measured."""
     commit: str = ""
-    """Of the source, with `+` when it has changes; empty when it is no checkout."""
+    """Of the source, with `+` when it has changes; empty when it is no checkout, or not known."""
     sysctls: dict[str, str] = {}
     packages: dict[str, str] = {}
     load_average: float = 0.0

@@ -69,6 +69,8 @@ class Setup:
     daemon: Sequence[str] = DAEMON
     build_dir: Path | None = None
     """Where compiled peers are kept during an experiment."""
+    commit: str = ""
+    """Of the daemon's source, to be noted in each trial."""
 
 
 @dataclass(slots=True)

@@ -92,7 +92,9 @@ class Before:
 def run(visit: Visit, plan: Plan, setup: Setup) -> Trial:
     """Run a trial; one that failed is invalid and says why.  Blocks for its whole time."""
     began = now()
-    trial = Trial(case=visit.case, repeat=visit.repeat, order=visit.order, began=began)
+    trial = Trial(
+        case=visit.case, repeat=visit.repeat, order=visit.order, began=began, commit=setup.commit
+    )
     try:
         with running(visit.case, setup) as server:
             return _measure(trial, server, plan)

@@ -22,7 +22,7 @@ from greeterd.bench import expectations, experiment, predicates, presets, server
 from greeterd.bench.environment import describe, now
 from greeterd.bench.extras import require
 from greeterd.bench.labels import names
-from greeterd.bench.model import Results
+from greeterd.bench.model import Environment, Results
 from greeterd.bench.plan import Choice, Plan, expected
 from greeterd.bench.progress import telling
 from greeterd.bench.servers import Setup
@@ -194,13 +194,11 @@ def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[t
     """Check all that can be checked before the run, and open the results."""
     daemon, version = _checked(options, outputs)
     with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
-        setup = Setup(options.bind, daemon, Path(name))
-        kept = _resume(options, axes, version, setup) if options.resume else None
-        kept = kept or _create(options, axes, version, setup)
-        try:
+        here = describe(version, shlex.join(daemon) if options.greeterd else "")
+        setup = Setup(options.bind, daemon, Path(name), here.commit)
+        begin = _resume if options.resume else _create
+        with contextlib.closing(begin(options, axes, here, setup)) as kept:
             yield kept, setup
-        finally:
-            kept.close()
 
 
 def _plan(options: BenchOptions, axes: Axes) -> tuple[Plan, Choice]:
@@ -225,7 +223,7 @@ def _plan(options: BenchOptions, axes: Axes) -> tuple[Plan, Choice]:
     return plan, choice
 
 
-def _create(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> Store:
+def _create(options: BenchOptions, axes: Axes, here: Environment, setup: Setup) -> Store:
     plan, choice = _plan(options, axes)
     cases, reasons = experiment.without_unbuildable(plan.cases, setup)
     _tell_left_out(choice.left_out)
@@ -235,13 +233,25 @@ def _create(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> St
         raise UsageError("there is no case left")
     plan = msgspec.structs.replace(plan, cases=cases)
     path = options.results or Path(f"greeter-bench-{now()[:19].replace(':', '')}.jsonl")
-    return store.create(path, store.Header(environment=describe(version), plan=plan))
+    return store.create(path, store.Header(environment=here, plan=plan))
 
 
-def _resume(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> Store:
+def _resume(options: BenchOptions, axes: Axes, here: Environment, setup: Setup) -> Store:
     """Open the results of an interrupted experiment; what is asked for must be the same."""
     assert options.resume is not None
     kept = store.resume(options.resume)
+    try:
+        _require_same(kept, options, axes, here)
+        experiment.require_cases(kept.header.plan.cases, options.bind)
+        experiment.without_unbuildable(kept.header.plan.cases, setup)
+    except BaseException:
+        kept.close()
+        raise
+    return kept
+
+
+def _require_same(kept: Store, options: BenchOptions, axes: Axes, here: Environment) -> None:
+    """Refuse to mix what differs in more than its time.  Raises: UnusableError."""
     there = kept.header
     asked = (options.preset, options.trials, options.seed, options.warmup)
     if axes.given or any(one not in {"", None} for one in asked):
@@ -250,17 +260,16 @@ def _resume(options: BenchOptions, axes: Axes, version: str, setup: Setup) -> St
         had = {case.server for case in there.plan.cases}
         cases = [case for case in plan.cases if case.server in had]
         if msgspec.structs.replace(plan, cases=cases) != there.plan:
-            raise UnusableError(f"{options.resume} holds another plan; leave the others' flags out")
-    here = describe(version)
+            raise UnusableError(f"{kept.path} holds another plan; leave the others' flags out")
+    if there.environment.command != here.command:
+        before, now_ = (one.command or "none" for one in (there.environment, here))
+        raise UnusableError(f"{kept.path} was begun with --greeterd: {before}, here it is: {now_}")
     for name in ("kernel", "cpu", "cpus", "greeterd"):
         before, now_ = getattr(there.environment, name), getattr(here, name)
         if before != now_:
-            raise UnusableError(f"{options.resume} was begun with {name} {before}, here is {now_}")
+            raise UnusableError(f"{kept.path} was begun with {name} {before}, here is {now_}")
     if there.environment.commit != here.commit:
         tell(f"the source was {there.environment.commit}, and is {here.commit}")
-    experiment.require_cases(there.plan.cases, options.bind)
-    experiment.without_unbuildable(there.plan.cases, setup)
-    return kept
 
 
 def _run(kept: Store, setup: Setup) -> None:
@@ -314,6 +323,8 @@ def _tell_left_out(left_out: Mapping[str, int]) -> None:
 
 def _tell_interrupted(kept: Store) -> None:
     plan, path = kept.header.plan, kept.path
+    command = kept.header.environment.command
+    daemon = f" --greeterd {shlex.quote(command)}" if command else ""
     done = f"{len(kept.trials)} of {counted(plan.trials, 'trial')}"
     tell(f"interrupted: {done} {'is' if plan.trials == 1 else 'are'} kept in {path}")
-    tell(f"go on with: greeter bench --resume {shlex.quote(str(path))}")
+    tell(f"go on with: greeter bench --resume {shlex.quote(str(path))}{daemon}")

@@ -1,6 +1,8 @@
 """The command `greeter bench`, run here, with no trial."""
 
 import io
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,24 @@ def test_an_interrupted_report_tells_how_to_get_it(
     assert "greeter: 1 trial of 1 case, results in a b.jsonl\n" in said
     assert said.endswith("greeter: greeter bench report 'a b.jsonl'\n")
     assert store.load_results(Path("a b.jsonl")).planned == 1
+
+
+def test_what_was_begun_with_another_daemon_does_not_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = BenchOptions(greeterd="other  'the build'", results=Path("kept"))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "run", interrupt)
+        assert bench(axes=Axes(mode="inherit"), options=other) == 130
+    again = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert again[-4:] == ["--resume", "kept", "--greeterd", "other 'the build'"]
+    environment = store.load_results(Path("kept")).environment
+    assert (environment.command, environment.commit) == ("other 'the build'", "")
+    for options in (BenchOptions(), BenchOptions(greeterd="third")):
+        with pytest.raises(store.UnusableError, match="kept was begun with --greeterd: other"):
+            bench(options=replace(options, resume=Path("kept")))
+    monkeypatch.setattr(tables, "render", interrupt)
+    assert bench(options=BenchOptions(greeterd=again[-1], resume=Path("kept"))) == 130
 
 
 def test_the_bar_says_nothing_before_it_knows_something(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,8 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(directory: Path) -> None:
 @pytest.mark.usefixtures("directory")
 def test_a_daemon_on_ipv6_is_measured() -> None:
     plan = Plan(cases=[SMALL], warmup=20)
-    assert trial.run(Visit(SMALL, 0, 0), plan, Setup("[::1]:0")).invalid == ""
+    done = trial.run(Visit(SMALL, 0, 0), plan, Setup("[::1]:0", commit="abc"))
+    assert (done.invalid, done.commit) == ("", "abc")
 
 
 def test_a_command_that_is_no_daemon_is_told(directory: Path) -> None:
