@@ -164,3 +164,9 @@ def test_a_successor_goes_on_with_the_slots_and_their_workers() -> None:
     assert heir.handle(Tick(), 5.0) == []
     assert heir.handle(reload(5, 1), 5.0) == [spawn(10, slot=3, place=0, generation=5)]
     assert heir.handle(ready(10), 6.0) == [finished("reload"), hand_over(7)]
+
+
+def test_the_time_of_a_trial_is_a_deadline() -> None:
+    daemon = started(1, policy=Policy(start_timeout=3.0))
+    daemon.tell(upgrade())
+    assert daemon.supervisor.next_deadline() == daemon.now + 3.0
