@@ -89,16 +89,24 @@ def _cautions(results: Results, told: Sequence[Summary]) -> Iterator[Finding]:
             f"The machine was not idle before the run: load average {machine.load_average:.2f} on "
             f"{machine.cpus} CPUs.",
         )
+    sources = list(dict.fromkeys(trial.commit for trial in trials if trial.commit))
+    if len(sources) > 1:
+        yield Finding(
+            "caution", f"The source of greeterd changed between trials: {', '.join(sources)}."
+        )
     yield from _lossy(told)
     few = [one for one in told if one.valid < SURE]
     if few:
         least = min(one.valid for one in few)
         noun = "trial" if least == 1 else "trials"
+        share = 100 * (1 - 2.0 ** (1 - least))
+        what = f"their intervals are ranges, and hold the median in {share:.0f} % of cases or more"
+        if least == 1:
+            what = "their intervals are ranges, and one trial alone tells nothing of its noise"
         yield Finding(
             "caution",
             f"{len(few)} of {len(told)} cases have fewer than {SURE} valid trials (at least "
-            f"{least} {noun}): their intervals are ranges, and hold the median in "
-            f"{100 * (1 - 2.0 ** (1 - least)):.0f} % of cases or more.",
+            f"{least} {noun}): {what}.",
         )
 
 

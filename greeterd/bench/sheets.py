@@ -266,6 +266,7 @@ def environment(results: Results) -> list[tuple[str, str]]:
         ("memory", f"{machine.memory_mib:,} MiB" if machine.memory_mib else ""),
         ("load average before", f"{machine.load_average:.2f}"),
         ("greeterd", " ".join(filter(None, [machine.greeterd, machine.commit]))),
+        ("run by", machine.command),
         ("Python", machine.python),
         ("packages", ", ".join(f"{name} {value}" for name, value in machine.packages.items())),
         *sorted(machine.sysctls.items()),

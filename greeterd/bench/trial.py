@@ -105,6 +105,7 @@ def run(visit: Visit, plan: Plan, setup: Setup) -> Trial:
 def _measure(trial: Trial, server: Server, plan: Plan) -> Trial:
     case = trial.case
     tally = Tally()
+    _require_space(server)
     _warm_up(server, plan.warmup, tally)
     before = Before(server.status(), server.log_lines())
     injector = Injector(server, server.log_bytes())
@@ -232,6 +233,7 @@ def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Wa
         for now_ in _steps(client, _limit(server.case)):
             longest = max([longest, *queues(server.address)])
             injector.step(now_)
+            _require_space(server)
             if obituary := server.obituary():
                 raise TrialError(obituary)
         spent = watch.spent()
@@ -240,6 +242,17 @@ def _load(server: Server, injector: Injector, seed: int) -> tuple[LoadReport, Wa
         raise TrialError(obituary)
     watched = Watched(spent, server.status(), sockets, longest, listen_drops() - drops)
     return _report(place, code), watched
+
+
+def _require_space(server: Server) -> None:
+    """Find a full disk before it is taken for the server's fault: logs wait, and clients with them.
+
+    Raises:
+        TrialError: it is full.
+    """
+    disk = os.statvfs(server.directory)
+    if disk.f_blocks and not disk.f_bavail:
+        raise TrialError(f"no space is left in {server.directory.parent}")
 
 
 def _report(place: Path, code: int) -> LoadReport:

@@ -297,6 +297,18 @@ def test_invalid_trials_are_no_measurement() -> None:
     assert "5 of 5 trials are invalid and left out: the daemon died (5)" in cautions(run)
 
 
+def test_a_source_that_changed_between_trials_is_told() -> None:
+    run = changed(make_results(CLOSED), commit="abc")
+    assert "changed between trials" not in cautions(run)
+    assert "changed between trials: abc, abc+." in cautions(only(run, 1, commit="abc+"))
+
+
+def test_of_one_trial_no_share_of_medians_is_told() -> None:
+    told = cautions(make_results(CLOSED, 1))
+    assert "one trial alone tells nothing" in told
+    assert " 0 %" not in told
+
+
 def test_what_makes_figures_doubtful_is_told() -> None:
     run = make_results(CLOSED, 6)
     assert cautions(run) == ""

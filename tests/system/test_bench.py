@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -125,6 +126,20 @@ def test_a_daemon_that_dies_in_mid_trial_makes_it_invalid_with_its_last_words() 
     done = run(case, stand_in(DYING))
     assert done.invalid.startswith("greeterd ended with exit code 247: ")
     assert "the last words" in done.invalid
+
+
+def test_a_disk_that_is_full_makes_a_trial_invalid_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([False, True])  # before the warm-up, and once the load runs
+    statvfs = os.statvfs
+
+    def pretend(path: Path) -> object:
+        return SimpleNamespace(f_blocks=9, f_bavail=0) if next(answers) else statvfs(path)
+
+    monkeypatch.setattr(os, "statvfs", pretend)
+    case = Case(mode="inherit", workers=2, arrival="constant", rate=100.0, greetings=5000)
+    assert run(case).invalid == f"no space is left in {directory}"
 
 
 @pytest.mark.usefixtures("directory")
