@@ -163,11 +163,16 @@ def sheet(found: Comparisons) -> Sheet:
         "B against A",
         "Medians, and the ratio B/A with its interval, at a level by which all "
         f"{len(found.pairs) + len(found.together)} hold together with {LEVEL:.0%}. A tie is one "
-        f"whose interval is within {round(100 * (TIE - 1))} %.",
+        f"whose interval is within {round(100 * (TIE - 1))} %. {_floors()}",
         ("metric", "A", "B", "B/A", "B is"),
         list(groups.values()),
         frozenset({"B is"}),
     )
+
+
+def _floors() -> str:
+    added = [f"{one.floor:g} ({one.title})" for one in COMPARED if one.floor]
+    return f"So that 0 has a ratio, both sides are first added {', '.join(added)}."
 
 
 def number(value: float) -> str:

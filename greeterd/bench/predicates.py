@@ -7,6 +7,7 @@ failed when it fails in one.  With `than`, the figure is a ratio: the case over 
 which is the same case but for the fields in `than`.  Pure but for reading the file.
 """
 
+import math
 import operator
 import statistics
 import tomllib
@@ -178,6 +179,8 @@ def _check_fields(one: Predicate) -> None:
     if one.metric not in OF:
         raise ValueError(f"unknown metric {one.metric!r}: one of {', '.join(OF)}")
     for key, wanted in one.where.items():
+        if wanted == []:
+            raise ValueError(f"where: {key} is one of nothing, which no case has")
         for value in wanted if isinstance(wanted, list) else [wanted]:
             _check_field("where", key, value)
     for key, value in one.than.items():
@@ -185,6 +188,8 @@ def _check_fields(one: Predicate) -> None:
 
 
 def _check_bound(one: Predicate) -> None:
+    if any(map(math.isnan, one.value if isinstance(one.value, tuple) else [one.value or 0.0])):
+        raise ValueError("nothing is less or more than nan")
     if one.op == "within null":
         if one.metric not in EVENNESS:
             raise ValueError(f"only balance has a null: one of {', '.join(EVENNESS)}")

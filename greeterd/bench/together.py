@@ -25,9 +25,14 @@ from greeterd.bench.student import student_quantile
 def compare_together(
     pairs: Sequence[tuple[Summary, Summary]], metric: Metric, *, level: float
 ) -> Comparison | None:
-    """Compare all pairs by a metric; None when fewer than two have values of it."""
-    shifted = [(shift(a.values(metric), metric), shift(b.values(metric), metric)) for a, b in pairs]
-    shifted = [(a, b) for a, b in shifted if a and b]
+    """Compare all pairs by a metric; None when fewer than two have values of it.
+
+    Where both sides have 0 only, nothing is compared: such cases are left out of others' mean.
+    """
+    values = [(a.values(metric), b.values(metric)) for a, b in pairs]
+    values = [(a, b) for a, b in values if a and b]
+    values = [(a, b) for a, b in values if any((*a, *b))] or values
+    shifted = [(shift(a, metric), shift(b, metric)) for a, b in values]
     if len(shifted) < 2:  # noqa: PLR2004
         return None
     mine, theirs = (

@@ -153,6 +153,22 @@ def test_what_would_not_have_been_seen_is_told() -> None:
     assert "of less than 10 %" not in conclude(compare(blunt, blunt))
 
 
+def test_cases_without_any_of_it_are_left_out_of_the_mean_of_all() -> None:
+    def wasting(each: float) -> Results:
+        run = make_results(QUICK)
+        some = {QUICK[0]: each, QUICK[1]: each}
+        trials = [replace(t, wasted_wakeups=some.get(t.case, 0.0)) for t in run.trials]
+        return replace(run, trials=trials)
+
+    told = {one.found.metric.name: one.found for one in compare(wasting(1), wasting(3)).together}
+    assert told["wasted_wakeups"].ratio == pytest.approx(3.05 / 1.05)
+
+
+def test_the_caption_tells_what_is_added_to_both_sides() -> None:
+    note = " ".join(words(make_results(QUICK), make_results(QUICK)).split())
+    assert "both sides are first added 0.1 (CPU), 0.05 (latency, median)" in note
+
+
 def test_losses_that_are_sure_are_a_difference() -> None:
     stopped = Case(fault="stopped", mode="reuseport", greetings=400)
     lost = make_results([replace(stopped, rescue=False)])
