@@ -13,7 +13,7 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to have groups to leave")
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 CPUS = sorted(os.sched_getaffinity(0))
 WITH_GROUPS = ("setpriv", "--groups", "4,5")
 

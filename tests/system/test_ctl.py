@@ -14,7 +14,7 @@ from tests.system.clients import connect, greet, run_load
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
 def serving(server: Daemon) -> dict[int, tuple[int, int]]:

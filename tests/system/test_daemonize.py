@@ -17,7 +17,7 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import COMMAND, Daemon
 from tests.system.proc import terminal_of
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 DETACH = pytest.mark.parametrize("detach", [[], ["--daemonize"]], ids=["foreground", "detached"])
 
 

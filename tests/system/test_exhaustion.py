@@ -36,7 +36,7 @@ LOG, DESCRIPTORS, LIMIT = 1, 2, 3  # why a worker is blocked, as in the status
 CLIENTS = 2_000  # more than there is room for
 LITTLE = 320 * 1024  # bytes of room; the scoreboard is a file, too, and has to fit
 
-both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
 def blocked(daemon: Daemon) -> list[int]:

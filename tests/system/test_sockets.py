@@ -18,7 +18,7 @@ from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, program
 from tests.system.proc import inodes, listeners, uids
 
-MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 BY_WORKERS = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 """In which the workers have the listeners."""
 
@@ -46,7 +46,7 @@ def test_an_address_that_a_stranger_listens_on_is_refused(
 
 
 @MODES
-@pytest.mark.parametrize("other", ["inherit", "reuseport", "handoff"])
+@pytest.mark.parametrize("other", ["inherit", "reuseport"])
 def test_an_address_that_another_greeterd_has_is_refused(
     daemon: StartDaemon, mode: str, other: str
 ) -> None:
