@@ -233,17 +233,30 @@ def compare_values(
         return None
     shifted = [shift(values, metric) for values in (a, b)]
     ratio = statistics.median(shifted[1]) / statistics.median(shifted[0])
-    noise = _with_borrowed(pooled_noise(shifted), others or Noise())
+    noise = of_ratio(_with_borrowed(pooled_noise(shifted), others or Noise()), a, b)
+    return judge(metric, (statistics.median(a), statistics.median(b)), ratio, noise, level=level)
+
+
+def of_ratio(within: Noise, a: Sequence[float], b: Sequence[float]) -> Noise:
+    """Return the noise of the logarithm of the ratio of two medians, by that within the samples."""
+    variance = MEDIAN_ERROR**2 * within.variance * (1 / len(a) + 1 / len(b))
+    return Noise(variance, within.degrees)
+
+
+def judge(
+    metric: Metric, figures: tuple[float, float], ratio: float, noise: Noise, *, level: float
+) -> Comparison:
+    """Compare two figures whose ratio has this noise, in its logarithm."""
     low, high = 0.0, math.inf
     if noise.degrees:
-        error = MEDIAN_ERROR * math.sqrt(noise.variance * (1 / len(a) + 1 / len(b)))
-        # exp() of more than 700 overflows: so wide an interval is no interval.
-        reach = min(700.0, error * student_quantile((1 + level) / 2, noise.degrees))
+        reach = math.sqrt(noise.variance) * student_quantile((1 + level) / 2, noise.degrees)
+        reach = min(700.0, reach)  # exp() of more overflows: so wide an interval is no interval
         low, high = ratio * math.exp(-reach), ratio * math.exp(reach)
+    a, b = figures
     return Comparison(
         metric=metric,
-        a=statistics.median(a),
-        b=statistics.median(b),
+        a=a,
+        b=b,
         ratio=ratio,
         low=low,
         high=high,

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 
 from greeterd.bench.metrics import Metric
 from greeterd.bench.stats import (
-    MEDIAN_ERROR,
     Comparison,
     Noise,
     Summary,
+    judge,
+    of_ratio,
     pooled_noise,
     shift,
-    verdict_of,
 )
-from greeterd.bench.student import student_quantile
 
 
 def compare_together(
@@ -39,22 +38,8 @@ def compare_together(
         statistics.fmean(math.log(statistics.median(pair[side])) for pair in shifted)
         for side in (0, 1)
     )
-    ratio = math.exp(theirs - mine)
-    low, high = 0.0, math.inf
-    noise = _noise_of_mean(shifted)
-    if noise.degrees:
-        reach = math.sqrt(noise.variance) * student_quantile((1 + level) / 2, noise.degrees)
-        reach = min(700.0, reach)  # exp() of more overflows
-        low, high = ratio * math.exp(-reach), ratio * math.exp(reach)
-    return Comparison(
-        metric=metric,
-        a=math.exp(mine),
-        b=math.exp(theirs),
-        ratio=ratio,
-        low=low,
-        high=high,
-        verdict=verdict_of(ratio, low, high, metric),
-    )
+    figures = math.exp(mine), math.exp(theirs)
+    return judge(metric, figures, math.exp(theirs - mine), _noise_of_mean(shifted), level=level)
 
 
 def _noise_of_mean(shifted: Sequence[tuple[list[float], list[float]]]) -> Noise:
@@ -66,8 +51,7 @@ def _noise_of_mean(shifted: Sequence[tuple[list[float], list[float]]]) -> Noise:
     for a, b in shifted:
         own = pooled_noise((a, b))
         own = own if own.degrees else every  # a case of one trial a side
-        error = MEDIAN_ERROR**2 * own.variance * (1 / len(a) + 1 / len(b))
-        parts.append(Noise(error / len(shifted) ** 2, own.degrees))
+        parts.append(Noise(of_ratio(own, a, b).variance / len(shifted) ** 2, own.degrees))
     total = math.fsum(part.variance for part in parts)
     spread = math.fsum(part.variance**2 / part.degrees for part in parts)
     return Noise(total, max(1, int(total**2 / spread)) if spread else every.degrees)
