@@ -6,6 +6,7 @@ signal sent to the child would be read by the parent.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ COUNTED: Final = frozenset({signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU})
 WORKER_SIGNALS: Final = (signal.SIGTERM,)
 """A worker drains on TERM; the rest of the master's signals it ignores, since a terminal sends
 INT and QUIT to the whole foreground group and the master alone decides what they mean."""
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_LIBC: Final = ctypes.CDLL(None)  # opened once: some call prctl(2) in a process a connection
 
 
 class SignalPipe:
@@ -120,3 +124,13 @@ def terminate_as_interrupt() -> None:
     signal.signal(signal.SIGQUIT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+
+
+def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends (prctl(2)).
+
+    The signal comes at once if the process is no longer the child of `parent`.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), number)

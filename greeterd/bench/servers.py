@@ -6,7 +6,6 @@ this process is killed itself, the kernel tells them to end, and only directorie
 """
 
 import contextlib
-import ctypes
 import os
 import shlex
 import socket
@@ -30,7 +29,7 @@ from greeterd.control import ControlError, NotRunningError, ask
 from greeterd.core.address import Address, parse_address
 from greeterd.core.status import Status, from_plain
 from greeterd.errors import GreeterdError
-from greeterd.signals import blocked, release
+from greeterd.signals import blocked, die_with_parent, release
 
 DAEMON: Final = (sys.executable, "-P", "-m", "greeterd")
 """The daemon of this very installation, and not one in the working directory (-P)."""
@@ -42,8 +41,6 @@ STOPPED_TIMEOUT: Final = 86400
 ANSWER_TIMEOUT: Final = 10.0
 _KILL_TIMEOUT: Final = 5.0
 _LAST_WORDS: Final = 400
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_LIBC: Final = ctypes.CDLL(None)
 
 # What would configure a daemon, or have it talk with somebody else's service manager.
 _FOREIGN: Final = (
@@ -190,9 +187,7 @@ def started(
     parent = os.getpid()
 
     def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(last))
-        if os.getppid() != parent:
-            os.kill(os.getpid(), last)
+        die_with_parent(last, parent)
         release()
 
     with contextlib.ExitStack() as stack:

@@ -12,7 +12,6 @@ greeterd's, in the order in which structlog has them.
 """
 
 import argparse
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -32,6 +31,7 @@ from structlog.typing import EventDict, FilteringBoundLogger
 from greeterd.core.address import Address, parse_address
 from greeterd.core.protocol import classify
 from greeterd.errors import GreeterdError, ListenError
+from greeterd.signals import die_with_parent
 
 BACKLOG: Final = 4096
 MAX_NAME_BYTES: Final = 4096
@@ -40,8 +40,6 @@ MOST_BYTES: Final = MAX_NAME_BYTES + 3
 CLIENT_TIMEOUT: Final = 10.0
 GENERATION: Final = 1
 ENDINGS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None)  # opened once: a process for each connection calls prctl(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +181,6 @@ def _work(
         serve(Seat(*place, ready))
     except (OSError, GreeterdError) as error:
         sys.exit(f"worker {place[0]}: {error}")
-
-
-def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
-    """Have the kernel send this process a signal when the thread that started it ends (prctl(2)).
-
-    The signal comes at once if the process is no longer the child of `parent`.
-    """
-    _LIBC.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
-    if parent is not None and os.getppid() != parent:
-        os.kill(os.getpid(), number)
 
 
 def open_listener(seat: Seat) -> socket.socket:

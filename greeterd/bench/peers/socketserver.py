@@ -21,12 +21,12 @@ from greeterd.bench.peers.fleet import (
     MOST_BYTES,
     Seat,
     client_of,
-    die_with_parent,
     main,
     name_of,
     open_listener,
     open_log,
 )
+from greeterd.signals import die_with_parent
 
 LOOK: Final = 0.1
 """Seconds between two looks whether the server is to end, while nobody connects."""
