@@ -168,6 +168,7 @@ class Crew:
     def pulses(self, now: float) -> tuple[Pulse, ...]:
         """Return how each ready worker fares; whether it has turned is since the last call."""
         found = []
+        queued = self._escrow.queued()
         for each in self._supervisor.workers:
             child = self.nursery.get(each.id)
             if each.life is not Life.READY or child is None:
@@ -175,11 +176,11 @@ class Crew:
             row = self._board.row(each.slot, each.place)
             turns = row[TURNS]
             alive = max(each.since, row[HEARTBEAT_NS] / 1e9)
-            queued = self._escrow.queued(each.slot)
             greetings = row[GREETINGS] - child.greetings_before
             rss_bytes = child.rss_bytes() if self._supervisor.policy.max_rss_bytes else 0
             turned = turns != child.turns
-            found.append(Pulse(each.id, now - alive, turned, queued, greetings, rss_bytes))
+            waiting = queued[each.slot]
+            found.append(Pulse(each.id, now - alive, turned, waiting, greetings, rss_bytes))
             child.turns = turns
         return tuple(found)
 

@@ -12,6 +12,7 @@ Only the master writes this; workers that are forked inherit what `for_slot` ret
 import contextlib
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -286,13 +287,12 @@ class Escrow:
         own = [(slot, sock) for slot in sorted(self._slots) for sock in self._slots[slot]]
         return [*((DISPATCHER if self._handoff else None, sock) for sock in self._shared), *own]
 
-    def queued(self, slot: SlotIndex) -> int:
-        """Return how many connections wait in the slot's own listeners."""
-        if slot in self._pairs:
-            return waiting(self._pairs[slot].exit)
-        if slot == DISPATCHER:
-            return sum(queue.now for owner, _, queue in self.look() if owner == DISPATCHER)
-        return sum(queue_length(sock).now for sock in self._slots.get(slot, []))
+    def queued(self) -> Counter[SlotIndex | None]:
+        """Look; return how many connections wait in each slot's own listeners, None: in shared."""
+        found: Counter[SlotIndex | None] = Counter()
+        for slot, _, queue in self.look():
+            found[slot] += queue.now
+        return found
 
     @property
     def left_over(self) -> int:

@@ -212,7 +212,6 @@ class Master:
         if now >= self._next_tick:
             policy = self._supervisor.policy
             self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
-            self._escrow.look()
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())

@@ -91,7 +91,7 @@ def describe(supervisor: Supervisor, board: Scoreboard, escrow: Escrow) -> str:
     totals = total(_counters(board, SlotIndex(slot)) for slot in slots)
     live = supervisor.live_slots
     ready = sum(slot.ready is not None for slot in live)
-    queued = sum(each.queued for each in _listeners(escrow))
+    queued = escrow.queued().total()
     return (
         f"{ready} of {len(live)} workers ready, {totals.greetings} greetings,"
         f" {totals.open} open, {queued} queued"

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from greeterd.core.events import DISPATCHER
+
 State = Literal["starting", "running", "reloading", "stopping"]
 
 BACK_OFF: Final = "back-off"
@@ -278,7 +280,7 @@ def _row(
         str(counters.connections),
         str(counters.greetings),
         "-"
-        if worker in status.dispatcher
+        if worker.slot == DISPATCHER
         else percent(share(counters.connections, status.totals.connections)),
         str(sum(each.queued for each in listeners)) if listeners else "-",
         str(counters.open),
@@ -293,14 +295,7 @@ def _row(
         *(own if first else ("",) * len(own)),
         "-" if worker.heartbeat_age is None else f"{worker.heartbeat_age:.1f}s",
         ", ".join(
-            [
-                *(["dispatcher"] if worker in status.dispatcher else []),
-                *(
-                    notes(worker, counters, listeners)
-                    if first
-                    else notes(worker, SlotCounters(), ())
-                ),
-            ]
+            notes(worker, counters, listeners) if first else notes(worker, SlotCounters(), ())
         ),
     )
 
@@ -309,7 +304,7 @@ def notes(
     worker: WorkerStatus, counters: SlotCounters, listeners: Sequence[ListenerStatus]
 ) -> list[str]:
     """Return what is out of the ordinary about a worker and its slot, the most urgent first."""
-    found = []
+    found = ["dispatcher"] if worker.slot == DISPATCHER else []
     if counters.blocked:
         found.append(BLOCKED.get(counters.blocked, f"not accepting: {counters.blocked}"))
     if worker.backoff is not None:

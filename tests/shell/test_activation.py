@@ -304,10 +304,11 @@ def test_a_slot_of_passed_sockets_rests_and_is_used_again(manager: Manager) -> N
         assert escrow.most_slots == 2
 
         def spread() -> tuple[int, int]:
-            before = escrow.queued(one), escrow.queued(two)
+            before = escrow.queued()
             for _ in range(32):
                 stack.enter_context(connect(first))
-            return escrow.queued(one) - before[0], escrow.queued(two) - before[1]
+            after = escrow.queued()
+            return after[one] - before[one], after[two] - before[two]
 
         escrow.steer_away(two)
         escrow.close_slot(two)
@@ -387,7 +388,7 @@ def test_kept_slots_come_back_in_the_kernel_s_order(manager: Manager) -> None:
     with ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(connect(after.listeners()[0]))
-    assert [after.queued(slot) > 0 for slot in slots] == [True, False, True, False]
+    assert [after.queued()[slot] > 0 for slot in slots] == [True, False, True, False]
 
 
 def test_what_is_stale_is_closed_for_everyone_and_leaves_the_store(manager: Manager) -> None:
