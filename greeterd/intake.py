@@ -20,10 +20,12 @@ from typing import Any, Final
 from greeterd.handoff import is_exit, taker
 
 ROTATE_AFTER: Final = 16
+UNNAMED: Final = "unix"
+"""What stands for the clients of unix sockets, which have no names."""
 NAMES: Final[dict[int, Callable[[Any], str]]] = {
     socket.AF_INET: "%s:%d".__mod__,
     socket.AF_INET6: lambda peer: f"[{peer[0]}]:{peer[1]}",
-    socket.AF_UNIX: lambda _peer: "unix",
+    socket.AF_UNIX: lambda _peer: UNNAMED,
 }
 
 
@@ -35,7 +37,7 @@ class Source:
     accept: Callable[[], tuple[int, Any]]
     """Returns a raw descriptor, which costs 5 us less than a socket object, and the peer."""
     name_peer: Callable[[Any], str]
-    """Writes a peer's address: host:port, [v6]:port, or `unix`, whose clients have no names."""
+    """Writes a peer's address: host:port, [v6]:port, or UNNAMED."""
     lender: int | None
     """The slot that has lent it; None for the worker's own."""
     ends: bool = False

@@ -6,9 +6,10 @@ an answer that a client sees means that its line exists.  While the log cannot b
 (`blocked`) the turn stays open: nothing is dropped, nothing is answered, and the worker is to
 stop accepting.
 
-This is the hot path, hence raw descriptors (a socket object costs 5 us a connection), a read
-right after the accept, and epoll only for connections that are not complete by then (registering
-each costs 13 us).  Counters go to the scoreboard row once a turn; at the end of a turn
+This is the hot path, hence raw descriptors (a socket object costs 5 us a connection), one look at
+a burst's connections when all are accepted, one read of each that is complete by then, and epoll
+only for the others (registering each costs 13 us).  Counters go to the scoreboard row once a turn;
+at the end of a turn
 connections == greetings + empty + oversize + timeout + reset + exit + open.
 """
 
@@ -19,14 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from time import monotonic
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
 from greeterd import scoreboard
 from greeterd.core.protocol import NameReader, Outcome, Refusal, classify, encode_reply
 from greeterd.greetings import GreetingLog
-from greeterd.intake import Source
+from greeterd.intake import UNNAMED, Source
 from greeterd.listener import close_with_reset
 from greeterd.scoreboard import Row
 from greeterd.steering import open_gate
@@ -34,6 +35,11 @@ from greeterd.steering import open_gate
 FIRST_READ: Final = 256
 """Bytes asked for right after the accept: nearly every name is shorter, and CPython takes so small
 a buffer from its own allocator, which is 1 us a connection cheaper than malloc(3)."""
+LOOK: Final = select.POLLIN | select.POLLRDHUP | select.POLLPRI
+WHOLE: Final = select.POLLIN | select.POLLRDHUP
+"""Every byte of a TCP connection has come, and so has its end: one read that returns less than it
+asked for has returned all. Not where there was urgent data (POLLPRI), which a read stops at, nor on
+a unix socket, where it stops at descriptors that came along."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that last until something is given back."""
 SHUT: Final = frozenset({errno.EINVAL, errno.EBADF})
@@ -104,7 +110,7 @@ class Service:
         self._finished: list[int] = []
         self._replies: list[tuple[int, str]] = []
         self._greeted = 0
-        self._prepare: Callable[[int, bool], None] = os.set_blocking
+        self._gated = False
         self.trouble = 0
         """The error number that the latest burst ended with, 0 for none."""
 
@@ -134,60 +140,80 @@ class Service:
         Also for those that are open: they may have been accepted after the gate was shut, and
         before that was told here.
         """
-        self._prepare = _prepare_gated
+        self._gated = True
         for fd in self._unfinished:
             open_gate(fd)
 
     def leave_gates(self) -> None:
-        """Do that no longer: it costs a greeting 2 us."""
-        self._prepare = os.set_blocking
+        """Do that no longer."""
+        self._gated = False
 
     def burst(self, source: Source, limit: int) -> int:
-        """Accept and serve up to `limit` connections; return their number, 0 for none waiting."""
-        accept, name_peer = source.accept, source.name_peer
-        read, prepare, size = os.read, self._prepare, FIRST_READ
-        limit_bytes, allow_exit = self._max_name_bytes, self._allow_exit
-        greet, finish = self._greetings.greet, self._finished.append
-        replies = self._replies if self._reply else None
-        taken = greeted = 0
+        """Accept and serve up to `limit` connections; return their number, 0 for none waiting.
+
+        All are accepted before the first is read, so that they have had time to be complete, and
+        one poll(2) tells of all together which are.
+        """
+        fresh: dict[int, Any] = {}
+        poller = select.poll()
+        accept, register = source.accept, poller.register
         self.trouble = 0
         try:
-            while taken < limit:
+            while len(fresh) < limit:
                 fd, peer = accept()
-                taken += 1
-                prepare(fd, False)
-                data = more = b""
-                try:
-                    data = read(fd, size)
-                    more = data and read(fd, size)
-                except BlockingIOError:
-                    self._await_rest(fd, name_peer(peer), data)
-                    continue
-                except OSError:
-                    self._row[scoreboard.RESET] += 1
-                    finish(fd)
-                    continue
-                if more:
-                    self._await_rest(fd, name_peer(peer), data + more)
-                    continue
-                outcome = classify(data, limit_bytes, allow_exit)
-                if isinstance(outcome, str):
-                    greet(outcome, name_peer(peer))
-                    greeted += 1
-                    if replies is not None:
-                        replies.append((fd, outcome))
-                    finish(fd)
-                else:
-                    self._refuse(fd, outcome, name_peer(peer))
+                fresh[fd] = peer
+                register(fd, LOOK)
         except BlockingIOError:
             pass
         except OSError as error:
             self.trouble = error.errno or errno.EIO
             if not (source.ends and self.trouble in SHUT):  # that is the end that was awaited
                 self._row[scoreboard.ACCEPT_ERRORS] += 1
-        self._greeted += greeted
-        self._row[scoreboard.CONNECTIONS] += taken
+        taken = len(fresh)
+        if taken:
+            self._row[scoreboard.CONNECTIONS] += taken
+            self._serve(fresh, poller.poll(0), source.name_peer)
         return taken
+
+    def _serve(
+        self,
+        fresh: dict[int, Any],
+        events: list[tuple[int, int]],
+        name_peer: Callable[[Any], str],
+    ) -> None:
+        """Serve what was accepted: descriptors with their peers, and what poll says of them."""
+        read, size, whole = os.read, FIRST_READ, 0 if self._gated else WHOLE
+        limit_bytes, allow_exit = self._max_name_bytes, self._allow_exit
+        greet, finish = self._greetings.greet, self._finished.append
+        replies = self._replies if self._reply else None
+        greeted = 0
+        for fd, event in events:
+            client = name_peer(fresh.pop(fd))
+            if event != whole or client == UNNAMED:
+                self._begin(fd, client)
+                continue
+            try:
+                data = read(fd, size)
+            except OSError:
+                self._row[scoreboard.RESET] += 1
+                finish(fd)
+                continue
+            if len(data) == size:
+                self._begin(fd, client, data)
+                continue
+            outcome = classify(data, limit_bytes, allow_exit)
+            if isinstance(outcome, str):
+                greet(outcome, client)
+                greeted += 1
+                if replies is not None:
+                    os.set_blocking(fd, False)
+                    replies.append((fd, outcome))
+                finish(fd)
+            else:
+                self._refuse(fd, outcome, client)
+        self._greeted += greeted
+        for fd, peer in fresh.items():  # of which there is nothing to tell yet
+            self._begin(fd, name_peer(peer))
 
     def handle(self, fd: int) -> bool:
         """Go on with a connection that epoll reported; False when it is none of ours."""
@@ -212,13 +238,7 @@ class Service:
         if self._replies:
             self._send_replies()
         if finished := self._finished:
-            low, high = min(finished), max(finished)
-            if high - low + 1 == len(finished):
-                # Every number in between is ours, so one close_range(2) does it.
-                os.closerange(low, high + 1)
-            else:
-                for fd in finished:
-                    os.close(fd)
+            _close_all(finished)
             finished.clear()
         row[scoreboard.OPEN] = len(self._unfinished)
         return True
@@ -252,29 +272,41 @@ class Service:
 
     # ----------------------------------------------------------------------------------------
 
-    def _await_rest(self, fd: int, client: str, data: bytes) -> None:
+    def _begin(self, fd: int, client: str, data: bytes = b"") -> None:
+        """Serve a connection that is not known to be complete; `data` was read already."""
+        if self._gated:
+            open_gate(fd)
+        os.set_blocking(fd, False)
         reader = NameReader(self._max_name_bytes, allow_exit=self._allow_exit)
-        if reader.feed(data):
-            self._refuse(fd, Refusal.OVERSIZE, client)
-            return
-        self._unfinished[fd] = Unfinished(reader, client, monotonic() + self._client_timeout)
-        self._epoll.register(fd, select.EPOLLIN)
+        try:
+            outcome = Refusal.OVERSIZE if reader.feed(data) else self._read(fd, reader)
+        except BlockingIOError:
+            self._unfinished[fd] = Unfinished(reader, client, monotonic() + self._client_timeout)
+            self._epoll.register(fd, select.EPOLLIN)
+        except OSError:
+            self._row[scoreboard.RESET] += 1
+            self._finished.append(fd)
+        else:
+            self._conclude(fd, outcome, client)
 
     def _read_on(self, fd: int, connection: Unfinished) -> None:
         try:
-            data = os.read(fd, self._read_size)
+            outcome = self._read(fd, connection.reader)
         except BlockingIOError:
             return
         except OSError:
             self._row[scoreboard.RESET] += 1
             self._dismiss(fd)
-            return
-        if not data:
+        else:
             self._forget(fd)
-            self._conclude(fd, connection.reader.finish(), connection.client)
-        elif connection.reader.feed(data):
-            self._forget(fd)
-            self._refuse(fd, Refusal.OVERSIZE, connection.client)
+            self._conclude(fd, outcome, connection.client)
+
+    def _read(self, fd: int, reader: NameReader) -> Outcome:
+        """Read until it is known what the connection is; BlockingIOError when it is not yet."""
+        while data := os.read(fd, self._read_size):
+            if reader.feed(data):
+                return Refusal.OVERSIZE
+        return reader.finish()
 
     def _conclude(self, fd: int, outcome: Outcome, client: str) -> None:
         if isinstance(outcome, Refusal):
@@ -341,6 +373,16 @@ class Service:
         self._epoll.unregister(fd)
 
 
-def _prepare_gated(fd: int, blocking: bool) -> None:
-    open_gate(fd)
-    os.set_blocking(fd, blocking)
+def _close_all(fds: list[int]) -> None:
+    """Close by one close_range(2) for each run of numbers: 2 us a connection less than one by one.
+
+    Few runs are the rule: the kernel gives the lowest numbers that are free. Sorts the list.
+    """
+    fds.sort()
+    first = after = fds[0]
+    for fd in fds:
+        if fd != after:
+            os.closerange(first, after)
+            first = fd
+        after = fd + 1
+    os.closerange(first, after)
