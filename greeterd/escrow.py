@@ -13,6 +13,7 @@ import contextlib
 import os
 import socket
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -251,17 +252,21 @@ class Escrow:
             self._pairs.pop(slot).close()
         if self.passed:
             return
-        socks = self._slots.pop(slot, [])
-        if not socks:
+        if slot not in self._slots:
             return
+        # When this one leaves, the last takes its index. Until the kernel is told that, it would
+        # look for the last where nobody is, and choose by its hash, also who retires and closes a
+        # moment later. So to neither of the two is anybody sent meanwhile, if there are others.
+        hole, last = self._order.index(slot), len(self._order) - 1
+        self._steer(unsettled={hole, last})
+        socks = self._slots.pop(slot)
         for sock in socks:
             # close() alone would leave the group's order to whoever closes last; shutdown() takes
             # the listener out of it now.
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
-        hole = self._order.index(slot)
-        self._order[hole] = self._order[-1]
+        self._order[hole] = self._order[last]
         self._order.pop()
         self._avoided.discard(slot)
         self._steer()
@@ -330,12 +335,16 @@ class Escrow:
         for pair in self._pairs.values():
             pair.close()
 
-    def _steer(self) -> None:
+    def _steer(self, unsettled: Collection[int] = ()) -> None:
+        """Have the kernel choose; `unsettled` are indexes to avoid, too, if others are left."""
         if not self._order:
             return
         cpus = [cpu_of(slot, self._cpus) for slot in self._order]
-        avoided = [n for n, slot in enumerate(self._order) if slot in self._avoided]
-        selection = steering.choose(self._steering, cpus, avoided)
+        avoided = {n for n, slot in enumerate(self._order) if slot in self._avoided}
+        more = avoided.union(unsettled)
+        selection = steering.choose(
+            self._steering, cpus, avoided if len(more) == len(cpus) else more
+        )
         for member in self._slots[self._order[0]]:
             steering.steer(member, selection)
 

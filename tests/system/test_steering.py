@@ -103,8 +103,7 @@ def test_connections_from_a_cpu_without_workers_are_spread_by_the_hash(
         assert even(spread(server, cpu), {1, 2})
 
 
-@pytest.mark.parametrize("steering", ["cpu", "random"])
-@pytest.mark.parametrize("affinity", ["off", "auto"])
+@pytest.mark.parametrize(("steering", "affinity"), [("cpu", "auto"), ("random", "off")])
 def test_scaling_down_fails_nobody_however_connections_are_steered(
     daemon: StartDaemon, file: Path, steering: str, affinity: str
 ) -> None:

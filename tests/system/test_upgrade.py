@@ -19,7 +19,7 @@ from tests.system.harness import Daemon
 from tests.system.image import Image, versions
 from tests.system.sizes import sized
 
-TIMES = sized(50, 10)
+TIMES = sized(50, 5)
 EACH = 5  # one of so many is broken
 PATIENCE = 8  # start_timeout: more than an honest start takes under load, for a hang is waited for
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
