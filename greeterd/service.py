@@ -22,8 +22,6 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from structlog.typing import FilteringBoundLogger
-
 from greeterd import scoreboard
 from greeterd.core.protocol import NameReader, Outcome, Refusal, classify, encode_reply
 from greeterd.greetings import GreetingLog
@@ -37,9 +35,10 @@ FIRST_READ: Final = 256
 a buffer from its own allocator, which is 1 us a connection cheaper than malloc(3)."""
 LOOK: Final = select.POLLIN | select.POLLRDHUP | select.POLLPRI
 WHOLE: Final = select.POLLIN | select.POLLRDHUP
-"""Every byte of a TCP connection has come, and so has its end: one read that returns less than it
-asked for has returned all. Not where there was urgent data (POLLPRI), which a read stops at, nor on
-a unix socket, where it stops at descriptors that came along."""
+"""Every byte of a TCP connection has come, and so has its end: no read blocks, and one that returns
+less than it asked for has returned all. Not where there was urgent data (POLLPRI), which a read
+stops at, nor on a unix socket, where it stops at descriptors that came along. A forged urgent
+pointer can hide from poll(2): who sends that cuts their own name short."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that last until something is given back."""
 SHUT: Final = frozenset({errno.EINVAL, errno.EBADF})
@@ -88,7 +87,6 @@ class Service:
         epoll: select.epoll,
         greetings: GreetingLog,
         row: Row,
-        log: FilteringBoundLogger,
         warn: Warn,
         on_exit: Callable[[], None],
     ) -> None:
@@ -100,7 +98,6 @@ class Service:
         self._epoll = epoll
         self._greetings = greetings
         self._row = row
-        self._log = log
         self._warn = warn
         self._on_exit = on_exit
         # Longer than the longest name with its CRLF, so that one read tells oversize.
@@ -111,6 +108,7 @@ class Service:
         self._replies: list[tuple[int, str]] = []
         self._greeted = 0
         self._gated = False
+        """Each connection's gate has to be opened before it is heard; takes the slower way."""
         self.trouble = 0
         """The error number that the latest burst ended with, 0 for none."""
 
@@ -181,39 +179,43 @@ class Service:
         events: list[tuple[int, int]],
         name_peer: Callable[[Any], str],
     ) -> None:
-        """Serve what was accepted: descriptors with their peers, and what poll says of them."""
-        read, size, whole = os.read, FIRST_READ, 0 if self._gated else WHOLE
+        """Serve what was accepted: descriptors with their peers, and what poll says of them.
+
+        Takes `fresh` to pieces. What follows a read is `_conclude`, written out for its speed.
+        """
+        read, size, gated = os.read, FIRST_READ, self._gated
         limit_bytes, allow_exit = self._max_name_bytes, self._allow_exit
         greet, finish = self._greetings.greet, self._finished.append
         replies = self._replies if self._reply else None
         greeted = 0
         for fd, event in events:
             client = name_peer(fresh.pop(fd))
-            if event != whole or client == UNNAMED:
-                self._begin(fd, client)
+            # By the name: what is handed over comes from sockets of every family.
+            if event != WHOLE or gated or client == UNNAMED:
+                self._read_or_await(fd, client)
                 continue
             try:
                 data = read(fd, size)
-            except OSError:
+            except OSError:  # not known to happen: Linux tells of the end before an error
                 self._row[scoreboard.RESET] += 1
                 finish(fd)
                 continue
             if len(data) == size:
-                self._begin(fd, client, data)
+                self._read_or_await(fd, client, data)
                 continue
             outcome = classify(data, limit_bytes, allow_exit)
             if isinstance(outcome, str):
                 greet(outcome, client)
                 greeted += 1
                 if replies is not None:
-                    os.set_blocking(fd, False)
+                    os.set_blocking(fd, False)  # the read before needed no such thing
                     replies.append((fd, outcome))
                 finish(fd)
             else:
                 self._refuse(fd, outcome, client)
         self._greeted += greeted
         for fd, peer in fresh.items():  # of which there is nothing to tell yet
-            self._begin(fd, name_peer(peer))
+            self._read_or_await(fd, name_peer(peer))
 
     def handle(self, fd: int) -> bool:
         """Go on with a connection that epoll reported; False when it is none of ours."""
@@ -272,22 +274,36 @@ class Service:
 
     # ----------------------------------------------------------------------------------------
 
-    def _begin(self, fd: int, client: str, data: bytes = b"") -> None:
+    def _read_or_await(self, fd: int, client: str, data: bytes = b"") -> None:
         """Serve a connection that is not known to be complete; `data` was read already."""
         if self._gated:
             open_gate(fd)
         os.set_blocking(fd, False)
         reader = NameReader(self._max_name_bytes, allow_exit=self._allow_exit)
+        reader.feed(data)  # if that is too long already, the next feed or the end tells so
         try:
-            outcome = Refusal.OVERSIZE if reader.feed(data) else self._read(fd, reader)
+            outcome = self._read(fd, reader)
         except BlockingIOError:
-            self._unfinished[fd] = Unfinished(reader, client, monotonic() + self._client_timeout)
-            self._epoll.register(fd, select.EPOLLIN)
+            if self._watch(fd, select.EPOLLIN):
+                deadline = monotonic() + self._client_timeout
+                self._unfinished[fd] = Unfinished(reader, client, deadline)
+            else:
+                self._row[scoreboard.RESET] += 1
         except OSError:
             self._row[scoreboard.RESET] += 1
             self._finished.append(fd)
         else:
             self._conclude(fd, outcome, client)
+
+    def _watch(self, fd: int, events: int) -> bool:
+        """Have epoll report a connection; reset it and return False where the kernel refuses."""
+        try:
+            self._epoll.register(fd, events)
+        except OSError as error:  # such as fs.epoll.max_user_watches
+            self._warn("cannot wait for a client", reason=error.strerror)
+            close_with_reset(fd)
+            return False
+        return True
 
     def _read_on(self, fd: int, connection: Unfinished) -> None:
         try:
@@ -346,8 +362,8 @@ class Service:
                 self._row[scoreboard.REPLIES] += 1
                 continue
             self._finished.remove(fd)
-            self._unsent[fd] = Unsent(data[sent:], monotonic() + self._client_timeout)
-            self._epoll.register(fd, select.EPOLLOUT)
+            if self._watch(fd, select.EPOLLOUT):
+                self._unsent[fd] = Unsent(data[sent:], monotonic() + self._client_timeout)
         self._replies.clear()
 
     def _send_on(self, fd: int, unsent: Unsent) -> None:

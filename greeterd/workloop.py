@@ -99,7 +99,6 @@ class Worker:
             epoll=self._epoll,
             greetings=greetings,
             row=self._row,
-            log=self._seat.log,
             warn=self._warn,
             on_exit=lambda: self._tell(ExitMessage()),
         )

@@ -1,30 +1,37 @@
 """What a worker does with the connections of one burst, by real sockets."""
 
+import errno
 import os
 import select
 import socket
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 
+from greeterd import scoreboard
 from greeterd.core.address import Address, parse_address
 from greeterd.greetings import open_greeting_log
+from greeterd.handoff import Pair, hand_over, taker
 from greeterd.intake import Intake, Source
 from greeterd.listener import local_address, open_shared
-from greeterd.scoreboard import OPEN, Scoreboard
-from greeterd.service import FIRST_READ, Service
+from greeterd.scoreboard import Row, Scoreboard
+from greeterd.service import FIRST_READ, Service, _close_all
 
 IP_MINTTL = 21  # linux/in.h
 SHUT = 255
 
 
-def ignore(event: str, **fields: object) -> None:
-    """Be warned of something."""
-    del event, fields
+def wait(fd: int, event: int) -> None:
+    """Wait until this is so."""
+    poll = select.poll()
+    poll.register(fd, event)
+    assert poll.poll(10_000)
 
 
 class Office:
@@ -35,20 +42,20 @@ class Office:
         self._address = local_address(self._listener)
         self._directory = directory
         self._greetings = open_greeting_log(directory, worker=1, generation=1, pid=1, fsync=False)
+        self.warnings: list[str] = []
         self.epoll = select.epoll()
         self.row = Scoreboard(1).row(1, 0)
         self.service = Service(
             max_connections=100,
             max_name_bytes=1000,
             client_timeout=10.0,
-            allow_exit=False,
+            allow_exit=True,
             reply=reply,
             epoll=self.epoll,
             greetings=self._greetings,
             row=self.row,
-            log=structlog.get_logger(),
-            warn=ignore,
-            on_exit=lambda: None,
+            warn=lambda event, **_: self.warnings.append(event),
+            on_exit=lambda: self.warnings.append("exit"),
         )
         self._intake = Intake(self.epoll, "epoll")
         self._intake.add(self._listener)
@@ -73,6 +80,22 @@ class Office:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         return client
+
+    def burst(self, clients: int, complete: int | None = None) -> None:
+        """Serve a burst of so many clients, all of which, or the first so many, have said all."""
+        taken = 0
+
+        def accept() -> tuple[int, object]:
+            nonlocal taken
+            if taken < clients:
+                wait(self._listener.fileno(), select.POLLIN)
+            fd, peer = self.source.accept()
+            if taken < (clients if complete is None else complete):
+                wait(fd, select.POLLRDHUP)
+            taken += 1
+            return fd, peer
+
+        assert self.service.burst(replace(self.source, accept=accept), 100) == clients
 
     def serve(self) -> None:
         """Turn until nothing is left to serve."""
@@ -115,13 +138,21 @@ def minimum_ttl(fd: int, value: int | None = None) -> int:
         return accepted.getsockopt(socket.IPPROTO_IP, IP_MINTTL)
 
 
+def balance(row: Row) -> Counter[str]:
+    """Return how connections have ended; none is missing."""
+    ends = ("GREETINGS", "EMPTY", "OVERSIZE", "TIMEOUT", "RESET", "EXIT", "OPEN")
+    found = Counter({end.lower(): row[getattr(scoreboard, end)] for end in ends})
+    assert found.total() == row[scoreboard.CONNECTIONS]
+    return +found
+
+
 def test_a_gate_is_opened_for_connections_that_were_accepted_before_it_was_known(
     office: Office,
 ) -> None:
     with office.connect() as client:
-        assert office.service.burst(office.source, 1) == 1
+        office.burst(1, complete=0)
         assert office.service.end_turn()
-        assert office.row[OPEN] == 1
+        assert balance(office.row) == {"open": 1}
         [fd] = office.service._unfinished
         minimum_ttl(fd, SHUT)
         office.service.open_gates()
@@ -148,7 +179,7 @@ def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
 
     office.source.accept = accept_as_gated
     with office.say(b"Alice"):
-        assert office.service.burst(office.source, 1) == 1
+        office.burst(1)
         [fd] = office.service._finished
         assert minimum_ttl(fd) == (0 if gated else SHUT)
         office.serve()
@@ -158,7 +189,7 @@ def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
 @pytest.mark.parametrize("length", [1, FIRST_READ - 1, FIRST_READ, FIRST_READ + 1, 1000])
 def test_a_name_of_any_length_is_greeted_whole(office: Office, length: int) -> None:
     with office.say(b"x" * length):
-        assert office.service.burst(office.source, 1) == 1
+        office.burst(1)
         assert office.service.open == 0
         office.serve()
     assert office.greeted() == ["x" * length]
@@ -170,58 +201,166 @@ def test_urgent_data_hides_nothing_that_follows(office: Office) -> None:
         client.send(b"!", socket.MSG_OOB)
         client.sendall(b"ce")
         client.shutdown(socket.SHUT_WR)
-        assert office.service.burst(office.source, 1) == 1
+        office.burst(1)
         office.serve()
     assert office.greeted() == ["Alice"]
 
 
+def say_with_descriptors(office: Office) -> socket.socket:
+    client = office.connect()
+    socket.send_fds(client, [b"Ali"], [client.fileno()])
+    client.sendall(b"ce")
+    client.shutdown(socket.SHUT_WR)
+    return client
+
+
 def test_descriptors_that_come_along_hide_nothing_that_follows(unix_office: Office) -> None:
-    with unix_office.connect() as client:
-        socket.send_fds(client, [b"Ali"], [client.fileno()])
-        client.sendall(b"ce")
-        client.shutdown(socket.SHUT_WR)
-        assert unix_office.service.burst(unix_office.source, 1) == 1
+    with say_with_descriptors(unix_office):
+        unix_office.burst(1)
         unix_office.serve()
     assert unix_office.greeted() == ["Alice"]
 
 
+def test_nor_do_they_when_the_connection_is_handed_over(
+    office: Office, unix_office: Office
+) -> None:
+    pair = Pair.make()
+    with closing(pair), say_with_descriptors(unix_office), office.say(b"Bob"):
+        for source, family in ((unix_office.source, "unix"), (office.source, "127.0.0.1:1")):
+            fd, _ = source.accept()
+            hand_over(pair.entry, fd, family)
+            os.close(fd)
+        taken = Source(pair.exit, taker(pair.exit), str, None, ends=True)
+        assert office.service.burst(taken, 100) == 2
+        office.serve()
+    assert office.greeted() == ["Alice", "Bob"]
+
+
 def test_who_has_said_nothing_or_not_all_is_waited_for(office: Office) -> None:
-    with office.connect() as silent, office.connect() as slow, office.say(b"Carol"):
+    with office.say(b"Carol"), office.connect() as silent, office.connect() as slow:
         slow.sendall(b"Bo")
-        assert office.service.burst(office.source, 100) == 3
+        office.burst(3, complete=1)
         assert office.service.end_turn()
         assert office.greeted() == ["Carol"]
-        assert office.row[OPEN] == 2
+        assert balance(office.row) == {"greetings": 1, "open": 2}
         silent.sendall(b"Alice")
         silent.shutdown(socket.SHUT_WR)
         slow.sendall(b"b")
         slow.shutdown(socket.SHUT_WR)
         office.serve()
     assert sorted(office.greeted()) == ["Alice", "Bob", "Carol"]
+    assert balance(office.row) == {"greetings": 3}
 
 
-def test_connections_are_closed_run_by_run_around_those_that_stay(
-    office: Office, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs: list[tuple[int, int]] = []
+@pytest.mark.parametrize("awaited", [True, False])
+def test_every_connection_of_a_burst_is_counted_once(office: Office, *, awaited: bool) -> None:
+    said = [b"Alice", b"", b"\n", b"exit", b"y" * 1001, b"z" * 3000, b"Bob\r\n"]
+    with ExitStack() as clients:
+        for data in said:
+            clients.enter_context(office.say(data))
+        if awaited:
+            office.service.open_gates()  # all take the way of those that are not complete
+        office.burst(len(said))
+        office.serve()
+    assert office.greeted() == ["Alice", "Bob"]
+    assert balance(office.row) == {"greetings": 2, "empty": 2, "exit": 1, "oversize": 2}
+    assert sorted(office.warnings) == ["exit", "name too long", "name too long"]
 
-    def close_range(low: int, high: int) -> None:
-        runs.append((low, high))
-        for fd in range(low, high):
-            os.close(fd)
 
-    monkeypatch.setattr(os, "closerange", close_range)
-    with ExitStack() as fillers:
-        for _ in range(64):  # no gap of this process's descriptors is left below
-            fillers.callback(os.close, os.dup(office.epoll.fileno()))
-        with office.say(b"Alice"), office.say(b"Bob"), office.connect(), office.say(b"Carol"):
-            assert office.service.burst(office.source, 100) == 4
-            [stays] = office.service._unfinished
-            assert office.service.end_turn()
-        assert runs == [(stays - 2, stays), (stays + 1, stays + 2)]
-        os.fstat(stays)
+def test_who_says_too_much_is_refused_before_the_end(office: Office) -> None:
+    with office.connect() as client:
+        client.sendall(b"y" * 3000)
+        office.burst(1, complete=0)
+        office.serve()
+        assert balance(office.row) == {"oversize": 1}
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_who_resets_is_counted_and_closed(office: Office) -> None:
+    clients = [office.connect() for _ in range(2)]
+    for client in clients:
+        client.sendall(b"Ali")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    clients[0].close()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    office.burst(2, complete=1)
+    clients[1].close()
+    office.serve()
+    assert balance(office.row) == {"reset": 2}
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1  # the client's
+
+
+def test_what_was_accepted_before_an_error_is_served(office: Office) -> None:
+    accept = office.source.accept
+    left = [accept, accept]
+
+    def accept_twice() -> tuple[int, object]:
+        if not left:
+            raise OSError(errno.EMFILE, "too many")
+        return left.pop()()
+
+    office.source.accept = accept_twice
+    with office.say(b"Alice"), office.say(b"Bob"), office.say(b"Carol"):
+        assert office.service.burst(office.source, 100) == 2
+        assert office.service.trouble == errno.EMFILE
+        office.serve()
+        assert office.greeted() == ["Alice", "Bob"]
+        office.source.accept = accept
+        office.burst(1)
         office.serve()
     assert office.greeted() == ["Alice", "Bob", "Carol"]
+    assert balance(office.row) == {"greetings": 3}
+
+
+def test_who_cannot_be_waited_for_is_reset_and_counted(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """An epoll that takes no more descriptors."""
+
+        def register(self, fd: int, events: int) -> None:
+            """Refuse."""
+            raise OSError(errno.ENOSPC, f"no watch for {fd}: {events}")
+
+    monkeypatch.setattr(office.service, "_epoll", Full())
+    with office.say(b"Alice"), office.connect() as silent:
+        office.burst(2, complete=1)
+        office.serve()
+        with pytest.raises(ConnectionResetError):
+            silent.recv(1)
+    assert office.greeted() == ["Alice"]
+    assert balance(office.row) == {"greetings": 1, "reset": 1}
+    assert office.warnings == ["cannot wait for a client"]
+
+
+def test_connections_are_closed_run_by_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(os, "closerange", lambda low, high: closed.append((low, high)))
+    _close_all([12, 7, 8, 9, 20, 11])
+    _close_all([5])
+    assert closed == [(7, 10), (11, 13), (20, 21), (5, 6)]
+
+
+def test_a_connection_that_stays_is_not_closed_with_those_around(office: Office) -> None:
+    with office.say(b"Alice"), office.say(b"Bob"), office.connect() as stays, office.say(b"Carol"):
+        accept, order = office.source.accept, [True, True, False, True]
+
+        def accept_in_order() -> tuple[int, object]:
+            fd, peer = accept()
+            if order.pop(0):
+                wait(fd, select.POLLRDHUP)
+            return fd, peer
+
+        office.source.accept = accept_in_order
+        office.burst(4, complete=0)
+        assert office.service.end_turn()
+        assert balance(office.row) == {"greetings": 3, "open": 1}
+        stays.sendall(b"Dave")
+        stays.shutdown(socket.SHUT_WR)
+        office.source.accept = accept
+        office.serve()
+    assert office.greeted() == ["Alice", "Bob", "Carol", "Dave"]
 
 
 def test_a_reply_does_not_wait_for_room(tmp_path: Path) -> None:
@@ -230,7 +369,7 @@ def test_a_reply_does_not_wait_for_room(tmp_path: Path) -> None:
         closing(Office(tmp_path, address=address, reply=True)) as office,
         office.say(b"Alice") as client,
     ):
-        assert office.service.burst(office.source, 1) == 1
+        office.burst(1)
         [(fd, name)] = office.service._replies
         assert (os.get_blocking(fd), name) == (False, "Alice")
         office.serve()
