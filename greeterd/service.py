@@ -8,8 +8,9 @@ stop accepting.
 
 This is the hot path, hence raw descriptors (a socket object costs 5 us a connection), one look at
 a burst's connections when all are accepted, one read of each that is complete by then, and epoll
-only for the others (registering each costs 13 us).  Counters go to the scoreboard row once a turn;
-at the end of a turn
+only for the others (registering each costs 13 us).
+
+Counters go to the scoreboard row once a turn; at the end of a turn
 connections == greetings + empty + oversize + timeout + reset + exit + open.
 """
 
@@ -31,7 +32,7 @@ from greeterd.scoreboard import Row
 from greeterd.steering import open_gate
 
 FIRST_READ: Final = 256
-"""Bytes asked for right after the accept: nearly every name is shorter, and CPython takes so small
+"""Bytes asked for by the first read: nearly every name is shorter, and CPython takes so small
 a buffer from its own allocator, which is 1 us a connection cheaper than malloc(3)."""
 LOOK: Final = select.POLLIN | select.POLLRDHUP | select.POLLPRI
 WHOLE: Final = select.POLLIN | select.POLLRDHUP

@@ -10,7 +10,6 @@ from greeterd import listener
 from greeterd.config import Config
 from greeterd.core.events import SlotIndex
 from greeterd.escrow import Escrow
-from greeterd.sockdiag import queue_length
 
 CLIENTS = 40
 
@@ -22,11 +21,6 @@ def escrow() -> Iterator[Escrow]:
         for slot in range(1, 5):
             escrow.admit(SlotIndex(slot), [listener.open_member(escrow.addresses[0]).detach()])
         yield escrow
-
-
-def queues(escrow: Escrow) -> dict[int | None, int]:
-    """Return how many clients wait, by slot."""
-    return {slot: queue_length(sock).now for slot, sock in escrow.by_slot()}
 
 
 @pytest.mark.parametrize("retired", [[2, 3], [3, 2], [1, 2], [2, 3, 4], [4, 3, 2], [3, 4, 2]])
@@ -56,9 +50,9 @@ def test_at_no_instant_of_a_closing_is_a_client_sent_to_a_slot_that_retires(
             escrow._slots[SlotIndex(slot)] = [Watched(fileno=sock.detach())]
             escrow.close_slot(SlotIndex(slot))
             connect_some()
-            found = queues(escrow)
+            found = escrow.queued()
             assert sum(found.values()) == 2 * number * CLIENTS, "nobody is reset"
-            assert not any(found[other] for other in retired if other in found), found
+            assert not any(found[SlotIndex(other)] for other in retired), found
 
 
 def test_the_last_of_all_is_closed_too(escrow: Escrow) -> None:

@@ -81,21 +81,24 @@ class Office:
         client.shutdown(socket.SHUT_WR)
         return client
 
-    def burst(self, clients: int, complete: int | None = None) -> None:
-        """Serve a burst of so many clients, all of which, or the first so many, have said all."""
-        taken = 0
+    def burst(self, clients: int, complete: int | None = None) -> list[int]:
+        """Serve a burst of so many clients, all of which, or the first so many, have said all.
+
+        Return the descriptors of their connections.
+        """
+        taken: list[int] = []
 
         def accept() -> tuple[int, object]:
-            nonlocal taken
-            if taken < clients:
+            if len(taken) < clients:
                 wait(self._listener.fileno(), select.POLLIN)
             fd, peer = self.source.accept()
-            if taken < (clients if complete is None else complete):
+            if len(taken) < (clients if complete is None else complete):
                 wait(fd, select.POLLRDHUP)
-            taken += 1
+            taken.append(fd)
             return fd, peer
 
         assert self.service.burst(replace(self.source, accept=accept), 100) == clients
+        return taken
 
     def serve(self) -> None:
         """Turn until nothing is left to serve."""
@@ -283,12 +286,13 @@ def test_who_resets_is_counted_and_closed(office: Office) -> None:
         client.sendall(b"Ali")
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     clients[0].close()
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    office.burst(2, complete=1)
+    connections = office.burst(2, complete=1)
     clients[1].close()
     office.serve()
     assert balance(office.row) == {"reset": 2}
-    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1  # the client's
+    for fd in connections:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_what_was_accepted_before_an_error_is_served(office: Office) -> None:
