@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.support import until
 from tests.system.harness import Daemon
 
 
@@ -37,6 +38,21 @@ class Footprint:
         """Look at a daemon that is quiet."""
         workers = sorted((kinds(pid) for pid in daemon.worker_pids()), key=sorted)
         return cls(len(daemon.processes()), kinds(daemon.pid), workers)
+
+    def is_left_by(self, daemon: Daemon, *, timeout: float = 10.0) -> None:
+        """Wait until the daemon holds this and nothing else; AssertionError with the difference.
+
+        Not at once: the master closes a control connection some time after the answer.
+        """
+        found = [self]
+
+        def same() -> bool:
+            found[0] = Footprint.of(daemon)
+            return found[0] == self
+
+        with suppress(AssertionError):
+            until(same, timeout=timeout)
+        assert found[0] == self
 
 
 def memory_bytes(pid: int) -> int:

@@ -107,7 +107,7 @@ def test_a_client_that_takes_no_answer_is_dropped_and_delays_nobody(daemon: Star
         began = time.monotonic()
         assert server.status()["state"] == "running"
         assert time.monotonic() - began < 2.0
-        until(lambda: Footprint.of(server) == before, timeout=REQUEST_TIMEOUT + 10.0)
+        before.is_left_by(server, timeout=REQUEST_TIMEOUT + 10.0)
     assert server.status()["longest_stall"] < 0.5
 
 
@@ -132,4 +132,4 @@ def test_a_client_that_goes_away_takes_nothing_with_it(daemon: StartDaemon) -> N
             sock.sendall(b'{"version":1,"command":"reload"}\n')
         server.wait_event("reload done", count=generation - 1)
         assert server.status()["generation"] == generation
-    until(lambda: Footprint.of(server) == before)
+    before.is_left_by(server)

@@ -85,7 +85,7 @@ def test_commands_that_waited_for_an_upgrade_that_failed_are_carried_out(
         assert (code, "not ready within 2 s" in told) == (1, True)
     assert answer(scaling) == (0, "workers: 3\n")
     assert server.ctl("scale", "2").returncode == 0
-    until(lambda: Footprint.of(server) == before)
+    before.is_left_by(server)
 
 
 def test_commands_and_clients_that_come_during_the_exec_are_served(
