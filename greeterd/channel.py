@@ -36,6 +36,10 @@ class LeavingMessage(msgspec.Struct, frozen=True, tag="leaving"):
     """Worker: was sent TERM, and leaves without having been told by the master."""
 
 
+class ClosedMessage(msgspec.Struct, frozen=True, tag="closed"):
+    """Worker: accepts no more, as it was told to hand over; what it has accepted it serves."""
+
+
 class ReopenedMessage(msgspec.Struct, frozen=True, tag="reopened"):
     """Worker: has opened its log files anew; `reason` tells why not, if it could not."""
 
@@ -81,7 +85,13 @@ class ReopenMessage(msgspec.Struct, frozen=True, tag="reopen"):
 
 
 FromWorker = (
-    ReadyMessage | FailedMessage | ExitMessage | LeavingMessage | ReopenedMessage | ReturnedMessage
+    ReadyMessage
+    | FailedMessage
+    | ExitMessage
+    | LeavingMessage
+    | ClosedMessage
+    | ReopenedMessage
+    | ReturnedMessage
 )
 FromMaster = GoMessage | DrainMessage | LendMessage | TakeBackMessage | RouteMessage | ReopenMessage
 

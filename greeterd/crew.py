@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from greeterd.channel import (
+    ClosedMessage,
     ExitMessage,
     FailedMessage,
     FromMaster,
@@ -23,6 +24,7 @@ from greeterd.channel import (
 )
 from greeterd.core.events import (
     DISPATCHER,
+    Closed,
     Event,
     Exited,
     ExitRequested,
@@ -131,6 +133,8 @@ class Crew:
                 child.failure = message
             case LeavingMessage():
                 self._feed(Leaving(child.spawn.worker))
+            case ClosedMessage():
+                self._feed(Closed(child.spawn.worker))
             case ReopenedMessage(reason):
                 self._reopening.heard(child.spawn.worker, reason)
             case ExitMessage():

@@ -31,6 +31,7 @@ def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
                     since=worker.since,
                     deadline=worker.deadline,
                     leaving=worker.leaving.value if worker.leaving else None,
+                    accepts=worker.accepts,
                     channel_fd=child.channel.fileno(),
                     stack_fd=child.stack_fd,
                 )
@@ -88,4 +89,5 @@ def _worker(slot: InheritedSlot, each: InheritedWorker) -> Worker:
         pid=Pid(each.pid),
         deadline=each.deadline,
         leaving=How(each.leaving) if each.leaving else None,
+        accepts=each.accepts,
     )

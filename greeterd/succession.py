@@ -42,6 +42,7 @@ class InheritedWorker(Struct, frozen=True, kw_only=True):
     since: float
     deadline: float | None = None
     leaving: str | None = None
+    accepts: bool = True
     channel_fd: int
     stack_fd: int
 

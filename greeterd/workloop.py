@@ -14,6 +14,7 @@ from typing import Final
 
 from greeterd import scoreboard
 from greeterd.channel import (
+    ClosedMessage,
     DrainMessage,
     ExitMessage,
     FromMaster,
@@ -349,6 +350,8 @@ class Worker:
 
     def _drain(self, how: How, *, to_the_end: bool = True) -> None:
         self._leaving.begin(how, to_the_end=to_the_end)
+        if how is How.HAND_OVER:
+            self._tell(ClosedMessage())
         self._next_upkeep = 0.0
 
     def _reopen(self) -> None:

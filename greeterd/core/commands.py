@@ -91,6 +91,8 @@ def _roll(state: State, roll: Roll, now: float) -> None:
             return
         del roll.targets[index]
         roll.replacement = None
+    if any(slot.handing_over for slot in state.slots.values()):
+        return  # whoever connects when the answer is there is to find the new workers only
     state.operation = None
     if roll.reload is not None:
         state.generation = roll.reload.generation

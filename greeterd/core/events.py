@@ -150,6 +150,13 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """The worker was told to hand over, and accepts no more."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """The borrower has emptied and closed its duplicate of this slot's listener."""
 
@@ -226,6 +233,7 @@ Event = (
     | Exited
     | ExitRequested
     | Leaving
+    | Closed
     | Returned
     | TrialEnded
     | Command

@@ -9,6 +9,7 @@ from greeterd.core import recycling
 from greeterd.core.events import (
     DISPATCHER,
     NO_TICKET,
+    Closed,
     Event,
     Exit,
     Exited,
@@ -57,6 +58,9 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
                 state.exit_requests.append(worker.slot)
         case Leaving():
             _note_leaving(state, event.worker, now)
+        case Closed():
+            if worker := state.worker(event.worker):
+                worker.accepts = False
         case Returned():
             _note_returned(state, event)
         case Stop():

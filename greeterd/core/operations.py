@@ -23,7 +23,10 @@ class Launch:
 
 @dataclass(slots=True, kw_only=True)
 class Roll:
-    """Slots get a new worker each, one after the other; the old one leaves when it is ready."""
+    """Slots get a new worker each, one after the other; the old one leaves when it is ready.
+
+    It has succeeded when none of the old ones accepts any longer.
+    """
 
     command: str
     targets: dict[SlotIndex, Generation]

@@ -41,6 +41,8 @@ class Worker:
     killed: bool = False
     leaving: How | None = None
     """How it was told to leave."""
+    accepts: bool = True
+    """It may accept connections; once it was told to hand over, until it says that it has."""
     stalled_since: float | None = None
     """Since when connections wait while it does not turn its loop."""
     stuck: bool = False
@@ -117,6 +119,13 @@ class Slot:
     def starting(self) -> Worker | None:
         """The worker that is to serve this slot next."""
         return next((worker for worker in self.workers if worker.life is Life.STARTING), None)
+
+    @property
+    def handing_over(self) -> bool:
+        """A worker that was replaced may still accept."""
+        ready = sum(worker.life is Life.READY for worker in self.workers)
+        leaving = [worker for worker in self.workers if worker.leaving is How.HAND_OVER]
+        return ready > 1 or any(worker.accepts for worker in leaving)
 
     @property
     def vacant(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from greeterd.core.events import (
     DISPATCHER,
     Action,
+    Closed,
     CloseSlot,
     Drain,
     Event,
@@ -287,6 +288,8 @@ class Kernel:
         match action:
             case Drain(_, how):
                 process.leaving = how
+                if how is How.HAND_OVER and not self.chance(0.1):
+                    self.later(0.0, 0.2, lambda: self._tell_closed(worker))
                 code = 70 if self.chance(0.2) else 0
                 if how is How.QUICK or not self.chance(0.2):
                     self.later(0.0, 1.5, lambda: self._leave(worker, code))
@@ -296,6 +299,10 @@ class Kernel:
                 self.later(0.25, 0.3, lambda: self._return(worker, slot))
             case _:
                 pass
+
+    def _tell_closed(self, worker: WorkerId) -> None:
+        if worker in self.processes:
+            self.feed(Closed(worker))
 
     def _leave(self, worker: WorkerId, code: int) -> None:
         process = self.processes.get(worker)

@@ -6,6 +6,7 @@ Workers are numbered in the order in which they are asked for, from 1.
 from greeterd.core.events import (
     NO_TICKET,
     Action,
+    Closed,
     Drain,
     Event,
     Exited,
@@ -104,6 +105,10 @@ def left(worker: int) -> Exited:
 
 def asked_to_exit(worker: int) -> ExitRequested:
     return ExitRequested(WorkerId(worker))
+
+
+def closed(worker: int) -> Closed:
+    return Closed(WorkerId(worker))
 
 
 def returned(slot: int, worker: int) -> Returned:

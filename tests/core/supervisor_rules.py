@@ -12,6 +12,7 @@ from greeterd.core.events import (
     DISPATCHER,
     NO_TICKET,
     Action,
+    Closed,
     CloseSlot,
     Drain,
     EndTrial,
@@ -53,6 +54,7 @@ from greeterd.core.state import QUICK_TIMEOUT
 from greeterd.core.supervisor import Supervisor
 
 FOREVER = float("inf")
+ROLLS = {"reload", "restart", "upgrade", recycling.COMMAND}
 
 
 @dataclass
@@ -63,6 +65,9 @@ class Record:
     place: int
     abort_from: float
     life: Life = Life.STARTING
+    accepts: bool = True
+    """It may, though it was told to hand over if it was."""
+    handing_over: bool = False
     aborted: bool = False
     killed: bool = False
     kill_from: float = FOREVER
@@ -156,6 +161,9 @@ class Rules:
                 if record is not None and record.life is Life.READY:
                     record.life = Life.DRAINING
                     record.kill_from = min(record.kill_from, now + policy.graceful_timeout)
+            case Closed(worker):
+                if worker in self.alive:
+                    self.alive[worker].accepts = False
             case TrialEnded(reason):
                 self.trial = "passed" if self.trial == "running" and not reason else ""
             case Returned(slot, worker):
@@ -240,11 +248,8 @@ class Rules:
                 self.holders.add((slot, worker))
             case TakeBack(slot, worker):
                 assert (slot, worker) in self.holders
-            case Finished(command=recycling.COMMAND):
-                pass  # nobody has asked
-            case Finished(ticket):
-                self.answered[ticket] += 1
-                assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
+            case Finished():
+                self._check_finished(action)
             case Exit():
                 assert not self.alive
                 assert DISPATCHER not in self.supervisor.slots
@@ -253,6 +258,16 @@ class Rules:
                 self.started = True
             case Say():
                 pass
+
+    def _check_finished(self, finished: Finished) -> None:
+        if finished.command in ROLLS and not finished.reason:
+            assert not any(each.handing_over and each.accepts for each in self.alive.values())
+            ready = [each.slot for each in self.alive.values() if each.life is Life.READY]
+            assert len(ready) == len(set(ready))
+        if finished.command != recycling.COMMAND:  # nobody has asked for that
+            ticket = finished.ticket
+            self.answered[ticket] += 1
+            assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
 
     def _check_trial(self, action: StartTrial | EndTrial | Replace) -> None:
         match action:
@@ -300,6 +315,7 @@ class Rules:
             assert stop is None
             assert len(self._lives(record.slot, Life.READY)) > 1
         record.life = Life.DRAINING
+        record.handing_over = how is How.HAND_OVER
         timeout = QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
         if record.slot == DISPATCHER and how is How.SWEEP:
             timeout /= 2  # the others have the other half

@@ -7,6 +7,7 @@ import pytest
 from greeterd.core.events import GateAll, Life, Policy, Pulse, Ready, Say, Started, WorkerId
 from tests.core.supervised import (
     Daemon,
+    closed,
     died,
     finished,
     hand_over,
@@ -50,7 +51,8 @@ def test_a_worker_is_replaced_after_so_many_greetings() -> None:
         recycled(1, "101 greetings"),
         spawn(2, slot=1, place=1),
     ]
-    assert daemon.tell(ready(2)) == [finished("recycle"), hand_over(1)]
+    assert daemon.tell(ready(2)) == [hand_over(1)]
+    assert daemon.tell(closed(1)) == [finished("recycle")]
     assert daemon.tell(left(1), look(has(2, greetings=3))) == []
 
 
@@ -106,10 +108,10 @@ def test_one_slot_at_a_time_the_oldest_first_and_the_last_has_to_leave_before_th
     everyone = [has(2), has(3), has(4)]
     assert daemon.tell(look(*everyone), after=20.0) == [spawn(5, slot=2, place=1)]
     assert daemon.tell(look(*everyone)) == []
-    daemon.tell(ready(5))
+    daemon.tell(ready(5), closed(2))
     assert daemon.tell(look(has(3), has(4))) == []
     assert daemon.tell(left(2)) == [spawn(6, slot=3, place=1)]
-    daemon.tell(ready(6))
+    daemon.tell(ready(6), closed(3))
     assert daemon.tell(left(3)) == [spawn(7, slot=1, place=1)]
 
 
@@ -117,7 +119,7 @@ def test_a_worker_that_was_replaced_otherwise_is_not_recycled() -> None:
     daemon = started(2, policy=Policy(max_greetings=10))
     daemon.tell(look(has(1, greetings=10), has(2, greetings=10)))
     assert daemon.tell(died(2)) == [spawn(4, slot=2)]
-    daemon.tell(ready(3), ready(4))
+    daemon.tell(ready(3), ready(4), closed(1))
     assert daemon.tell(left(1)) == []
 
 
@@ -126,11 +128,8 @@ def test_commands_go_first() -> None:
     due = look(has(1, greetings=10), has(2, greetings=10))
     daemon.tell(restart(1))
     assert daemon.tell(due) == []
-    assert daemon.tell(scale(3), ready(3)) == [
-        finished("restart"),
-        hand_over(1),
-        spawn(4, slot=3),
-    ]
+    assert daemon.tell(scale(3), ready(3)) == [hand_over(1)]
+    assert daemon.tell(closed(1)) == [finished("restart"), spawn(4, slot=3)]
     assert daemon.tell(due) == []
     assert daemon.tell(left(1)) == []
     assert daemon.tell(ready(4)) == [finished("scale"), spawn(5, slot=2, place=1)]
@@ -140,7 +139,8 @@ def test_a_command_waits_for_the_end_of_a_recycling() -> None:
     daemon = started(1, policy=Policy(max_greetings=10))
     daemon.tell(look(has(1, greetings=10)))
     assert daemon.tell(scale(2, ticket=7), upgrade(ticket=8)) == []
-    assert daemon.tell(ready(2)) == [finished("recycle"), hand_over(1), spawn(3, slot=2)]
+    assert daemon.tell(ready(2)) == [hand_over(1)]
+    assert daemon.tell(closed(1)) == [finished("recycle"), spawn(3, slot=2)]
 
 
 def test_a_replacement_that_fails_leaves_the_old_worker_and_is_tried_again_later() -> None:
@@ -231,6 +231,7 @@ def test_what_was_due_by_limits_that_a_reload_has_lifted_stays() -> None:
     daemon = started(2, policy=Policy(max_greetings=10))
     daemon.tell(reload(2, 2))
     daemon.tell(ready(3), look(has(2), has(3, greetings=10)), ready(4))
+    daemon.tell(closed(1), closed(2))
     assert daemon.tell(look(has(3, greetings=10), has(4))) == []
     assert daemon.tell(left(1), left(2)) == []
 

@@ -3,9 +3,11 @@
 from greeterd.core.events import Exit, GateAll, Life, Policy, Say, SpawnFailed, WorkerId
 from tests.core.supervised import (
     asked_to_exit,
+    closed,
     died,
     finished,
     hand_over,
+    kill,
     left,
     ready,
     reload,
@@ -28,7 +30,9 @@ def test_a_reload_replaces_one_slot_at_a_time_and_the_old_worker_leaves_when_the
     assert daemon.tell(ready(3)) == [spawn(4, slot=2, place=1, generation=2), hand_over(1)]
     assert daemon.supervisor.generation == 1
     assert daemon.tell(left(1)) == []
-    assert daemon.tell(ready(4)) == [finished("reload", ticket=1), hand_over(2)]
+    assert daemon.tell(ready(4)) == [hand_over(2)]
+    assert daemon.supervisor.generation == 1
+    assert daemon.tell(closed(2)) == [finished("reload", ticket=1)]
     assert daemon.supervisor.generation == 2
     assert daemon.generations() == {1: 2, 2: 2}
 
@@ -38,7 +42,7 @@ def test_a_reload_brings_its_policy_into_force_when_it_has_succeeded() -> None:
     policy = Policy(start_timeout=1.0)
     daemon.tell(reload(2, 1, policy=policy))
     assert daemon.supervisor.policy == Policy()
-    daemon.tell(ready(2))
+    daemon.tell(ready(2), closed(1))
     assert daemon.supervisor.policy == policy
 
 
@@ -75,10 +79,8 @@ def test_a_reload_that_fails_is_undone_in_the_slots_that_were_replaced() -> None
         spawn(7, slot=1, place=0, generation=1),
     ]
     assert daemon.tell(ready(7)) == [spawn(8, slot=2, place=0, generation=1), hand_over(4)]
-    assert daemon.tell(ready(8)) == [
-        finished("reload", FAILED.format(3), ticket=1),
-        hand_over(5),
-    ]
+    assert daemon.tell(ready(8), closed(4)) == [hand_over(5)]
+    assert daemon.tell(closed(5)) == [finished("reload", FAILED.format(3), ticket=1)]
     assert daemon.generations() == {1: 1, 2: 1, 3: 1}
     assert daemon.supervisor.generation == 1
 
@@ -103,7 +105,7 @@ def test_a_worker_that_dies_in_a_slot_that_was_replaced_is_restarted_in_the_new_
     daemon = started(2)
     daemon.tell(reload(2, 2), ready(3), left(1))
     assert daemon.tell(died(3)) == [spawn(5, slot=1, place=0, generation=2)]
-    assert daemon.tell(ready(5), ready(4))[0] == finished("reload")
+    assert daemon.tell(ready(5), ready(4), closed(2))[-1] == finished("reload")
 
 
 def test_a_worker_that_dies_in_a_slot_that_is_not_yet_replaced_is_restarted_in_the_old() -> None:
@@ -140,8 +142,8 @@ def test_a_slot_in_back_off_is_replaced_at_once() -> None:
 def test_a_reload_with_other_numbers_of_workers_grows_in_the_new_generation() -> None:
     daemon = started(1)
     daemon.tell(reload(2, 3, ticket=1))
-    assert daemon.tell(ready(2)) == [
-        hand_over(1),
+    assert daemon.tell(ready(2)) == [hand_over(1)]
+    assert daemon.tell(closed(1)) == [
         spawn(3, slot=2, generation=2),
         spawn(4, slot=3, generation=2),
     ]
@@ -151,7 +153,7 @@ def test_a_reload_with_other_numbers_of_workers_grows_in_the_new_generation() ->
 
 def test_a_reload_with_fewer_workers_shrinks_when_all_are_replaced() -> None:
     daemon = started(2)
-    daemon.tell(reload(2, 1, ticket=1), ready(3), left(1), ready(4))
+    daemon.tell(reload(2, 1, ticket=1), ready(3), left(1), ready(4), closed(2))
     assert daemon.slots() == [1]
     assert daemon.lives(2) == [Life.DRAINING, Life.DRAINING]
     assert daemon.tell(left(4), left(2))[-1] == finished("reload", ticket=1)
@@ -159,7 +161,7 @@ def test_a_reload_with_fewer_workers_shrinks_when_all_are_replaced() -> None:
 
 def test_a_reload_that_cannot_grow_says_so() -> None:
     daemon = started(1)
-    daemon.tell(reload(2, 2, ticket=1), ready(2))
+    daemon.tell(reload(2, 2, ticket=1), ready(2), closed(1))
     assert finished("reload", FAILED.format(2), ticket=1) in daemon.tell(died(3))
     assert daemon.generations() == {1: 2}
 
@@ -180,21 +182,45 @@ def test_a_slot_that_retires_during_its_replacement_is_passed_over() -> None:
         hand_over(3),
     ]
     assert daemon.tell(left(3), left(1))[-1:] != [finished("reload", ticket=1)]
-    assert daemon.tell(ready(4)) == [finished("reload", ticket=1), hand_over(2)]
+    assert daemon.tell(ready(4)) == [hand_over(2)]
+    assert daemon.tell(closed(2)) == [finished("reload", ticket=1)]
 
 
 def test_a_restart_of_all_replaces_every_slot_in_its_own_generation() -> None:
     daemon = started(2)
     assert daemon.tell(restart(None, ticket=1)) == [spawn(3, slot=1, place=1)]
     assert daemon.tell(ready(3)) == [spawn(4, slot=2, place=1), hand_over(1)]
-    assert daemon.tell(ready(4)) == [finished("restart", ticket=1), hand_over(2)]
+    assert daemon.tell(ready(4), closed(1)) == [hand_over(2)]
+    assert daemon.tell(closed(2)) == [finished("restart", ticket=1)]
     assert daemon.supervisor.generation == 1
 
 
 def test_a_restart_of_one_slot_leaves_the_others_alone() -> None:
     daemon = started(3)
     assert daemon.tell(restart(2, ticket=1)) == [spawn(4, slot=2, place=1)]
-    assert daemon.tell(ready(4)) == [finished("restart", ticket=1), hand_over(2)]
+    assert daemon.tell(ready(4)) == [hand_over(2)]
+    assert daemon.tell(closed(2)) == [finished("restart", ticket=1)]
+
+
+def test_a_replacement_has_succeeded_when_none_of_the_replaced_accepts_any_longer() -> None:
+    daemon = started(2)
+    daemon.tell(restart(None, ticket=1), ready(3), ready(4))
+    assert daemon.tell(closed(2)) == []
+    assert daemon.tell(left(1)) == [finished("restart", ticket=1)]
+
+
+def test_a_replacement_waits_for_one_that_hangs_until_it_is_killed() -> None:
+    daemon = started(1, policy=Policy(graceful_timeout=5.0))
+    daemon.tell(restart(1, ticket=1), ready(2))
+    assert daemon.wait(4.9) == []
+    assert daemon.wait(0.1) == [kill(1)]
+    assert daemon.tell(died(1)) == [finished("restart", ticket=1)]
+
+
+def test_a_replacement_does_not_wait_for_one_that_died_before_it_was_told_to_leave() -> None:
+    daemon = started(1)
+    daemon.tell(restart(1, ticket=1), died(1))
+    assert daemon.tell(ready(2), closed(1)) == [finished("restart", ticket=1)]
 
 
 def test_a_restart_that_fails_is_not_undone() -> None:
@@ -221,11 +247,8 @@ def test_commands_are_carried_out_in_the_order_in_which_they_came() -> None:
     assert daemon.tell(
         restart(1, ticket=1), scale(2, ticket=2), restart(9, ticket=3), reload(2, 2, ticket=4)
     ) == [spawn(2, slot=1, place=1)]
-    assert daemon.tell(ready(2)) == [
-        finished("restart", ticket=1),
-        hand_over(1),
-        spawn(3, slot=2),
-    ]
+    assert daemon.tell(ready(2)) == [hand_over(1)]
+    assert daemon.tell(closed(1)) == [finished("restart", ticket=1), spawn(3, slot=2)]
     assert daemon.tell(left(1), ready(3)) == [
         finished("scale", ticket=2),
         finished("restart", "there is no worker 9", ticket=3),

@@ -8,6 +8,7 @@ from greeterd.core.events import Action, CloseSlot, Policy, SlotIndex, SteerAway
 from tests.core.supervised import (
     Daemon,
     abort,
+    closed,
     died,
     finished,
     hand_over,
@@ -121,7 +122,8 @@ def test_a_reload_that_turns_rescue_off_ends_the_loans() -> None:
     daemon = started(3, policy=OWN)
     daemon.tell(reload(2, 3, policy=replace(OWN, rescue=False)), ready(4), ready(5))
     assert is_stuck(daemon, 4) == [lend(1, 5)]
-    assert daemon.tell(ready(6)) == [finished("reload"), hand_over(3), take_back(1, 5)]
+    assert daemon.tell(closed(1), closed(2), ready(6)) == [hand_over(3)]
+    assert daemon.tell(closed(3)) == [finished("reload"), take_back(1, 5)]
 
 
 # Slots without a worker
@@ -162,7 +164,7 @@ def test_a_slot_is_not_lent_during_a_replacement() -> None:
     daemon = started(2, policy=OWN)
     daemon.tell(restart(1))
     assert daemon.wait(5.0) == []
-    assert daemon.tell(ready(3)) == [finished("restart"), hand_over(1)]
+    assert daemon.tell(ready(3)) == [hand_over(1)]
 
 
 # Borrowers
@@ -211,7 +213,7 @@ def test_a_borrower_that_drains_is_replaced_by_its_successor() -> None:
     daemon = started(2, policy=OWN)
     is_stuck(daemon, 1)
     daemon.tell(restart(2))
-    assert daemon.tell(ready(3)) == [finished("restart"), hand_over(2), lend(1, 3)]
+    assert daemon.tell(ready(3)) == [hand_over(2), lend(1, 3)]
 
 
 def test_a_borrower_that_is_aborted_is_replaced() -> None:

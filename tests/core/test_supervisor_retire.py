@@ -4,6 +4,7 @@ from greeterd.core.events import Action, CloseSlot, GateAll, Life, Policy, SlotI
 from tests.core.supervised import (
     Daemon,
     asked_to_exit,
+    closed,
     died,
     finished,
     kill,
@@ -66,7 +67,7 @@ def test_a_sweep_that_ended_badly_is_none() -> None:
 
 def test_a_worker_that_handed_over_has_swept_nothing() -> None:
     daemon = started(2, policy=OWN)
-    daemon.tell(restart(2), ready(3))
+    daemon.tell(restart(2), ready(3), closed(2))
     assert daemon.tell(scale(1)) == [steer_away(2), sweep(3)]
     assert daemon.tell(died(3)) == [lend(2, 1), take_back(2, 1)]
     assert daemon.tell(left(2)) == []
@@ -75,7 +76,7 @@ def test_a_worker_that_handed_over_has_swept_nothing() -> None:
 
 def test_a_slot_is_not_closed_before_its_last_worker_is_gone() -> None:
     daemon = started(2, policy=OWN)
-    daemon.tell(restart(2), ready(3), scale(1), died(3))
+    daemon.tell(restart(2), ready(3), closed(2), scale(1), died(3))
     assert daemon.tell(returned(2, 1)) == []
     assert daemon.tell(left(2)) == [close(2), finished("scale")]
 

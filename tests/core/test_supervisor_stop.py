@@ -18,6 +18,7 @@ from tests.core.supervised import (
     Daemon,
     abort,
     asked_to_exit,
+    closed,
     died,
     finished,
     hand_over,
@@ -101,20 +102,27 @@ def test_a_quick_stop_does_not_put_a_deadline_off() -> None:
 
 def test_a_quick_stop_hurries_those_that_drain_already() -> None:
     daemon = started(1)
-    daemon.tell(reload(2, 1), ready(2))
+    daemon.tell(reload(2, 1), ready(2), closed(1))
     assert daemon.tell(stop(quick=True)) == [quick(1), quick(2)]
 
 
 def test_a_graceful_stop_leaves_those_alone_that_drain_already() -> None:
     daemon = started(1)
-    daemon.tell(reload(2, 1), ready(2))
+    daemon.tell(reload(2, 1), ready(2), closed(1))
     assert daemon.tell(stop()) == [GateAll(), sweep(2)]
+
+
+def test_a_stop_does_not_wait_for_one_that_may_still_accept_though_it_was_replaced() -> None:
+    daemon = started(1)
+    daemon.tell(reload(2, 1, ticket=1), ready(2))
+    refused = finished("reload", "the daemon is stopping", ticket=1)
+    assert daemon.tell(stop()) == [refused, GateAll(), sweep(2)]
 
 
 def test_a_stop_bounds_those_that_were_given_longer_before() -> None:
     daemon = started(1, policy=Policy(graceful_timeout=300.0))
-    daemon.tell(restart(1), ready(2))
-    daemon.tell(reload(2, 1, policy=Policy(graceful_timeout=5.0)), left(1), ready(3))
+    daemon.tell(restart(1), ready(2), left(1))
+    daemon.tell(reload(2, 1, policy=Policy(graceful_timeout=5.0)), ready(3), closed(2))
     assert daemon.lives(1) == [Life.DRAINING, Life.READY]
     daemon.tell(died(3), ready(4), scale(2), ready(5))
     daemon.tell(stop())
@@ -223,10 +231,10 @@ def test_what_drained_for_a_reload_is_killed_in_time_too() -> None:
     daemon = started(1, policy=Policy(graceful_timeout=7.0))
     assert daemon.tell(reload(2, 1), ready(2)) == [
         spawn(2, slot=1, place=1, generation=2),
-        finished("reload"),
         hand_over(1),
     ]
-    assert daemon.wait(29.9) == []
+    assert daemon.tell(closed(1)) == [finished("reload")]
+    assert daemon.wait(6.9) == []
     assert daemon.wait(0.2) == [kill(1)]
 
 

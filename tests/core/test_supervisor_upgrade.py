@@ -18,6 +18,7 @@ from greeterd.core.supervisor import Supervisor
 from greeterd.core.workers import Slot, Worker
 from tests.core.supervised import (
     asked_to_exit,
+    closed,
     died,
     finished,
     hand_over,
@@ -137,13 +138,13 @@ def test_what_is_told_of_a_trial_when_there_is_none_changes_nothing() -> None:
     daemon = started(1)
     assert daemon.tell(tried(), tried("x")) == []
     assert daemon.tell(reload(2, 1), tried("x")) == [spawn(2, slot=1, place=1, generation=2)]
-    assert daemon.tell(ready(2)) == [finished("reload"), hand_over(1)]
+    assert daemon.tell(ready(2), closed(1)) == [hand_over(1), finished("reload")]
 
 
 def test_the_last_step_of_an_upgrade_is_a_reload_of_that_name() -> None:
     daemon = started(1)
     daemon.tell(reload(2, 1, ticket=1, name="upgrade"))
-    assert daemon.tell(ready(2))[0] == finished("upgrade", ticket=1)
+    assert daemon.tell(ready(2), closed(1))[-1] == finished("upgrade", ticket=1)
 
 
 def test_a_successor_goes_on_with_the_slots_and_their_workers() -> None:
@@ -163,7 +164,8 @@ def test_a_successor_goes_on_with_the_slots_and_their_workers() -> None:
     assert (heir.worker(ident), heir.last_worker) == (worker, 9)
     assert heir.handle(Tick(), 5.0) == []
     assert heir.handle(reload(5, 1), 5.0) == [spawn(10, slot=3, place=0, generation=5)]
-    assert heir.handle(ready(10), 6.0) == [finished("reload"), hand_over(7)]
+    assert heir.handle(ready(10), 6.0) == [hand_over(7)]
+    assert heir.handle(closed(7), 6.0) == [finished("reload")]
 
 
 def test_the_time_of_a_trial_is_a_deadline() -> None:

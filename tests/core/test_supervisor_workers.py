@@ -20,6 +20,7 @@ from greeterd.core.events import (
 from greeterd.core.workers import TRANSITIONS, Worker, backoff_delay
 from tests.core.supervised import (
     Daemon,
+    closed,
     died,
     hand_over,
     kill,
@@ -149,7 +150,7 @@ def test_ready_becomes_gone_when_the_process_ends_and_another_is_started() -> No
 
 def test_draining_becomes_gone_when_the_process_ends_and_nobody_takes_its_place() -> None:
     daemon = started(1)
-    daemon.tell(reload(2, 1), ready(2))
+    daemon.tell(reload(2, 1), ready(2), closed(1))
     assert daemon.tell(left(1)) == []
     assert daemon.lives(1) == [Life.READY]
 
@@ -184,7 +185,7 @@ def test_a_slot_gives_its_two_places_in_turn() -> None:
 
 def test_a_replacement_waits_until_one_of_two_workers_has_left() -> None:
     daemon = started(1)
-    daemon.tell(reload(2, 1), ready(2))
+    daemon.tell(reload(2, 1), ready(2), closed(1))
     assert daemon.lives(1) == [Life.DRAINING, Life.READY]
     assert daemon.tell(reload(3, 1)) == []
     assert daemon.tell(left(1)) == [spawn(3, slot=1, place=0, generation=3)]

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from greeterd.control import ask
 from tests.support import until
 from tests.system.clients import Load, LoadResult, greet
 from tests.system.conftest import StartDaemon
@@ -79,6 +80,29 @@ def test_reloads_fail_nobody_and_show_in_status_and_records(daemon: StartDaemon,
     until(lambda: descriptors(server) == before, what="nothing left open by the master")
     found = {one["generation"] for one in assert_logged(server, result)}
     assert found == set(range(1, TIMES + 2))
+
+
+@pytest.mark.parametrize(
+    ("mode", "wait"),
+    [
+        ("inherit", "rotate"),
+        ("inherit", "blocking"),
+        ("reuseport", "epoll"),
+        ("reuseport", "blocking"),
+        ("handoff", "epoll"),
+    ],
+)
+def test_who_connects_after_a_reload_meets_the_new_workers_only(
+    daemon: StartDaemon, mode: str, wait: str
+) -> None:
+    server = daemon("--mode", mode, "--wait", wait, "--workers", "2", "--reply")
+    for generation in range(2, TIMES + 2):
+        assert ask(server.run_dir / "control.sock", "reload", 30.0)["ok"]
+        for name in ("Alice", "Bob", "Carol", "Dave"):
+            assert greet(server.address, f"{name}-{generation}") == f"Hello, {name}-{generation}\n"
+    met = [(one["name"].partition("-")[2], str(one["generation"])) for one in server.greetings()]
+    assert [one for one in met if one[0] != one[1]] == []
+    assert len(met) == 4 * TIMES
 
 
 @MODES
