@@ -38,10 +38,10 @@ def test_no_line_is_lost_or_torn_by_rotations_under_load(unit: StartUnit) -> Non
     with server.load(concurrency=8, reply=True) as load:
         load.wait_going()
         for _ in range(ROTATIONS):
-            second = int(time.clock_gettime(time.CLOCK_REALTIME))
             done = server.container.run("logrotate", "--force", CONFIGURATION)
             assert (done.stdout, done.stderr) == ("", "")
-            # The names of rotated files tell the second.
+            # The names of rotated files tell the second, this one at the latest.
+            second = int(time.clock_gettime(time.CLOCK_REALTIME))
             until(lambda: time.clock_gettime(time.CLOCK_REALTIME) > second + 1)  # noqa: B023
         result = load.stop()
     assert not result.lost
