@@ -159,14 +159,29 @@ def _lines(log: Path) -> int:
 
 
 @contextlib.contextmanager
+def temporary_directory(prefix: str) -> Iterator[Path]:
+    """Make a directory, and remove it at the end; an interrupt finds it not made, or removed."""
+
+    def remove() -> None:
+        # An interrupt just before this leaves it to the exit of the interpreter.
+        with blocked():
+            made.cleanup()
+
+    with contextlib.ExitStack() as stack:
+        with blocked():
+            made = tempfile.TemporaryDirectory(prefix=prefix)
+            stack.callback(remove)
+        yield Path(made.name)
+
+
+@contextlib.contextmanager
 def running(case: Case, setup: Setup) -> Iterator[Server]:
     """Start a fresh server, wait until it accepts, and leave nothing of it behind.
 
     Raises:
         TrialError: it did not start.
     """
-    with tempfile.TemporaryDirectory(prefix="greeter-bench-") as name:
-        directory = Path(name)
+    with temporary_directory("greeter-bench-") as directory:
         (directory / "logs").mkdir()
         command = _command(case, setup, directory)
         # A quick stop of greeterd also ends a worker that a fault has stopped.

@@ -7,7 +7,6 @@ Whatever would spoil the end of a long run is looked for before its first trial.
 import contextlib
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -193,9 +192,9 @@ def _checked(options: BenchOptions, outputs: Outputs) -> tuple[Sequence[str], st
 def _prepared(options: BenchOptions, axes: Axes, outputs: Outputs) -> Iterator[tuple[Store, Setup]]:
     """Check all that can be checked before the run, and open the results."""
     daemon, version = _checked(options, outputs)
-    with tempfile.TemporaryDirectory(prefix="greeter-bench-peers-") as name:
+    with servers.temporary_directory("greeter-bench-peers-") as programs:
         here = describe(version, shlex.join(daemon) if options.greeterd else "")
-        setup = Setup(options.bind, daemon, Path(name), here.commit)
+        setup = Setup(options.bind, daemon, programs, here.commit)
         begin = _resume if options.resume else _create
         with contextlib.closing(begin(options, axes, here, setup)) as kept:
             yield kept, setup
