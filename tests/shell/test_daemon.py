@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ def program(tmp_path: Path) -> Iterator[list[str]]:
     # A detached daemon that a failed test left over is nobody's child: find it by its arguments.
     for process in psutil.process_iter(["cmdline"]):
         if str(tmp_path) in (process.info["cmdline"] or []):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it was about to end
+                process.kill()
 
 
 @contextmanager

@@ -464,7 +464,8 @@ def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> Non
         psutil.Process(sender.pid).children()[0].kill()
         _, told = sender.communicate(timeout=30)
     assert sender.returncode == 70
-    assert told == "greeter: load process 1 ended with status -9\n"
+    # Which of the two it was the pids do not tell: they may have begun again from 1 in between.
+    assert re.fullmatch(r"greeter: load process [12] ended with status -9\n", told)
     until(lambda: not in_group(sender.pid), what="the end of all processes")
 
 

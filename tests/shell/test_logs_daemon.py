@@ -338,11 +338,14 @@ print([json.loads(line)["i"] for line in data.splitlines()])
 """
 
 
-def test_a_slow_reader_loses_nothing_once_it_is_awake(open_on: OpenLog, pipe: list[int]) -> None:
+def test_a_slow_reader_loses_nothing_once_it_is_awake(
+    open_on: OpenLog, pipe: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = open_on(pipe[1])
     while not log.lost:
         log.logger.info("x", i=-1)
     asleep = log.lost
+    monkeypatch.setattr(logs, "_PATIENCE", 10.0)  # a busy machine lets a reader wait for its turn
     with subprocess.Popen(
         [sys.executable, "-c", SLOW_READER], stdin=pipe[0], stdout=subprocess.PIPE, text=True
     ) as reader:
@@ -420,7 +423,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
 
 
 def shown(terminal: tuple[int, int]) -> str:
-    return os.read(terminal[0], 65536).decode()
+    data = b""
+    while not data.endswith(b"\n"):  # the kernel hands a line and its end on one after the other
+        data += os.read(terminal[0], 65536)
+    return data.decode()
 
 
 def test_a_terminal_shows_coloured_console_lines(

@@ -147,7 +147,7 @@ class Daemon:
         """Return the daemon log's records, or those of one event, in the order of writing."""
         return [one for one in records(self.log_text()) if name in {None, one.get("event")}]
 
-    def wait_event(self, name: str, *, timeout: float = 10.0, count: int = 1) -> Record:
+    def wait_event(self, name: str, *, timeout: float = 30.0, count: int = 1) -> Record:
         """Wait until `count` records of an event are there; return the latest of them.
 
         Raises:
@@ -294,6 +294,6 @@ class Daemon:
 
 def _is_worker(child: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        dispatches = child.cmdline()[:1] and "dispatcher" in child.cmdline()[0]
-        return child.status() != psutil.STATUS_ZOMBIE and not dispatches
+        title = "".join(child.cmdline()[:1])  # read once: who ends loses it in between
+        return child.status() != psutil.STATUS_ZOMBIE and "dispatcher" not in title
     return False

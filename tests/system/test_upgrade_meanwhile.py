@@ -95,10 +95,11 @@ def test_commands_and_clients_that_come_during_the_exec_are_served(
     requests = [b'"ping"', b'"ping"', b'"scale","arguments":{"workers":3}', b'"reload"']
     clients = [socket.socket(socket.AF_UNIX) for _ in requests]
     path = str(server.run_dir / "control.sock")
-    clients[0].connect(path)
     image.release("2")
     gate = image.hold_up()
     upgrading = ask(server, "upgrade")
+    server.wait_event("trying the new image")
+    clients[0].connect(path)  # not before: who asks nothing for 5 s is sent away
     gate.wait_reached(server)
     assert greet(server.address, "Alice") == "Hello, Alice\n"
     for client, request in zip(clients, requests, strict=True):
@@ -111,7 +112,7 @@ def test_commands_and_clients_that_come_during_the_exec_are_served(
     for client in clients:
         with client:
             assert b'"ok":true' in client.recv(1000)
-    assert len(server.status()["workers"]) == 2  # the reload came after the scaling
+    assert len(server.status()["counters"]) == 2  # the reload came after the scaling
 
 
 def test_signals_that_come_during_the_exec_have_their_effect(
@@ -135,7 +136,8 @@ def test_signals_that_come_during_the_exec_have_their_effect(
 def test_a_storm_of_term_during_the_exec_is_a_graceful_stop(
     daemon: StartDaemon, image: Image, ask: Ask, mode: str
 ) -> None:
-    server = daemon("--mode", mode, "--workers", "2", "--reply", environment=image.environment)
+    arguments = ("--mode", mode, "--workers", "2", "--reply", "--client-timeout", "60")
+    server = daemon(*arguments, environment=image.environment)
     with unfinished(server) as client:
         image.release("2")
         gate = image.hold_up()
@@ -171,7 +173,8 @@ def test_signals_all_through_an_upgrade_are_not_fatal(
 def test_a_worker_that_dies_during_the_exec_is_replaced(
     daemon: StartDaemon, image: Image, ask: Ask, mode: str
 ) -> None:
-    server = daemon("--mode", mode, "--workers", "2", "--reply", environment=image.environment)
+    arguments = ("--mode", mode, "--workers", "2", "--reply", "--client-timeout", "60")
+    server = daemon(*arguments, environment=image.environment)
     with unfinished(server) as client:
         image.release("2")
         gate = image.hold_up()

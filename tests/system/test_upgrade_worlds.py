@@ -16,6 +16,7 @@ from tests.system.clients import greet, run_load
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 from tests.system.image import Image, versions
+from tests.system.proc import terminal_of
 from tests.system.test_lifecycle import finish, terminal, unfinished
 
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
@@ -66,7 +67,7 @@ def test_a_daemon_keeps_its_terminal(daemon: StartDaemon, image: Image) -> None:
             environment=image.environment,
         )
         upgrade(server, image, "2")
-        assert psutil.Process(server.pid).terminal() == name
+        assert terminal_of(server.pid) == Path(name).stat().st_rdev
         with unfinished(server) as client:
             os.write(keyboard, b"\x03")
             assert server.wait_event("signal")["signal"] == "SIGINT"
