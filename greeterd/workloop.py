@@ -46,6 +46,8 @@ SPARE_FILES: Final = 16
 """Descriptors that are left for all but connections: logs that are reopened, loans."""
 HEARTBEAT: Final = 1.0
 """Seconds that a turn of the loop waits at most."""
+BEATS: Final = 4
+"""Turns within `worker_timeout` at least, so that one that is late is not taken for a hang."""
 RETRY_AFTER: Final = 0.1
 """Seconds until a paused worker tries again to write its log, or to accept without descriptors."""
 
@@ -75,7 +77,7 @@ class Worker:
         """The listeners in whose queues connections wait that a gate has made deaf."""
         if self._deaf:
             self._service.open_gates()
-        self._interval = min(HEARTBEAT, config.client_timeout)
+        self._interval = min(HEARTBEAT, config.client_timeout, config.worker_timeout / BEATS)
         self._blocking = config.wait_strategy == "blocking"
         # A second accept on a blocking listener would wait for what may never come.
         self._burst_limit = 1 if self._blocking else BURST

@@ -218,6 +218,13 @@ def test_a_stopped_worker_is_killed_and_replaced(daemon: StartDaemon, mode: str)
     assert new in {each["pid"] for each in one.greetings()} or mode == "inherit"
 
 
+def test_an_idle_worker_turns_often_enough_for_a_short_timeout(daemon: StartDaemon) -> None:
+    one = daemon("--workers=1", "--worker-timeout=0.8")
+    # With a turn a second the second look of the master, which looks once a second, would end it.
+    until(lambda: one.status()["totals"]["turns"] >= 20, what="4 s at 5 turns a second")
+    assert one.events("worker is ended") == []
+
+
 @contextlib.contextmanager
 def blocking_accept(pid: int) -> Iterator[None]:
     """Let accept(2) block on a worker's own listener, as only a debugger could.
