@@ -240,10 +240,11 @@ class Service:
             self._greeted = 0
         if self._replies:
             self._send_replies()
+        # Before they are closed: who sees the end of a connection finds it counted as one.
+        row[scoreboard.OPEN] = len(self._unfinished)
         if finished := self._finished:
             _close_all(finished)
             finished.clear()
-        row[scoreboard.OPEN] = len(self._unfinished)
         return True
 
     def next_deadline(self) -> float | None:
