@@ -37,8 +37,8 @@ static bool finish(int connection, volatile uint64_t *count)
         continue;
     if (got < 0 && errno == EAGAIN)
         return false;
+    (*count)++; /* first: who sees the end finds it counted */
     close(connection);
-    (*count)++;
     return true;
 }
 
@@ -129,6 +129,8 @@ int main(int argc, char **argv)
     struct sigaction only_exits = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDSTOP};
     sigset_t ends;
     int signal_number;
+    int bound[2]; /* each worker writes a byte here when it dies with the master */
+    char byte;
 
     /* The master sleeps in sigwait() until it is told to end, or a worker has ended by itself. */
     sigemptyset(&ends);
@@ -139,15 +141,26 @@ int main(int argc, char **argv)
     sigaction(SIGCHLD, &only_exits, NULL); /* a worker may be stopped and continued */
     die_with(getppid());
     open_listeners(&options, listeners, SOCK_NONBLOCK);
+    if (pipe2(bound, O_CLOEXEC) < 0)
+        fail("pipe2");
     for (int i = 0; i < options.workers; i++) {
         workers[i] = fork();
         if (workers[i] < 0)
             fail("fork");
         if (workers[i] == 0) {
             die_with(master);
+            if (write(bound[1], "", 1) != 1)
+                fail("write");
+            close(bound[0]);
+            close(bound[1]);
             serve(listeners[i], !options.reuseport, counts + i * CELLS_PER_WORKER);
         }
     }
+    close(bound[1]);
+    for (int i = 0; i < options.workers; i++)
+        if (read(bound[0], &byte, 1) != 1)
+            exit(EXIT_FAILURE); /* that worker has said why */
+    close(bound[0]);
     say_ready(&options);
     sigwait(&ends, &signal_number);
     for (int i = 0; i < options.workers; i++)
