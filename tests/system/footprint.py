@@ -47,8 +47,10 @@ class Footprint:
         found = [self]
 
         def same() -> bool:
-            found[0] = Footprint.of(daemon)
-            return found[0] == self
+            with suppress(OSError):  # one of them ends
+                found[0] = Footprint.of(daemon)
+                return found[0] == self
+            return False
 
         with suppress(AssertionError):
             until(same, timeout=timeout)

@@ -181,6 +181,13 @@ def is_listening(peer: Peer) -> bool:
     return False
 
 
+def lives(one: psutil.Process) -> bool:
+    """Tell whether a process has not ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # reaped between two looks
+        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 @pytest.mark.parametrize("server", EVERY)
 def test_a_peer_whose_first_process_is_killed_leaves_nothing_behind(
     server: str, tmp_path: Path
@@ -190,14 +197,7 @@ def test_a_peer_whose_first_process_is_killed_leaves_nothing_behind(
         for one in processes[1:]:
             one.suspend()
         peer.process.kill()
-        until(
-            lambda: (
-                not any(
-                    one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes
-                )
-            ),
-            what="the end of all",
-        )
+        until(lambda: not any(map(lives, processes)), what="the end of all")
 
 
 @pytest.mark.parametrize("server", peers.SCRIPTED)

@@ -126,7 +126,7 @@ def test_an_upgrade_that_fails_after_the_exec_ends_the_daemon_and_the_workers_dr
     daemon: StartDaemon, mode: str
 ) -> None:
     one = daemon(
-        *(f"--mode={mode}", "--workers=2", "--reply"),
+        *(f"--mode={mode}", "--workers=2", "--reply", "--client-timeout=60"),
         command=(sys.executable, "-c", BROKEN_HEIR),
         environment={"PYTHONPATH": str(ROOT)},
     )

@@ -13,6 +13,7 @@ from tests.system.books import worker_of
 from tests.system.clients import Load, connect, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
+from tests.system.obstacles import clear, obstruct
 from tests.system.sizes import sized
 
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
@@ -115,8 +116,7 @@ def test_a_recycling_that_fails_leaves_the_worker_and_is_tried_again(
     log = server.log_dir / "worker-1.log"
     greet(server.address, "Alice")
     until(lambda: server.log_lines(1))
-    log.rename(log.with_suffix(".away"))
-    log.mkdir()
+    obstruct(log)
     for _ in range(5):
         assert greet(server.address, "Alice") == "Hello, Alice\n"
     failed = server.wait_event("recycle failed", count=2)
@@ -124,7 +124,7 @@ def test_a_recycling_that_fails_leaves_the_worker_and_is_tried_again(
     assert failed["reason"] in server.status()["last_error"]
     assert server.worker_pids() == [before]
     assert server.status()["restarts_in_window"] == 0
-    log.rmdir()
+    clear(log)
     server.wait_event("recycle done", timeout=20.0)
     until(lambda: before not in server.worker_pids())
     assert greet(server.address, "Alice") == "Hello, Alice\n"

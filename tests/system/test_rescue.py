@@ -6,6 +6,7 @@ In mode reuseport the kernel goes on to give a stuck worker its share of the con
 
 import os
 import signal
+from collections.abc import Collection
 from datetime import datetime
 
 import pytest
@@ -14,11 +15,13 @@ from tests.support import until
 from tests.system.clients import Load, LoadResult, fire
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, Record
+from tests.system.obstacles import clear, obstruct
 from tests.system.sizes import sized
 
 CLIENTS = sized(2000, 400)
 CALLERS = 32  # with 4 listeners one of them is missed by so many in 1 of 10,000 cases
 AFTERWARDS = 400
+LEAST, MOST = 0.13, 0.37  # of them one of 4 listeners gets, but in 1 of 5 million cases
 FEWEST = 50  # of these one of 4 listeners gets, at random; 100 are expected, with a deviation of 9
 SLOT = 2  # the one that is stuck
 HEALTHY_AFTER = 0.05
@@ -111,7 +114,7 @@ def test_a_stopped_dispatcher_costs_no_client(daemon: StartDaemon) -> None:
     until(lambda: not dispatcher(server)["lent_to"], what="the loan is taken back")
     assert taken(server, "rescued")[lent["to"] - 1] == CLIENTS
     assert load(server, AFTERWARDS).counts == {"ok": AFTERWARDS}
-    assert server.status()["handed"]["handed_over"] == AFTERWARDS
+    until(lambda: server.status()["handed"]["handed_over"] == AFTERWARDS)
     assert len(server.greetings()) == CLIENTS + AFTERWARDS
 
 
@@ -122,12 +125,13 @@ def test_a_killed_dispatcher_costs_one_connection_at_most(daemon: StartDaemon) -
     kills = sized(50, 10)
     with Load(server.address, count=10**9, concurrency=16, timeout=10.0, reply=True) as clients:
         clients.wait_going()
-        killed = {0}
+        killed: set[int] = set()
         for _ in range(kills):
-            until(lambda: healthy_dispatcher(server) not in killed, what="another one")
-            killed.add(pid := healthy_dispatcher(server))
+            pid = until(lambda: healthy_dispatcher(server, killed), what="another one")
+            killed.add(pid)
             os.kill(pid, signal.SIGKILL)
         result = clients.stop()
+    server.wait_event("worker exited", count=kills)
     exits = [one for one in server.events("worker exited") if one["worker"] == 0]
     assert len(exits) == kills
     print(f"{kills} kills, {result.counts}")
@@ -142,11 +146,11 @@ def dispatcher(server: Daemon) -> Record:
     return found
 
 
-def healthy_dispatcher(server: Daemon) -> int:
+def healthy_dispatcher(server: Daemon, killed: Collection[int]) -> int:
     """Return the pid of a dispatcher that has served for long enough, else 0."""
     found = dispatcher(server)
     ready = found["state"] == "ready" and found["age"] > HEALTHY_AFTER
-    return int(found["pid"]) if ready else 0
+    return int(found["pid"]) if ready and found["pid"] not in killed else 0
 
 
 def test_without_rescue_a_quarter_of_the_clients_wait_in_vain(daemon: StartDaemon) -> None:
@@ -157,7 +161,7 @@ def test_without_rescue_a_quarter_of_the_clients_wait_in_vain(daemon: StartDaemo
     print(result.counts)
     assert result.total == CLIENTS
     assert set(result.lost) == {"timeout"}
-    assert 0.15 < result.lost["timeout"] / CLIENTS < 0.35
+    assert LEAST < result.lost["timeout"] / CLIENTS < MOST
     assert server.events("listener lent") == []
 
 
@@ -189,7 +193,7 @@ def test_a_hung_worker_is_killed_and_its_successor_gets_the_listener_back(
 def test_a_hung_worker_that_can_still_run_leaves_its_stack_in_the_daemon_log(
     daemon: StartDaemon,
 ) -> None:
-    server = daemon("--mode", "reuseport", "--workers", "2", "--worker-timeout", "1")
+    server = daemon("--mode", "reuseport", "--workers", "2", "--worker-timeout", "2")
     pid = freeze(server)
     ended = server.wait_event("worker is ended", timeout=15.0)
     assert (ended["worker_pid"], ended["signal"]) == (pid, "SIGABRT")
@@ -209,18 +213,17 @@ def test_a_worker_that_crashes_at_each_start_costs_no_client(
     server = daemon("--mode", "reuseport", "--workers", "4", "--max-restarts", "1000", flag)
     log = server.log_dir / f"worker-{SLOT}.log"
     pid = worker_of(server, SLOT)
-    log.rename(log.with_suffix(".away"))
-    log.mkdir()
+    obstruct(log)
     os.kill(pid, signal.SIGKILL)
     server.wait_event("worker exited", count=4)
     result = load(server, CLIENTS, timeout=5.0 if rescue else 1.0)
     until(lambda: [one["slot"] for one in server.status()["workers"] if not one["pid"]] == [SLOT])
     if not rescue:
         assert set(result.lost) == {"timeout"}
-        assert 0.15 < result.lost["timeout"] / CLIENTS < 0.35
+        assert LEAST < result.lost["timeout"] / CLIENTS < MOST
         return
     assert result.counts == {"ok": CLIENTS}
     until(lambda: lenders(server) == [SLOT])
-    log.rmdir()
+    clear(log)
     server.wait_event("listener taken back", timeout=40.0)
     assert_as_before(server, CLIENTS)

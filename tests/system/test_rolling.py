@@ -4,6 +4,7 @@ A client is served when its own greeting came back; the greeting logs must tell 
 """
 
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -16,9 +17,11 @@ import pytest
 
 from greeterd.control import ask
 from tests.support import until
+from tests.system.books import worker_of
 from tests.system.clients import Load, LoadResult, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, Record
+from tests.system.obstacles import clear, obstruct
 from tests.system.sizes import sized
 
 TIMES = sized(50, 10)
@@ -141,10 +144,16 @@ def test_a_stop_in_the_middle_of_a_reload_fails_nobody_who_has_connected(
 ) -> None:
     server = daemon("--mode", mode, "--workers", "8", "--reply")
     with loaded(server) as load:
+        ready = len(server.events("worker ready"))
+        last = worker_of(server, 8)
+        os.kill(last, signal.SIGSTOP)  # so the reload has no end: this one does not hand over
         server.signal(signal.SIGHUP)
-        server.wait_event("worker ready", count=9)
+        server.wait_event("worker ready", count=ready + 1)
         began = time.monotonic()
-        assert server.stop() == 0
+        server.signal(signal.SIGTERM)
+        server.wait_event("reload failed")
+        os.kill(last, signal.SIGCONT)
+        assert server.wait() == 0
         result = load.stop()
     assert server.events("reload failed")[0]["reason"] == "the daemon is stopping"
     assert result.lost_by_stop(began) == {}
@@ -216,16 +225,14 @@ def test_a_reload_whose_workers_fail_is_undone(daemon: StartDaemon, mode: str) -
     server = daemon("--mode", mode, "--workers", "2", "--reply")
     log = server.log_dir / "worker-2.log"
     with loaded(server) as load:
-        log.rename(log.with_suffix(".away"))
-        log.mkdir()
+        obstruct(log)
         server.signal(signal.SIGHUP)
         assert "worker 2 did not start" in server.wait_event("reload failed")["reason"]
         assert server.events("reload is undone") != []
         status = server.status()
         assert (status["generation"], status["reload"]["ok"]) == (1, False)
         assert generations(server) == [1, 1]
-        log.rmdir()
-        log.with_suffix(".away").rename(log)
+        clear(log)
         order(server, signal.SIGHUP, "reload done")
         until(lambda: generations(server) == [server.status()["generation"]] * 2)
         result = end_load(load)

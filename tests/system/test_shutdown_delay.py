@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from greeterd.control import ask
 from tests.support import until
 from tests.system.clients import Load, greet
 from tests.system.conftest import StartDaemon
@@ -49,9 +50,10 @@ def test_a_stop_is_told_at_once_and_serves_for_the_delay(
     server.signal(number)
     hear(manager, "STOPPING=1")
     assert server.status()["state"] == "stopping"
-    ping = server.ctl("ping")
-    assert (ping.returncode, ping.stderr) == (1, "greeterctl: ping: the daemon is stopping\n")
-    assert server.ctl("scale", "3").returncode == 1
+    control = server.run_dir / "control.sock"
+    ping = ask(control, "ping", 10.0)
+    assert (ping["ok"], ping["error"]) == (False, "the daemon is stopping")
+    assert not ask(control, "scale", 10.0, workers=3)["ok"]
     assert greet(server.address, "Alice") == "Hello, Alice\n"
     workers = server.worker_pids()
     os.kill(workers[0], signal.SIGKILL)

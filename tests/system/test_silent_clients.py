@@ -34,7 +34,7 @@ def test_silent_clients_are_closed_after_the_timeout_and_counted(
     daemon: StartDaemon, mode: str
 ) -> None:
     allow_descriptors(SILENT)
-    timeout = 2.0
+    timeout = 5.0
     one = daemon(f"--mode={mode}", "--workers=4", "--reply", f"--client-timeout={timeout}")
     began = monotonic()
     with silent_clients(one.address, SILENT) as silent:
@@ -44,13 +44,13 @@ def test_silent_clients_are_closed_after_the_timeout_and_counted(
                 sock.sendall(b"half a na")
         measure(one.address, 100)
         for sock in silent:
-            sock.settimeout(10.0)
+            sock.settimeout(20.0)
             assert sock.recv(1) == b""
         ended = monotonic()
     totals = quiet_totals(one, connections=SILENT + 100)
     print(f"{mode}: the last of {SILENT} was closed {ended - connected:.2f} s after it came")
     assert outcomes(totals) == {"greetings": 100, "timeout": SILENT}
     assert ended - began > timeout * 0.9
-    assert ended - connected < timeout + 3.0
+    assert ended - connected < 2 * timeout
     assert len(one.greetings()) == 100
     assert {each["level"] for each in one.events()} == {"info"}

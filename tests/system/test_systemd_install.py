@@ -151,7 +151,7 @@ def test_a_socket_starts_the_service(installed: Installed) -> None:
     installed.follow(UNITS / "greeterd.socket")
     assert installed.show("ActiveState") == "inactive"
     installed.greet()
-    assert installed.show("ActiveState") == "active"
+    until(lambda: installed.show("ActiveState") == "active", what="the start")
 
 
 def test_sockets_for_each_worker_start_the_service(installed: Installed) -> None:

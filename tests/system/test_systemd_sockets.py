@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support import until
 from tests.system.conftest import StartUnit
 from tests.system.unit import ADDRESS, Unit
 
@@ -10,10 +11,10 @@ BOTH = pytest.mark.parametrize(("mode", "socket"), [("inherit", INHERIT), ("reus
 CLIENTS = 300
 
 
-def config(mode: str, more: str = "") -> str:
+def config(mode: str, more: str = "", *, graceful_timeout: float = 0.5) -> str:
     # The addresses are the sockets', so this one is not used.
     bind = 'bind = ["127.0.0.1:1"]'
-    times = "graceful_timeout = 0.5\ndrain_grace = 0.05"
+    times = f"graceful_timeout = {graceful_timeout}\ndrain_grace = 0.05"
     return f'mode = "{mode}"\nreply = true\n{times}\n{bind}\n{more}\n'
 
 
@@ -43,7 +44,7 @@ def test_the_first_client_starts_the_daemon(unit: StartUnit, mode: str, socket: 
     server.start(socket)
     assert server.show("ActiveState") == "inactive"
     server.greet()
-    assert server.show("ActiveState") == "active"
+    until(lambda: server.show("ActiveState") == "active", what="the start")
     status = server.status()
     assert (status["addresses"], status["passed"]) == ([ADDRESS], True)
     sockets = {"inherit": 1, "reuseport": 2}[mode]
@@ -62,6 +63,7 @@ def test_who_waits_outlives_a_restart_and_a_kill(unit: StartUnit, mode: str, soc
     server = unit(config(mode, "workers = 2"), units=[socket])
     server.start(socket)
     server.greet()
+    server.start()  # which joins the start that the client has begun
     for how in ("restart", "kill --kill-whom=main --signal=KILL"):
         with server.queue(CLIENTS) as load:
             server.ctl(*how.split(), "greeterd")
@@ -73,7 +75,7 @@ def test_who_waits_outlives_a_restart_and_a_kill(unit: StartUnit, mode: str, soc
 def test_a_stopped_daemon_is_started_again_by_the_next_client(
     unit: StartUnit, mode: str, socket: str
 ) -> None:
-    server = unit(config(mode, "workers = 2"), units=[socket])
+    server = unit(config(mode, "workers = 2", graceful_timeout=10.0), units=[socket])
     server.start(socket)
     with server.load(concurrency=4, timeout=20.0, reply=True) as load:
         load.wait_going()
@@ -83,7 +85,7 @@ def test_a_stopped_daemon_is_started_again_by_the_next_client(
     server.ctl("stop", "greeterd")
     assert server.show("ActiveState", socket) == "active"
     server.greet(4)
-    assert server.show("ActiveState") == "active"
+    until(lambda: server.show("ActiveState") == "active", what="the start")
 
 
 def test_a_unix_socket_of_a_unit_keeps_its_file(unit: StartUnit) -> None:

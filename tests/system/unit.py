@@ -167,9 +167,9 @@ class Unit:
         self.container.run("bash", "-c", f"printf %s {name} >/dev/tcp/{host}/{port}")
 
     def queue(self, count: int) -> Load:
-        """Stop all who accept, and return so many clients, when all of them wait for that."""
+        """Stop all who accept, or could be lent what others accept; return so many who wait."""
         dispatchers = [one["pid"] for one in self.status()["dispatcher"]]
-        self.signal("STOP", *(dispatchers or self.workers().values()))
+        self.signal("STOP", *dispatchers, *self.workers().values())
         load = self.load(count=count, processes=1, concurrency=count, timeout=40.0, reply=True)
         try:
             until(lambda: self.queued() >= count, what=f"{count} clients that wait", timeout=20.0)
