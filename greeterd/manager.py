@@ -2,15 +2,22 @@
 
 The master calls `attend` in each turn of its loop, `begin` and `end` around reloads and upgrades,
 and `keep` whenever its listeners have changed.  Without a service manager nothing happens.
+What the manager does not take is told again, once in `RETRY_AFTER` seconds: it would wait for a
+lost READY=1 until it ends the daemon.
 """
 
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from greeterd import systemd
 from greeterd.core.notices import Message, Notices, View
 from greeterd.core.supervisor import Supervisor
+
+RETRY_AFTER: Final = 1.0
+LASTING: Final = frozenset({"READY", "RELOADING", "STOPPING", "STATUS"})
+"""What stays true until there is another such word; all others are soon told anew."""
 
 
 class Manager:
@@ -36,6 +43,10 @@ class Manager:
         self._kept: dict[str, int] = {}
         """The inodes of what is in the store, by name."""
         self._behind = False
+        """The store is not as it is wanted."""
+        self._untold: dict[str, Message] = {}
+        """What has not been taken, by its first word, in the order in which it is to be told."""
+        self._retry_at = 0.0
 
     def begin(self) -> None:
         """Tell that a reload or an upgrade begins."""
@@ -51,13 +62,19 @@ class Manager:
         """Tell what is due."""
         if not self._there:
             return
-        self._send(self._notices.look(view_of(supervisor, started=started), figures, now))
-        if self._behind:
+        if (self._untold or self._behind) and now >= self._retry_at:
+            self._retry_at = now + RETRY_AFTER
+            again, self._untold = list(self._untold.values()), {}
+            self._send(again)
             self._settle()
+        self._send(self._notices.look(view_of(supervisor, started=started), figures, now))
 
     def next_deadline(self) -> float | None:
         """Return when `attend` is to be called at the latest; None for no such."""
-        return self._notices.next_deadline() if self._there else None
+        if not self._there:
+            return None
+        due = self._notices.next_deadline()
+        return min(due, self._retry_at) if self._untold or self._behind else due
 
     def keep(self, descriptors: Mapping[str, int]) -> None:
         """Have exactly these kept, by their names, for the process that follows this one."""
@@ -86,7 +103,12 @@ class Manager:
 
     def _send(self, messages: list[Message]) -> None:
         for message in messages:
-            systemd.notify(*message, environ=self._environ)
+            word = message[0].partition("=")[0]
+            # In their order: none overtakes another that waits.
+            waits = word in LASTING and self._untold
+            if waits or not systemd.notify(*message, environ=self._environ):
+                self._untold.pop(word, None)
+                self._untold.update({word: message} if word in LASTING else {})
 
 
 def view_of(supervisor: Supervisor, *, started: bool) -> View:

@@ -22,7 +22,7 @@ from greeterd.errors import ConfigError
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 MAX_FDS = 4096  # far above any FileDescriptorStoreMax= in use; bounds a nonsense LISTEN_FDS
 MAX_FDS_PER_MESSAGE = 253  # SCM_MAX_FD of the kernel: more in one message is refused
-SEND_TIMEOUT = 0.2  # seconds; a manager that cannot read for longer gets the next message
+SEND_TIMEOUT = 0.2  # seconds; a manager that cannot read for longer is told again later
 VARIABLES = (
     "NOTIFY_SOCKET",
     "LISTEN_PID",

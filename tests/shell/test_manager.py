@@ -113,6 +113,31 @@ def test_the_store_is_brought_in_line(hears: socket.socket) -> None:
         assert heard(hears) == [remove("a"), remove("c"), store("a")]
 
 
+def test_a_word_that_is_not_taken_is_told_again_in_its_order(hears: socket.socket) -> None:
+    environ = environment(hears, WATCHDOG_USEC="4000000")
+    manager = Manager(upgraded=False, environ=environ)
+    path = Path(environ["NOTIFY_SOCKET"])
+    supervisor = started(1)
+    path.rename(path.with_name("away"))
+    attend(manager, supervisor)
+    assert manager.next_deadline() == 0.0
+    manager.begin()
+    attend(manager, supervisor, 0.5)
+    assert manager.next_deadline() == 1.5
+    manager.end("reload failed: why")
+    path.with_name("away").rename(path)
+    attend(manager, supervisor, 1.0)
+    assert heard(hears) == [], "not before its time"
+    attend(manager, supervisor, 1.5)
+    status = "STATUS=ready: figures; reload failed: why"
+    reloading, *others = heard(hears)
+    assert reloading.startswith("RELOADING=1\n")
+    assert others == ["READY=1", status], "the latest of each kind; no stale ping"
+    attend(manager, supervisor, 2.0)
+    assert heard(hears) == ["WATCHDOG=1"]
+    assert manager.next_deadline() == 4.0
+
+
 def test_what_could_not_be_told_is_told_at_the_next_turn(hears: socket.socket) -> None:
     environ = environment(hears)
     manager = Manager(upgraded=False, environ=environ)
