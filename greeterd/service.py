@@ -238,10 +238,10 @@ class Service:
                 return False
             row[scoreboard.GREETINGS] += self._greeted
             self._greeted = 0
+        # First: who has a reply, or sees the end of a connection, finds it counted as ended.
+        row[scoreboard.OPEN] = len(self._unfinished)
         if self._replies:
             self._send_replies()
-        # Before they are closed: who sees the end of a connection finds it counted as one.
-        row[scoreboard.OPEN] = len(self._unfinished)
         if finished := self._finished:
             _close_all(finished)
             finished.clear()

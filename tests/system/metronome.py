@@ -29,7 +29,10 @@ def metronome() -> Iterator[Callable[[], float]]:
             out, _ = process.communicate(timeout=30)
             return float(out)
 
+        assert process.stdout is not None
         try:
+            # Not before it beats: to start it takes longer than what some want to know of.
+            assert process.stdout.readline() == "beating\n"
             yield longest
         finally:
             process.kill()
@@ -37,6 +40,7 @@ def metronome() -> Iterator[Callable[[], float]]:
 
 def main() -> None:
     """Beat."""
+    print("beating", flush=True)
     longest = 0.0
     due = time.monotonic() + BEAT
     while not select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:

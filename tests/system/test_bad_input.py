@@ -176,13 +176,13 @@ def test_the_limit_is_exact_where_one_read_is_enough(
 
 
 def test_a_silent_client_is_closed_in_order_after_the_timeout(server: Server, address: str) -> None:
+    began = monotonic()
     with counted(server, timeout=2), connect(address) as mute, connect(address) as half:
         half.sendall(b"half a na")
-        began = monotonic()
         for sock in (mute, half):
             sock.settimeout(10.0)
             assert sock.recv(1) == b""
-        assert TIMEOUT * 0.9 < monotonic() - began < TIMEOUT + 3.0
+        assert TIMEOUT <= monotonic() - began < TIMEOUT + 3.0
 
 
 @pytest.mark.parametrize("family", ["tcp", "tcp6"])
@@ -316,7 +316,7 @@ def test_slow_clients_delay_no_fast_one(daemon: StartDaemon, mode: str) -> None:
                 sock.sendall(bytes([letter]))
             for number in range(10):
                 assert greet(one.address, f"fast {number}") == f"Hello, fast {number}\n"
-        assert one.status()["totals"]["open"] == len(slow)
+        until(lambda: one.status()["totals"]["open"] == len(slow), what="all wait")
         for sock in slow:
             sock.shutdown(socket.SHUT_WR)
         assert {sock.recv(100) for sock in slow} == {b"Hello, slow\n"}

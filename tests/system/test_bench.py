@@ -146,9 +146,9 @@ def test_a_disk_that_is_full_makes_a_trial_invalid_at_once(
 def test_a_stopped_worker_costs_clients_without_rescue_and_the_counts_still_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("greeterd.bench.plan.FAULT_TIMEOUT", 0.4)
+    monkeypatch.setattr("greeterd.bench.plan.FAULT_TIMEOUT", 1.0)
     case = Case(
-        mode="reuseport", workers=2, arrival="constant", rate=300.0, greetings=300,
+        mode="reuseport", workers=2, arrival="constant", rate=300.0, greetings=900,
         fault="stopped", rescue=False,
     )  # fmt: skip
     done = run(case)
@@ -157,7 +157,8 @@ def test_a_stopped_worker_costs_clients_without_rescue_and_the_counts_still_agre
     assert done.load is not None
     assert done.load.errors == {"timeout": done.lost}
     assert done.faults == 1
-    assert sum(done.per_worker) == done.load.ok
+    # What it had counted and not closed when it was stopped, its clients do not know of.
+    assert done.load.ok <= sum(done.per_worker) <= done.load.ok + done.lost
     assert done.per_worker[0] < 0.3 * done.per_worker[1]
     assert done.load.latency.missing == done.lost
 
@@ -200,7 +201,7 @@ def test_a_killed_experiment_leaves_nothing_running(directory: Path, fault: str)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        until(lambda: under_way(directory, fault), what="a load on a daemon")
+        until(lambda: under_way(directory, fault), timeout=60.0, what="a load on a daemon")
         process.kill()
     until(lambda: not marked(directory), timeout=10, what="the end of all processes")
     for left in directory.iterdir():

@@ -78,8 +78,8 @@ def test_a_huge_request_is_cut_off(daemon: StartDaemon) -> None:
 
 def test_a_slow_request_is_cut_off_and_delays_nobody(daemon: StartDaemon) -> None:
     server = daemon("--workers", "1", "--reply")
+    began = time.monotonic()  # before the connections, whose time it is
     with control(server) as slow, control(server) as idle:
-        began = time.monotonic()
         for number in range(len(PING)):
             slow.sendall(PING[number : number + 1])
             with control(server) as quick:

@@ -84,7 +84,9 @@ def test_the_dispatcher_is_restarted_as_slot_0(daemon: StartDaemon) -> None:
     assert (after["slot"], after["state"]) == (0, "ready")
     assert after["pid"] != before[0]["pid"]
     assert serving(server) == workers
-    [row] = [line for line in succeed(server, "status").splitlines() if str(after["pid"]) in line]
+    [row] = [
+        line for line in succeed(server, "status").splitlines() if str(after["pid"]) in line.split()
+    ]
     assert row.endswith("dispatcher")
 
 

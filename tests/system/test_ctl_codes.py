@@ -21,6 +21,7 @@ from tests.system.clients import connect, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, clean_environment, program
 from tests.system.image import Image
+from tests.system.obstacles import obstruct
 
 DONE = 0
 REFUSED = 1
@@ -116,10 +117,8 @@ def spoil_file(server: Daemon, file: Path, image: Image) -> None:  # noqa: ARG00
 
 def spoil_log(server: Daemon, file: Path, image: Image) -> None:  # noqa: ARG001 - as above
     """Let no further worker start, and no log be opened anew."""
-    for slot in (1, 3):
-        path = server.log_dir / f"worker-{slot}.log"
-        path.unlink(missing_ok=True)
-        path.mkdir()
+    obstruct(server.log_dir / "worker-1.log")
+    (server.log_dir / "worker-3.log").mkdir()
 
 
 def spoil_image(server: Daemon, file: Path, image: Image) -> None:  # noqa: ARG001 - as above

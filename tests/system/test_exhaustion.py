@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from fcntl import LOCK_SH, flock
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -53,6 +54,13 @@ def queued(daemon: Daemon) -> int:
 def has_greeted(daemon: Daemon, count: int) -> bool:
     """Tell whether there have been so many greetings."""
     return bool(daemon.status()["totals"]["greetings"] >= count)
+
+
+def content(log: Path) -> bytes:
+    """Return what a log holds while nobody writes: what fails is cut off under the lock."""
+    with log.open("rb") as file:
+        flock(file, LOCK_SH)
+        return file.read()
 
 
 # Room for the log
@@ -157,7 +165,7 @@ def test_without_room_for_the_log_nothing_is_accepted_and_nothing_is_lost(
                 totals[each] for each in ("connections", "greetings", "open")
             ]
             assert totals["greetings"] + totals["open"] == totals["connections"] < CLIENTS
-            lines = b"".join(file.read_bytes() for file in one.log_dir.glob("worker-*.log"))
+            lines = b"".join(map(content, one.log_dir.glob("worker-*.log")))
             assert lines.count(b"\n") == totals["greetings"]
             assert lines.endswith(b"\n")
             assert "not accepting: log cannot be written" in one.ctl("status").stdout
@@ -192,14 +200,16 @@ def test_a_daemon_without_room_stops_in_time_and_has_answered_nobody_in_vain(
         assert one.stop() == 0
         assert monotonic() - began < 5.0
         result = load.stop()
-    # A worker that was killed in the midst of a try leaves a torn tail, which the next start cuts.
+    # A worker that was killed in the midst of a try leaves some lines of it, and a torn tail, which
+    # the next start cuts.
     texts = [file.read_text() for file in tmp_path.glob("worker-*.log")]
     texts = [text[: text.rfind("\n") + 1] for text in texts]
     greetings = [json.loads(line) for text in texts for line in text.splitlines()]
-    assert set(result.names["ok"]) == set(names(greetings))
-    assert len(greetings) == len(result.names["ok"])
+    assert max(names(greetings).values()) == 1
+    assert set(result.names["ok"]) <= set(names(greetings))
     lost = sum(each.get("connections_lost", 0) for each in one.events("worker exited"))
     assert lost > 0, "what could not be written was told"
+    assert len(greetings) <= len(result.names["ok"]) + lost
 
 
 # Torn, moved, removed
@@ -340,7 +350,8 @@ def test_without_descriptors_a_worker_waits_and_goes_on(daemon: StartDaemon, mod
         assert totals["open"] + queued(one) == len(silent)
         assert 30 < totals["open"] < 64
         assert 0 < totals["accepts_paused"] <= totals["accept_errors"] < 100, "it backs off"
-        assert "not accepting: out of descriptors" in one.ctl("status").stdout
+        # Ten times a second it tries, and is not blocked meanwhile.
+        until(lambda: "not accepting: out of descriptors" in one.ctl("status").stdout)
         assert {each["reason"] for each in one.events("cannot accept")} == {"Too many open files"}
         with connect(one.address, timeout=10.0) as fast:
             fast.sendall(b"fast")
@@ -359,7 +370,8 @@ def test_who_is_handed_connections_takes_no_more_than_there_are_descriptors_for(
     with silent_clients(one.address, 100) as silent:
         until(lambda: blocked(one) == [LIMIT], what="the worker has all that it can have")
         totals = one.status()["totals"]
-        assert totals["open"] + queued(one) == len(silent)
+        # One may be on its way from the listener to the worker.
+        until(lambda: totals["open"] + queued(one) == len(silent), what="all others wait")
         assert 20 < totals["open"] < 64
     assert outcomes(quiet_totals(one, connections=100)) == {"empty": 100}
     assert one.status()["totals"]["accept_errors"] == 0
@@ -401,12 +413,20 @@ def test_an_idle_worker_takes_what_another_was_woken_for_and_cannot_take(
     for number in range(6):
         assert greet(one.address, f"client {number}") == f"Hello, client {number}\n"
     print(f"{wait}: 6 greetings took {monotonic() - began:.1f} s")
+
+    def tried() -> list[Record]:
+        """Let one more come, which the full one may be woken for or not."""
+        greet(one.address, "another")
+        return one.events("cannot accept")
+
+    assert until(tried, what="the full one is woken")[0]["pid"] == full
     assert [each["pid"] for each in one.greetings()].count(full) == 1
-    assert one.events("cannot accept")[0]["pid"] == full
 
 
 def test_loads_are_unharmed_by_clients_that_fill_a_worker(daemon: StartDaemon) -> None:
-    one = daemon("--mode=inherit", "--workers=2", "--reply", "--max-connections=50")
+    one = daemon(
+        "--mode=inherit", "--workers=2", "--reply", "--max-connections=50", "--client-timeout=60"
+    )
     with silent_clients(one.address, 75):
         until(lambda: one.status()["totals"]["open"] == 75, what="all are accepted")
         result = run_load(one.address, 1_000, concurrency=8, reply=True)
