@@ -104,11 +104,12 @@ class Manager:
     def _send(self, messages: list[Message]) -> None:
         for message in messages:
             word = message[0].partition("=")[0]
+            if word not in LASTING:
+                systemd.notify(*message, environ=self._environ)
             # In their order: none overtakes another that waits.
-            waits = word in LASTING and self._untold
-            if waits or not systemd.notify(*message, environ=self._environ):
+            elif self._untold or not systemd.notify(*message, environ=self._environ):
                 self._untold.pop(word, None)
-                self._untold.update({word: message} if word in LASTING else {})
+                self._untold[word] = message
 
 
 def view_of(supervisor: Supervisor, *, started: bool) -> View:

@@ -7,8 +7,7 @@ from greeterd.core.state import State
 def drain_replaced(state: State, now: float) -> None:
     """Where two workers are ready, the older one leaves: start first, stop second."""
     for slot in state.slots.values():
-        ready = [worker for worker in slot.workers if worker.life is Life.READY]
-        for worker in ready[:-1]:
+        for worker in slot.replaced:
             state.drain(worker, How.HAND_OVER, now)
 
 

@@ -121,11 +121,15 @@ class Slot:
         return next((worker for worker in self.workers if worker.life is Life.STARTING), None)
 
     @property
+    def replaced(self) -> list[Worker]:
+        """The workers that serve beside a newer one, and are not told to leave yet."""
+        return [worker for worker in self.workers if worker.life is Life.READY][:-1]
+
+    @property
     def handing_over(self) -> bool:
         """A worker that was replaced may still accept."""
-        ready = sum(worker.life is Life.READY for worker in self.workers)
         leaving = [worker for worker in self.workers if worker.leaving is How.HAND_OVER]
-        return ready > 1 or any(worker.accepts for worker in leaving)
+        return any(worker.accepts for worker in [*self.replaced, *leaving])
 
     @property
     def vacant(self) -> bool:
