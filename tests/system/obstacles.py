@@ -9,12 +9,11 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def obstruct(log: Path) -> Path:
-    """Put an empty directory in the log's place; return where the log is from now on."""
+def obstruct(log: Path) -> None:
+    """Put an empty directory in the log's place."""
     away = log.with_suffix(".away")
     away.mkdir()
     _exchange(log, away)
-    return away
 
 
 def clear(log: Path) -> None:

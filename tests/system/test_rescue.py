@@ -18,10 +18,9 @@ from tests.system.harness import Daemon, Record
 from tests.system.obstacles import clear, obstruct
 from tests.system.sizes import sized
 
-CLIENTS = sized(2000, 400)
+CLIENTS = sized(2000, 500)  # of 500 one of 4 listeners gets 15 to 35 %, but in 1 of 2 million cases
 CALLERS = 32  # with 4 listeners one of them is missed by so many in 1 of 10,000 cases
 AFTERWARDS = 400
-LEAST, MOST = 0.13, 0.37  # of them one of 4 listeners gets, but in 1 of 5 million cases
 FEWEST = 50  # of these one of 4 listeners gets, at random; 100 are expected, with a deviation of 9
 SLOT = 2  # the one that is stuck
 HEALTHY_AFTER = 0.05
@@ -161,7 +160,7 @@ def test_without_rescue_a_quarter_of_the_clients_wait_in_vain(daemon: StartDaemo
     print(result.counts)
     assert result.total == CLIENTS
     assert set(result.lost) == {"timeout"}
-    assert LEAST < result.lost["timeout"] / CLIENTS < MOST
+    assert 0.15 < result.lost["timeout"] / CLIENTS < 0.35
     assert server.events("listener lent") == []
 
 
@@ -220,7 +219,7 @@ def test_a_worker_that_crashes_at_each_start_costs_no_client(
     until(lambda: [one["slot"] for one in server.status()["workers"] if not one["pid"]] == [SLOT])
     if not rescue:
         assert set(result.lost) == {"timeout"}
-        assert LEAST < result.lost["timeout"] / CLIENTS < MOST
+        assert 0.15 < result.lost["timeout"] / CLIENTS < 0.35
         return
     assert result.counts == {"ok": CLIENTS}
     until(lambda: lenders(server) == [SLOT])

@@ -96,6 +96,9 @@ def test_a_second_term_does_not_cut_the_delay_short_and_stop_now_does(daemon: St
     for count in (1, 2):
         server.signal(signal.SIGTERM)
         server.wait_event("signal", count=count)
+    ping = server.ctl("ping")
+    assert (ping.returncode, ping.stderr) == (1, "greeterctl: ping: the daemon is stopping\n")
+    assert server.ctl("scale", "3").returncode == 1
     assert greet(server.address, "Alice") == "Hello, Alice\n"
     assert server.ctl("stop", "--now").returncode == 0
     assert server.wait() == 0

@@ -51,6 +51,6 @@ def test_silent_clients_are_closed_after_the_timeout_and_counted(
     print(f"{mode}: the last of {SILENT} was closed {ended - connected:.2f} s after it came")
     assert outcomes(totals) == {"greetings": 100, "timeout": SILENT}
     assert ended - began > timeout * 0.9
-    assert ended - connected < 2 * timeout
+    assert ended - connected < timeout + 3.0
     assert len(one.greetings()) == 100
     assert {each["level"] for each in one.events()} == {"info"}
