@@ -3,6 +3,7 @@
 The codes follow sysexits.h where it has one; the README's table of exit codes lists them all.
 """
 
+import os
 from typing import ClassVar
 
 
@@ -36,6 +37,12 @@ class RestartIntensityError(GreeterdError):
     exit_code = 70
 
 
+class ResourceError(GreeterdError):
+    """The system refuses what is needed, for now: space, descriptors, a call (EX_OSERR)."""
+
+    exit_code = 71
+
+
 class AlreadyRunningError(GreeterdError):
     """Another daemon holds the run lock (EX_TEMPFAIL)."""
 
@@ -46,3 +53,9 @@ class ConfigError(GreeterdError):
     """The configuration is wrong (EX_CONFIG)."""
 
     exit_code = 78
+
+
+def reason_of(error: OSError) -> str:
+    """Return why the system refused, with the path if there is one: `PATH: No space left`."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"

@@ -10,10 +10,10 @@ from greeterd import worker
 from greeterd.channel import Channel
 from greeterd.core.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
 from greeterd.escrow import Escrow
+from greeterd.files import Identity
 from greeterd.generations import Generations
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Nursery
-from greeterd.privileges import Identity
 from greeterd.scoreboard import GREETINGS, Scoreboard
 from greeterd.seat import Handoff, Seat
 from greeterd.signals import SignalPipe

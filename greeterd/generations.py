@@ -13,8 +13,9 @@ from greeterd.config import FIXED, Config
 from greeterd.core.events import Generation, Policy
 from greeterd.core.status import ReloadResult
 from greeterd.core.supervisor import Supervisor
+from greeterd.files import Identity
 from greeterd.limits import allow_files, limit_core_dumps, limit_files
-from greeterd.privileges import Identity, prepare_directory
+from greeterd.privileges import prepare_directory
 
 LOG_DIR_MODE: Final = 0o750
 

@@ -9,8 +9,8 @@ from structlog.typing import FilteringBoundLogger
 
 from greeterd.config import Config
 from greeterd.errors import ConfigError
+from greeterd.files import Identity
 from greeterd.logs import DaemonLog, open_daemon_log
-from greeterd.privileges import Identity
 
 
 class MasterLog:

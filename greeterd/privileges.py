@@ -14,24 +14,12 @@ import grp
 import os
 import pwd
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from greeterd.errors import ConfigError, GreeterdError
+from greeterd.files import ROOT, Identity, acting_as
 
-ROOT = 0
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A user and his one group, as the kernel knows them."""
-
-    uid: int
-    gid: int
-
-    def __str__(self) -> str:
-        return f"uid {self.uid}, gid {self.gid}"
 
 
 def resolve(user: str | None, group: str | None) -> Identity | None:
@@ -168,17 +156,7 @@ def _hand_over(path: Path, identity: Identity | None, mode: int) -> None:
 
 
 def _may_write(path: Path, identity: Identity | None) -> bool:
-    if identity is None or os.geteuid() != ROOT:
-        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
     # The kernel is asked in the identity's place: it knows access lists, read-only mounts and
     # the directories above, which mode bits alone do not tell.
-    groups, gid = os.getgroups(), os.getegid()
-    try:
-        os.setgroups([])
-        os.setegid(identity.gid)
-        os.seteuid(identity.uid)
+    with acting_as(identity):
         return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
-    finally:
-        os.seteuid(ROOT)
-        os.setegid(gid)
-        os.setgroups(groups)

@@ -9,9 +9,9 @@ from greeterd.channel import Channel
 from greeterd.config import Config
 from greeterd.core.address import Address
 from greeterd.core.events import SlotIndex
+from greeterd.files import Identity
 from greeterd.handoff import Pair
 from greeterd.logs import DaemonLog
-from greeterd.privileges import Identity
 from greeterd.scoreboard import Row, Scoreboard
 from greeterd.signals import SignalPipe
 

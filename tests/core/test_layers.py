@@ -15,6 +15,7 @@ FACILITIES = "facilities"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors"}),  # "" is the package itself: its version
     frozenset({"core"}),
+    frozenset({"files"}),
     frozenset({"cpus", "kinds", "linefile"}),  # parts of one module above each
     frozenset({"config"}),
     frozenset({"settings"}),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from greeterd.config import Config
+from greeterd.files import Identity
 from greeterd.masterlog import MasterLog
-from greeterd.privileges import Identity
 
 SOMEBODY = Identity(uid=12345, gid=54321)
 

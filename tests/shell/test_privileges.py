@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from greeterd.errors import ConfigError
-from greeterd.privileges import Identity, drop, prepare_directory, resolve
+from greeterd.files import Identity
+from greeterd.privileges import drop, prepare_directory, resolve
 
 ROOT = Path(__file__).parents[2]
 STRANGER = Identity(54321, 54322)
