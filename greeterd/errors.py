@@ -3,8 +3,9 @@
 The codes follow sysexits.h where it has one; the README's table of exit codes lists them all.
 """
 
+import errno
 import os
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class GreeterdError(Exception):
@@ -59,3 +60,18 @@ def reason_of(error: OSError) -> str:
     """Return why the system refused, with the path if there is one: `PATH: No space left`."""
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
+_WRONG: Final = frozenset({
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
+    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
+})  # fmt: skip
+
+
+def refusal(what: str, error: OSError) -> GreeterdError:
+    """Return the error to end with: ConfigError where a path or a permission is wrong.
+
+    All else may pass, such as a full disk: ResourceError.
+    """
+    kind = ConfigError if error.errno in _WRONG else ResourceError
+    return kind(f"{what}: {error.strerror or error}")

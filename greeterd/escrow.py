@@ -10,10 +10,9 @@ Only the master writes this; workers that are forked inherit what `for_slot` ret
 """
 
 import contextlib
-import os
 import socket
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -26,6 +25,7 @@ from greeterd.cpus import cpu_of
 from greeterd.errors import ListenError
 from greeterd.handoff import QUEUE_LIMIT, Pair, waiting
 from greeterd.sockdiag import Queue, queue_length
+from greeterd.socketfiles import FileId, file_at, place_of
 from greeterd.succession import InheritedListeners
 
 BLOCKING_TIMEOUT = 0.1
@@ -49,6 +49,7 @@ class Escrow:
         self._handoff = config.mode == "handoff"
         self._backlog = config.backlog
         self._blocking = config.wait_strategy == "blocking"
+        self._unix_mode = config.unix_mode
         self._shared: list[socket.socket] = []
         self._guards: list[socket.socket] = []
         self._slots: dict[SlotIndex, list[socket.socket]] = {}
@@ -59,7 +60,7 @@ class Escrow:
         """The slots by the index of their listener, which is the same at every address."""
         self._avoided: set[SlotIndex] = set()
         """The slots that retire, and of passed listeners those that have."""
-        self._unix_files: dict[Path, tuple[int, int]] = {}
+        self._unix_files: dict[Path, FileId] = {}
         self._longest: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
         self._steering, self._cpus = config.steering, config.pinned_cpus
         self._bind = config.bind
@@ -96,22 +97,38 @@ class Escrow:
             fds = given.shared or [None] * len(addresses)
             for address, fd in zip(addresses, fds, strict=True):
                 self._shared.append(
-                    self._open_shared(address, config.unix_mode)
-                    if fd is None
-                    else socket.socket(fileno=fd)
+                    self._open_shared(address) if fd is None else socket.socket(fileno=fd)
                 )
         elif not (self._guards or self.passed):
             for address in addresses:
                 self._guards.append(listener.guard_address(address))
 
-    def _open_shared(self, address: Address, unix_mode: int) -> socket.socket:
-        sock = listener.open_shared(address, backlog=self._backlog, unix_mode=unix_mode)
+    def _open_shared(self, address: Address) -> socket.socket:
+        sock = listener.open_shared(address, backlog=self._backlog, unix_mode=self._unix_mode)
         if address.is_unix:
             path = Path(address.path).absolute()
-            self._unix_files[path] = _inode(path)
+            self._unix_files[path] = file_at(path) or (0, 0)
         if self._blocking:
             listener.set_blocking_accept(sock, BLOCKING_TIMEOUT)
         return sock
+
+    @property
+    def unix_files(self) -> Mapping[Path, FileId]:
+        """The files of unix listeners that are ours to look after, by the path they are to have."""
+        return self._unix_files
+
+    def reopen(self, path: Path) -> None:
+        """Open a unix listener anew that has lost its path; workers that are there keep the old.
+
+        Raises:
+            ListenError: it cannot be had. The old one stays in use.
+
+        """
+        address = Address(path=str(path))
+        sock = self._open_shared(address)
+        before = [listener.local_address(each) for each in self._shared].index(address)
+        self._shared[before].close()
+        self._shared[before] = sock
 
     def arrange(self) -> None:
         """Have what was taken over as the configuration says: at a start, when nobody serves it."""
@@ -160,7 +177,7 @@ class Escrow:
                 found[Stored(label=label, slot=slot, index=index).name] = sock.fileno()
         return found
 
-    def _file_of(self, sock: socket.socket) -> tuple[int, int] | None:
+    def _file_of(self, sock: socket.socket) -> FileId | None:
         if sock.family != socket.AF_UNIX:
             return None
         return self._unix_files.get(Path(listener.local_address(sock).path))
@@ -350,12 +367,6 @@ class Escrow:
 
     def _remove_unix_files(self) -> None:
         for path, inode in self._unix_files.items():
-            with contextlib.suppress(OSError):
-                if _inode(path) == inode:
-                    path.unlink()
+            with contextlib.suppress(OSError), place_of(path) as place:
+                place.remove(inode)
         self._unix_files.clear()
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino

@@ -63,6 +63,15 @@ class Generations:
         allow_files(config.max_files)
         return config
 
+    def prepare(self) -> None:
+        """Make ready what the configuration in force names, as `read` does.
+
+        Raises:
+            GreeterdError: it cannot be had.
+
+        """
+        prepare_log_dir(self.current, self._identity)
+
     def begin(self, config: Config) -> Generation:
         """Begin the generation of workers with this configuration."""
         self._began = time.monotonic()

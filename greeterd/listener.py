@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from greeterd.core.address import MAX_PATH_BYTES, Address
 from greeterd.errors import ListenError
+from greeterd.socketfiles import place_of
 
 _SOMAXCONN: Final = Path("/proc/sys/net/core/somaxconn")
 _PRIVILEGED_PORTS: Final = 1024  # net.ipv4.ip_unprivileged_port_start, unless an operator moved it
@@ -152,8 +153,8 @@ def _open_unix(address: Address, backlog: int, mode: int) -> socket.socket:
     path = Path(address.path)
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise _refusal(address, f"the path is longer than {MAX_PATH_BYTES} bytes")
-    with _new_socket(address, socket.AF_UNIX) as sock:
-        _remove_stale(path)
+    with _new_socket(address, socket.AF_UNIX) as sock, place_of(path) as place:
+        place.clear()
         # bind() creates the file, and only the umask can give it its permissions in that moment; a
         # chmod afterwards could be led elsewhere by whoever may write in the directory. The umask
         # is the whole process's: the master has one thread.
@@ -162,40 +163,12 @@ def _open_unix(address: Address, backlog: int, mode: int) -> socket.socket:
             sock.bind(address.path)
         finally:
             os.umask(before)
+        # Nor is there a bind() in a directory that is held open: getsockname() would tell of it.
+        made = place.look()
+        if made is None or not stat.S_ISSOCK(made.st_mode) or made.st_uid != os.geteuid():
+            raise _refusal(address, "the directory was replaced meanwhile")
         sock.listen(backlog)
     return sock
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody answers on; OSError if there is anything else.
-
-    Two daemons that start on one path at the same instant can remove each other's file: between the
-    bind() and the listen() of one nobody answers yet. The run lock keeps that from one daemon.
-    """
-    try:
-        kind = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(kind):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    if _answers(path):
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    path.unlink(missing_ok=True)
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError as error:
-            # A full queue, or a living socket of another type.
-            if error.errno in {errno.EAGAIN, errno.EPROTOTYPE}:
-                return True
-            raise
-    return True
 
 
 @contextmanager

@@ -31,12 +31,14 @@ from greeterd.listener import effective_backlog
 from greeterd.loop import Loop
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
+from greeterd.names import Names
 from greeterd.orders import Orders
 from greeterd.performing import Performer
 from greeterd.privileges import resolve
 from greeterd.reception import take_up
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import Scoreboard
+from greeterd.socketfiles import CONTROL_SOCKET
 from greeterd.succession import Estate
 from greeterd.survey import Circumstances, describe, survey
 from greeterd.titles import title_master
@@ -112,7 +114,7 @@ class Master:
         )
         self._orders = Orders(
             self._loop.selector,
-            config.run_dir / "control.sock",
+            config.run_dir / CONTROL_SOCKET,
             estate,
             supervisor=self._supervisor,
             generations=self._generations,
@@ -120,6 +122,17 @@ class Master:
             escrow=self._escrow,
             manager=self._manager,
             status=self._status,
+            require_listeners=self._require_listeners,
+            log=self._log,
+            feed=self._feed,
+        )
+        self._names = Names(
+            lock=self._lock,
+            control=self._orders.control,
+            escrow=self._escrow,
+            generations=self._generations,
+            supervisor=self._supervisor,
+            manager=self._manager,
             log=self._log,
             feed=self._feed,
         )
@@ -165,7 +178,9 @@ class Master:
         self._loop.begin()
         while self._performer.exit is None:
             self._tick()
-            self._forks.carry_out(self._loop.until)
+            if self._forks:
+                self._names.look()  # a worker is to find the log directory
+                self._forks.carry_out(self._loop.until)
             self._loop.turn(self._timeout())
         return self._end(self._performer.exit)
 
@@ -208,6 +223,7 @@ class Master:
     def _tick(self) -> None:
         now = time.monotonic()
         self._orders.control.expire(now)
+        self._names.attend(now)
         deadline = self._supervisor.next_deadline()
         if now >= self._next_tick:
             policy = self._supervisor.policy
@@ -264,6 +280,9 @@ class Master:
         self._crew.reap(others=self._upgrading.pids())
         self._upgrading.look()
 
+    def _require_listeners(self) -> None:
+        self._names.require_listeners()
+
     # The whole ------------------------------------------------------------------------------
 
     def _figures(self) -> str:
@@ -283,6 +302,7 @@ class Master:
                 config=self._generations.current,
                 config_file=self._source.file,
                 last_error=self._log.last_error,
+                warnings=self._names.lost,
                 reload=self._generations.result,
             ),
         )
@@ -297,6 +317,7 @@ class Master:
             board_fd=self._board.fd,
             lock_fd=self._lock.fd,
             control_fd=self._orders.control.listener_fd,
+            control_file=self._orders.control.file,
             client_fd=self._orders.client_fd(ticket),
             idle_fds=self._orders.control.idle_fds(),
             generation=self._supervisor.generation,

@@ -50,16 +50,21 @@ class Orders:
         escrow: Escrow,
         manager: Manager,
         status: Callable[[], object],
+        require_listeners: Callable[[], None],
         log: MasterLog,
         feed: Callable[[Event], None],
     ) -> None:
-        """Listen at `path`, or go on with what a predecessor has opened there."""
+        """Listen at `path`, or go on with what a predecessor has opened there.
+
+        `require_listeners` raises a GreeterdError when workers could not be reached everywhere.
+        """
         self._supervisor = supervisor
         self._generations = generations
         self._crew = crew
         self._escrow = escrow
         self._manager = manager
         self._status = status
+        self._require_listeners = require_listeners
         self._log = log
         self._feed = feed
         self._requests: dict[Ticket, Request] = {}
@@ -73,6 +78,7 @@ class Orders:
             allowed_uids=frozenset({os.geteuid()}),
             log=log.logger,
             listener=socket.socket(fileno=estate.control_fd) if estate else None,
+            file=estate.control_file if estate else None,
         )
 
     def adopt(self, estate: Estate) -> Ticket:
@@ -102,9 +108,7 @@ class Orders:
                 workers = request.arguments["workers"]
                 self._feed(Scale(workers=workers, ticket=self._ticket(request)))
             case "restart":
-                slot = request.arguments.get("slot")
-                which = None if slot is None else SlotIndex(slot)
-                self._feed(Restart(which, ticket=self._ticket(request)))
+                self._restart(request.arguments.get("slot"), self._ticket(request))
             case "reopen":
                 self.reopen(request)
             case "upgrade":
@@ -138,20 +142,29 @@ class Orders:
     def _reload(self, ticket: Ticket) -> None:
         self._manager.begin()
         try:
+            self._require_listeners()
             config = self._generations.read()
             self._log.open(config).close()
         except GreeterdError as error:
-            self._refuse_reload(ticket, str(error))
+            self._refuse("reload", ticket, str(error))
             return
         if fixed := fixed_differences(self._generations.current, config):
-            self._refuse_reload(ticket, f"only a restart changes {', '.join(fixed)}")
+            self._refuse("reload", ticket, f"only a restart changes {', '.join(fixed)}")
             return
         self.begin_reload(config, ticket, "reload")
 
-    def _refuse_reload(self, ticket: Ticket, reason: str) -> None:
+    def _refuse(self, command: str, ticket: Ticket, reason: str) -> None:
         supervisor = self._supervisor
         workers = len(supervisor.live_slots)
-        self.finish(Finished(ticket, "reload", reason, supervisor.generation, workers))
+        self.finish(Finished(ticket, command, reason, supervisor.generation, workers))
+
+    def _restart(self, slot: int | None, ticket: Ticket) -> None:
+        try:
+            self._require_listeners()
+        except GreeterdError as error:
+            self._refuse("restart", ticket, str(error))
+            return
+        self._feed(Restart(None if slot is None else SlotIndex(slot), ticket=ticket))
 
     def begin_reload(self, config: Config, ticket: Ticket, name: str) -> None:
         """Have every worker replaced by one of this configuration; `name` is the command's."""
@@ -162,6 +175,11 @@ class Orders:
     def upgrade(self, ticket: Ticket = NO_TICKET) -> None:
         """Replace the program by what is installed now."""
         self._manager.begin()
+        try:
+            self._require_listeners()
+        except GreeterdError as error:
+            self._refuse("upgrade", ticket, str(error))
+            return
         self._feed(Upgrade(ticket=ticket))
 
     def reopen(self, request: Request | None = None) -> None:

@@ -1,9 +1,10 @@
 """Lets one daemon run per run directory, whatever a dead one left there.
 
-The run lock is a flock(2) on `run_dir/greeterd.pid`. The lock alone decides who runs; the line in
-it, "PID STARTTIME" (field 22 of proc_pid_stat(5), clock ticks after boot), is only for people and
-messages, and is believed only if a process with that pid and that start time lives. So neither a
-stale file nor a recycled pid can stop a start.
+The run lock is a flock(2) on `run_dir/greeterd.pid`. The lock alone decides who runs; the pid in
+the file is for people, scripts and messages. It is the holder's whenever the lock is held, since a
+lock ends with its process. (An earlier version wrote its start
+time, too, after the pid.)
+A lock without its name keeps nobody away, so `names` has it renewed.
 flock belongs to the open file description: it survives fork and exec, and ends when the last
 descriptor is closed. Hence a worker closes `RunLock.fd` first of all: the lock must end with the
 master, not with its slowest worker. The master writes the file; anyone in its group reads it.
@@ -12,12 +13,14 @@ master, not with its slowest worker. The master writes the file; anyone in its g
 import fcntl
 import os
 import stat
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError
+from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError, refusal
+from greeterd.files import open_regular
+from greeterd.socketfiles import CONTROL_SOCKET, FileId, file_at, refuse_second
+from greeterd.strictmodes import make_directory
 
 FILE_NAME = "greeterd.pid"
 # flock needs no write permission: who may read the file could hold the lock against us.
@@ -35,61 +38,82 @@ class RunLock:
         self.path = path
 
     @classmethod
-    def acquire(cls, run_dir: Path, *, owners: Collection[int] = ()) -> Self:
+    def acquire(cls, run_dir: Path) -> Self:
         """Take the lock and write our pid; creates `run_dir` (0750) if it is missing.
 
-        In a directory that everybody may write (/tmp), `run_dir` must belong to us, root or
-        one of the uids `owners`, and be writable by no other: anyone could have made it, to
-        have us follow a link or to hold the lock against us.
+        A daemon whose lock has lost its name is found by its control socket.
 
-        Raises: AlreadyRunningError naming the pid that holds it; ConfigError if `run_dir`
-        cannot be used.
+        Raises: AlreadyRunningError naming the pid that holds it; ConfigError if `run_dir` cannot be
+        used, or others could change what is in it; ResourceError if it may be had later.
         """
+        lock = cls._take(run_dir)
+        try:
+            refuse_second(run_dir / CONTROL_SOCKET)
+            lock.publish()
+        except GreeterdError:
+            lock.release()
+            raise
+        return lock
+
+    @classmethod
+    def _take(cls, run_dir: Path) -> Self:
         path = run_dir / FILE_NAME
         try:
-            directory = _open_run_dir(run_dir, {os.geteuid(), 0, *owners})
-            try:
-                lock = cls(_lock(directory, path), path)
-            finally:
-                os.close(directory)
-            try:
-                lock.update(os.getpid())
-            except OSError:
-                lock.release()
-                raise
+            return cls(_lock(path), path)
         except OSError as error:
-            raise ConfigError(f"run lock {path}: {error.strerror}") from error
-        return lock
+            raise refusal(f"run lock {path}", error) from error
 
     @classmethod
     def adopt(cls, fd: int, run_dir: Path) -> Self:
         """Take over the descriptor of a lock that our predecessor holds and goes on holding.
 
-        The content stays the predecessor's until `update`.
+        A predecessor of another version may have written more than the pid: `publish` anew.
 
         Raises: GreeterdError if `fd` is not the lock of `run_dir`.
         """
-        path = run_dir / FILE_NAME
+        lock = cls(fd, run_dir / FILE_NAME)
+        what = f"descriptor {fd} is not the run lock {lock.path}"
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours by the same description
-            if not _is_same_file(fd, path):
-                raise GreeterdError(f"descriptor {fd} is not the run lock {path}")
+            found = os.fstat(fd)
+            # One whose name is gone is the lock still; it is renewed once we run.
+            unnamed = stat.S_ISREG(found.st_mode) and found.st_nlink == 0
+            if not unnamed and lock.file != file_at(lock.path):
+                raise GreeterdError(what)
         except OSError as error:
-            raise GreeterdError(
-                f"descriptor {fd} is not the run lock {path}: {error.strerror}"
-            ) from error
+            raise GreeterdError(f"{what}: {error.strerror}") from error
         os.set_inheritable(fd, False)
-        return cls(fd, path)
+        return lock
 
-    def update(self, pid: int) -> None:
-        """Write `pid`, a living process, as the holder. The lock itself does not move.
+    @property
+    def file(self) -> FileId:
+        """The file that is locked, whatever has its name."""
+        found = os.fstat(self.fd)
+        return found.st_dev, found.st_ino
 
-        Raises: OSError if the file cannot be written (a full disk).
+    def publish(self) -> None:
+        """Write our pid into the file.
+
+        Raises: ConfigError, ResourceError if it cannot be written (a full disk).
         """
-        content = b"%d %d\n" % (pid, _start_time(pid) or 0)
-        # Written over, then cut: a reader sees a whole first line at any moment.
-        os.pwrite(self.fd, content, 0)
-        os.ftruncate(self.fd, len(content))
+        try:
+            _write_pid(self.fd)
+        except OSError as error:
+            raise refusal(f"run lock {self.path}", error) from error
+
+    def renew(self) -> None:
+        """Hold the lock of the file that has the name now, made anew if there is none.
+
+        Raises: as `acquire`; then what was held is held still.
+        """
+        fresh = self._take(self.path.parent)
+        try:
+            fresh.publish()
+        except GreeterdError:
+            fresh.release()
+            raise
+        self.close()
+        self.fd = fresh.fd
 
     def release(self) -> None:
         """End the lock for every holder of the description, and remove the file; idempotent."""
@@ -97,7 +121,7 @@ class RunLock:
             return
         with suppress(OSError):
             os.ftruncate(self.fd, 0)  # also where unlinking is not permitted any more
-            if _is_same_file(self.fd, self.path):
+            if self.file == file_at(self.path):
                 self.path.unlink()
         # Unlinked before unlocked: a starter that waits at the old file sees that its path is
         # gone, and tries again (_lock). The other way round it could lock a file that we remove.
@@ -114,52 +138,56 @@ class RunLock:
             self.fd = -1
 
 
-def running_pid(run_dir: Path) -> int | None:
-    """Return the pid in the run lock's file if that very process lives."""
+def prepare_run_dir(run_dir: Path) -> None:
+    """Make sure that `run_dir` is there, and that nobody else can change what is in it.
+
+    Raises: ConfigError, ResourceError as RunLock.acquire.
+    """
     try:
-        with (run_dir / FILE_NAME).open("rb") as file:
-            words = file.readline(64).split()
+        make_directory(run_dir, DIR_MODE)
+    except OSError as error:
+        raise refusal(f"run_dir {run_dir}", error) from error
+
+
+def running_pid(run_dir: Path) -> int | None:
+    """Return the pid in the run lock's file, if such a process lives: that of the lock's holder.
+
+    Where nobody holds the lock, a dead daemon may have left it.
+    """
+    try:
+        fd = open_regular(run_dir / FILE_NAME, os.O_RDONLY)
     except OSError:
         return None
-    if len(words) != 2 or not all(word.isdigit() for word in words):  # noqa: PLR2004
+    pid = 0
+    try:
+        word = os.pread(fd, 64, 0).partition(b"\n")[0].partition(b" ")[0]
+        pid = int(word) if word.isdigit() else 0
+        if pid:
+            os.kill(pid, 0)
+    except PermissionError:
+        return pid  # it lives, as another user
+    except (OSError, OverflowError):
         return None
-    pid, started = map(int, words)
-    return pid if _start_time(pid) == started else None
+    finally:
+        os.close(fd)
+    return pid or None
 
 
-def _open_run_dir(run_dir: Path, owners: Collection[int]) -> int:
-    """Open the directory, so that what was checked is what is used.
+def _lock(path: Path) -> int:
+    """Return a locked descriptor of the file that has the name now.
 
-    Raises: ConfigError if somebody else may have made it; OSError.
+    Raises: OSError; AlreadyRunningError; ConfigError.
     """
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        run_dir.mkdir(mode=DIR_MODE)
-    shared = run_dir.parent.stat().st_mode & stat.S_IWOTH
-    flags = os.O_RDONLY | os.O_DIRECTORY
-    if not shared:
-        return os.open(run_dir, flags)
-    if run_dir.is_symlink():
-        raise ConfigError(f"run_dir {run_dir} is a link in a directory that everybody may write")
-    directory = os.open(run_dir, flags | os.O_NOFOLLOW)
-    found = os.fstat(directory)
-    if found.st_uid in owners and not found.st_mode & stat.S_IWOTH:
-        return directory
-    os.close(directory)
-    raise ConfigError(
-        f"run_dir {run_dir} is in a directory that everybody may write, and is"
-        f" owned by uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}: remove it"
-    )
-
-
-def _lock(directory: int, path: Path) -> int:
-    """Return a locked descriptor of the file that has the name now. Raises: OSError."""
+    make_directory(path.parent, DIR_MODE)
     while True:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(FILE_NAME, flags, FILE_MODE, dir_fd=directory)
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         try:
+            found = os.fstat(fd)
+            if found.st_uid not in {os.geteuid(), 0}:
+                # It may be older than the directory's present owner.
+                raise ConfigError(f"run lock {path}: it belongs to uid {found.st_uid}: remove it")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same_file(fd, FILE_NAME, directory):
+            if (found.st_dev, found.st_ino) == file_at(path):
                 return fd
             # The holder left between our open and our lock, and took the file away.
         except BlockingIOError:
@@ -167,25 +195,14 @@ def _lock(directory: int, path: Path) -> int:
             pid = running_pid(path.parent)
             who = "by a process that its file does not name" if pid is None else f"as pid {pid}"
             raise AlreadyRunningError(f"already running {who} (run lock {path})") from None
-        except OSError:
+        except (OSError, GreeterdError):
             os.close(fd)
             raise
         os.close(fd)
 
 
-def _is_same_file(fd: int, path: Path | str, directory: int | None = None) -> bool:
-    try:
-        named = os.stat(path, dir_fd=directory, follow_symlinks=False)
-        return os.path.samestat(os.fstat(fd), named)
-    except FileNotFoundError:
-        return False
-
-
-def _start_time(pid: int) -> int | None:
-    """Return when a living process started, in clock ticks after boot; None if there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # Field 2 is the command in parentheses and may contain any byte: count from its end.
-    return int(text.rpartition(b")")[2].split()[19])
+def _write_pid(fd: int) -> None:
+    content = b"%d\n" % os.getpid()
+    # Written over, then cut: a reader sees a whole first line at any moment.
+    os.pwrite(fd, content, 0)
+    os.ftruncate(fd, len(content))

@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from greeterd import succession
 from greeterd.activation import Allotment
 from greeterd.config import Config
 from greeterd.daemon import Readiness, launch
-from greeterd.errors import ConfigError
+from greeterd.errors import ConfigError, GreeterdError
 from greeterd.generations import fixed_settings, prepare_log_dir
 from greeterd.master import Master, Source
 from greeterd.privileges import resolve
 from greeterd.reception import bind_by, receive
-from greeterd.runlock import RunLock
+from greeterd.runlock import RunLock, prepare_run_dir
 from greeterd.succession import Estate
 from greeterd.trial import rehearse
 
@@ -36,6 +37,7 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
         if changed:
             raise ConfigError(f"only a restart changes {', '.join(changed)}")
         if succession.is_trial():
+            prepare_run_dir(config.run_dir)  # what the next start would refuse is told now
             RunLock.adopt(estate.lock_fd, config.run_dir).close()
             rehearse(config, estate)
             return 0
@@ -50,11 +52,12 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
 def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
     identity = resolve(config.user, config.group)
     prepare_log_dir(config, identity)
-    owners = {identity.uid} if identity else set()
     if estate is None:
-        lock = RunLock.acquire(config.run_dir, owners=owners)
+        lock = RunLock.acquire(config.run_dir)
     else:
         lock = RunLock.adopt(estate.lock_fd, config.run_dir)
+        with suppress(GreeterdError):  # such as a full disk: the pid is in the file already
+            lock.publish()
     try:
         master = Master(config, source, readiness, lock, estate)
         try:

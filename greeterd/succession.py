@@ -100,6 +100,8 @@ class Estate(Struct, frozen=True, kw_only=True):
     board_fd: int
     lock_fd: int
     control_fd: int
+    control_file: tuple[int, int] | None = None
+    """Device and inode of the control socket's file; None: the predecessor does not tell."""
     client_fd: int | None = None
     """The control connection that waits for the upgrade."""
     idle_fds: list[int] = []

@@ -41,6 +41,7 @@ class Circumstances:
     config: Config
     config_file: Path | None
     last_error: str | None
+    warnings: list[str]
     reload: ReloadResult | None
 
 
@@ -78,6 +79,7 @@ def survey(
         restart_window=supervisor.policy.restart_window,
         longest_stall=about.longest_stall,
         last_error=about.last_error,
+        warnings=about.warnings,
         reload=about.reload,
         log_dir=str(about.config.log_dir),
         run_dir=str(about.config.run_dir),

@@ -13,7 +13,7 @@ from greeterd.control.client import (
     exchange,
 )
 from greeterd.control.server import ControlServer, Request
-from greeterd.control.sockets import Peer, peer_of
+from greeterd.socketfiles import Peer, peer_of
 
 __all__ = [
     "ControlError",

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from greeterd.control.sockets import short_name
 from greeterd.core.requests import (
     FAILED,
     MAX_REQUEST_BYTES,
@@ -20,6 +19,7 @@ from greeterd.core.requests import (
     render_request,
 )
 from greeterd.errors import GreeterdError
+from greeterd.socketfiles import short_name
 
 
 class ControlError(GreeterdError):

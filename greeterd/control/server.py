@@ -7,8 +7,8 @@ registered at all: nothing that it sends is read, and only the master decides wh
 However many requests it sends together, each turn of the loop handles one.
 
 Only root and the allowed uids are served; the kernel tells who a peer is (SO_PEERCRED).  The file
-has mode 0600 from its first instant.  The caller holds the run lock, so a socket that is there
-already is that of a dead daemon and is replaced; close() unlinks the path only if it is still ours.
+has mode 0600 from its first instant.  A socket that is there already is replaced if nobody answers
+at it; close() unlinks the path only if it is still ours.
 Instants are those of `clock`, time.monotonic().
 """
 
@@ -23,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from greeterd.control.sockets import Peer, inode_of, listen_at, peer_of
+from greeterd.control.sockets import listen_at
 from greeterd.core.requests import (
     FAILED,
     MAX_REQUEST_BYTES,
@@ -35,6 +35,7 @@ from greeterd.core.requests import (
     render_answer,
     render_refusal,
 )
+from greeterd.socketfiles import FileId, Peer, file_at, peer_of, place_of
 
 if TYPE_CHECKING:  # a client imports this module too, and structlog would take it 70 ms
     from structlog.typing import FilteringBoundLogger
@@ -244,10 +245,11 @@ class ControlServer:
         log: "FilteringBoundLogger",
         clock: Callable[[], float] = time.monotonic,
         listener: socket.socket | None = None,
+        file: FileId | None = None,
     ) -> None:
         """Listen at `path`, or go on with the `listener` that a predecessor has opened there.
 
-        One whose file is gone can be reached by nobody, and is replaced.
+        `file` is then its socket's file; None if that did not tell: what is at `path` now.
         """
         self.path = path
         self.selector = selector
@@ -257,12 +259,26 @@ class ControlServer:
         self.clock = clock
         self.connections: set[_Connection] = set()
         self._paused_until: float | None = None
-        if listener is not None and not path.is_socket():
-            listener.close()
-            listener = None
         self._listener = listen_at(path) if listener is None else listener
-        self._inode = inode_of(path)
+        self.file = file or file_at(path) or (0, 0)
+        """Our socket's, whatever is at `path` now; (0, 0) is none."""
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def renew(self) -> None:
+        """Listen at `path` anew, in place of a listener that has lost its name.
+
+        Raises:
+            AlreadyRunningError, ListenError: as listen_at; then all is as before.
+
+        """
+        fresh = listen_at(self.path)
+        self._accept(0)  # who has connected before is served
+        if self._paused_until is None:
+            self.selector.unregister(self._listener)
+            self.selector.register(fresh, selectors.EVENT_READ, self._accept)
+        self._listener.close()
+        self._listener = fresh
+        self.file = file_at(self.path) or (0, 0)
 
     @property
     def listener_fd(self) -> int:
@@ -362,9 +378,8 @@ class ControlServer:
         if self._paused_until is None:
             self.selector.unregister(self._listener)
         self._listener.close()
-        with contextlib.suppress(OSError):
-            if inode_of(self.path) == self._inode:
-                self.path.unlink()
+        with contextlib.suppress(OSError), place_of(self.path) as place:
+            place.remove(self.file)
 
     def abandon(self) -> None:
         """Close the descriptors in a forked child: the selector and the path are the parent's.

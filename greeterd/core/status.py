@@ -154,6 +154,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """The longest time for which the master's loop was deaf: busy, or woken late. Since its start
     or the latest upgrade, whose own exec is not in it."""
     last_error: str | None = None
+    warnings: list[str] = []
+    """What is wrong at this moment, a line each, such as a control socket that was removed."""
     reload: ReloadResult | None = None
     """The latest; None before the first."""
     log_dir: str = ""
@@ -228,6 +230,7 @@ def heading(status: Status) -> list[str]:
         lines.append(f"last reload: {ago} ago, {how}")
     if status.last_error:
         lines.append(f"last error: {status.last_error}")
+    lines += [f"warning: {each}" for each in status.warnings]
     return lines
 
 

@@ -15,7 +15,7 @@ FACILITIES = "facilities"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors"}),  # "" is the package itself: its version
     frozenset({"core"}),
-    frozenset({"files"}),
+    frozenset({"files", "socketfiles", "strictmodes"}),
     frozenset({"cpus", "kinds", "linefile"}),  # parts of one module above each
     frozenset({"config"}),
     frozenset({"settings"}),
@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"leaving", "survey"}),
     frozenset({"workloop"}),
     frozenset({"worker"}),
-    frozenset({"forking", "orders", "trial"}),
+    frozenset({"forking", "names", "orders", "trial"}),
     frozenset({"performing"}),
     frozenset({"master"}),
     frozenset({"start"}),

@@ -593,6 +593,7 @@ def test_close_removes_the_file(master: Master) -> None:
 
 def test_close_leaves_a_successors_file(master: Master) -> None:
     old = master.server
+    master.path.unlink()
     master.server = master.serve()
     old.close()
     assert master.answer(master.client(PING))["ok"]

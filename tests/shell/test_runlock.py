@@ -1,8 +1,11 @@
 """The run lock on real files and processes."""
 
+import errno
 import fcntl
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -11,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError
+from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError, ResourceError
 from greeterd.runlock import RunLock, running_pid
+from greeterd.socketfiles import file_at
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -54,12 +58,22 @@ def python(code: str, *arguments: object, **options: object) -> "subprocess.Pope
     )
 
 
-def test_the_file_holds_pid_and_start_time(tmp_path: Path) -> None:
+def test_the_file_holds_the_pid_and_a_newline_and_nothing_else(tmp_path: Path) -> None:
     lock = RunLock.acquire(tmp_path)
-    pid, started = (tmp_path / "greeterd.pid").read_text().split()
-    assert int(pid) == os.getpid()
-    assert started == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert (tmp_path / "greeterd.pid").read_bytes() == b"%d\n" % os.getpid()
     assert running_pid(tmp_path) == os.getpid()
+    lock.release()
+
+
+def test_a_file_with_a_start_time_of_an_earlier_version_is_read_and_its_holder_named(
+    tmp_path: Path,
+) -> None:
+    lock = RunLock.acquire(tmp_path)
+    (tmp_path / "greeterd.pid").write_text(f"{os.getpid()} 4711\n")
+    with pytest.raises(AlreadyRunningError, match=rf"already running as pid {os.getpid()} "):
+        RunLock.acquire(tmp_path)
+    lock.publish()
+    assert (tmp_path / "greeterd.pid").read_bytes() == b"%d\n" % os.getpid()
     lock.release()
 
 
@@ -92,14 +106,8 @@ def test_a_killed_daemon_leaves_a_stale_file_that_hinders_nobody(tmp_path: Path)
     lock.release()
 
 
-def test_a_recycled_pid_is_not_taken_for_the_daemon(tmp_path: Path) -> None:
-    (tmp_path / "greeterd.pid").write_text(f"{os.getpid()} 1\n")
-    assert running_pid(tmp_path) is None
-    RunLock.acquire(tmp_path).release()
-
-
 @pytest.mark.parametrize(
-    "content", ["", "garbage\n", "1\n", "-1 5\n", "9" * 60 + " 1\n", "\N{SUPERSCRIPT TWO} 1\n"]
+    "content", ["", "garbage\n", "0\n", "-1 5\n", "9" * 60 + "\n", "\N{SUPERSCRIPT TWO}\n"]
 )
 def test_garbage_in_a_held_file_is_refused_without_a_pid(tmp_path: Path, content: str) -> None:
     lock = RunLock.acquire(tmp_path)
@@ -185,8 +193,8 @@ def test_an_upgrade_hands_the_lock_on_without_a_gap(tmp_path: Path) -> None:
     old.close()
     with pytest.raises(AlreadyRunningError):
         RunLock.acquire(tmp_path)
-    new.update(os.getppid())
-    assert running_pid(tmp_path) == os.getppid()
+    new.publish()
+    assert running_pid(tmp_path) == os.getpid()
     new.release()
     RunLock.acquire(tmp_path).release()
 
@@ -223,35 +231,79 @@ def test_our_own_directory_in_a_shared_one_is_used(shared: Path) -> None:
     RunLock.acquire(shared / "greeterd-0").release()
 
 
-def test_a_link_in_a_shared_directory_is_refused(shared: Path, tmp_path: Path) -> None:
-    (tmp_path / "target").mkdir()
-    (shared / "run").symlink_to(tmp_path / "target")
-    with pytest.raises(ConfigError, match="is a link"):
-        RunLock.acquire(shared / "run")
-    assert list((tmp_path / "target").iterdir()) == []
-
-
-def test_a_directory_that_others_may_write_in_a_shared_one_is_refused(shared: Path) -> None:
-    (shared / "run").mkdir()
-    (shared / "run").chmod(0o777)
-    with pytest.raises(ConfigError, match="mode 0777"):
-        RunLock.acquire(shared / "run")
+@needs_root
+def test_a_stranger_s_directory_is_refused_with_what_to_do(shared: Path, tmp_path: Path) -> None:
+    for directory in (shared / "run", tmp_path / "run"):
+        directory.mkdir()
+        os.chown(directory, NOBODY, NOBODY)
+        with pytest.raises(ConfigError, match=r"belongs to uid 65534, .*: chown it to uid 0, "):
+            RunLock.acquire(directory)
+        assert list(directory.iterdir()) == []
 
 
 @needs_root
-def test_a_stranger_s_directory_in_a_shared_one_is_refused(shared: Path) -> None:
-    (shared / "run").mkdir()
-    os.chown(shared / "run", NOBODY, NOBODY)
-    with pytest.raises(ConfigError, match="owned by uid 65534"):
-        RunLock.acquire(shared / "run")
-    RunLock.acquire(shared / "run", owners={NOBODY}).release()
+def test_a_directory_above_that_is_a_stranger_s_is_refused_and_nothing_is_made(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "session").mkdir(mode=0o700)
+    os.chown(tmp_path / "session", NOBODY, NOBODY)
+    with pytest.raises(ConfigError, match=r"session belongs to uid 65534.*: choose another run_d"):
+        RunLock.acquire(tmp_path / "session" / "greeterd")
+    assert list((tmp_path / "session").iterdir()) == []
 
 
-def test_outside_of_shared_directories_the_administrator_decides(tmp_path: Path) -> None:
+@needs_root
+def test_a_stranger_s_file_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "greeterd.pid").write_text("1\n")
+    os.chown(tmp_path / "greeterd.pid", NOBODY, NOBODY)
+    with (tmp_path / "greeterd.pid").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="belongs to uid 65534: remove it"):
+            RunLock.acquire(tmp_path)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(mode)
+    with pytest.raises(ConfigError, match=rf"can be written by others \(mode {mode:04o}\): chmod"):
+        RunLock.acquire(tmp_path / "run")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_directory_above_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above").chmod(mode)
+    with pytest.raises(ConfigError, match=rf"above can be written by others \(mode {mode:04o}\)"):
+        RunLock.acquire(tmp_path / "above" / "run")
+    assert list((tmp_path / "above").iterdir()) == []
+
+
+def test_our_own_links_are_followed_and_what_they_lead_to_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
-    (tmp_path / "target").chmod(0o777)
-    (tmp_path / "run").symlink_to(tmp_path / "target")
+    (tmp_path / "run").symlink_to("b/../target")
+    (tmp_path / "b").mkdir()
     RunLock.acquire(tmp_path / "run").release()
+    (tmp_path / "target").chmod(0o777)
+    with pytest.raises(ConfigError, match=r"target can be written by others"):
+        RunLock.acquire(tmp_path / "run")
+
+
+@needs_root
+def test_a_stranger_s_link_is_not_followed(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (shared / "link").symlink_to(tmp_path / "target")
+    os.chown(shared / "link", NOBODY, NOBODY, follow_symlinks=False)
+    for run_dir in (shared / "link", shared / "link" / "run"):
+        with pytest.raises(ConfigError, match="is a link of uid 65534: remove it"):
+            RunLock.acquire(run_dir)
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(ConfigError, match="Too many levels of symbolic links"):
+        RunLock.acquire(tmp_path / "run")
 
 
 def test_a_lock_file_that_is_a_link_is_never_followed(tmp_path: Path) -> None:
@@ -265,5 +317,116 @@ def test_a_lock_file_that_is_a_link_is_never_followed(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"greeterd\.pid: (File exists|Not a directory)"):
-        RunLock.acquire(tmp_path / "file")
+    for run_dir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=r"greeterd\.pid: Not a directory"):
+            RunLock.acquire(run_dir)
+
+
+# What may pass
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("open", errno.EMFILE), ("open", errno.EROFS), ("open", errno.ENOSPC), ("flock", errno.ENOLCK),
+     ("pwrite", errno.ENOSPC), ("pwrite", errno.EDQUOT)],
+)  # fmt: skip
+def test_what_the_system_refuses_for_now_is_told_with_the_path_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl if call == "flock" else os, call, refuse)
+        with pytest.raises(ResourceError) as caught:
+            RunLock.acquire(tmp_path)
+    assert str(caught.value) == f"run lock {tmp_path}/greeterd.pid: {os.strerror(number)}"
+    RunLock.acquire(tmp_path).release()
+
+
+# A name that is lost
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "renamed"])
+def test_a_lock_that_has_lost_its_name_is_renewed(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "greeterd.pid"
+    lock = RunLock.acquire(tmp_path)
+    if how == "renamed":
+        path.rename(tmp_path / "other")
+    else:
+        path.unlink()
+    if how == "replaced":
+        path.write_text("1\n")
+    assert lock.file != file_at(path)
+    lock.renew()
+    assert lock.file == file_at(path)
+    assert path.read_bytes() == b"%d\n" % os.getpid()
+    with pytest.raises(AlreadyRunningError, match=rf"as pid {os.getpid()} "):
+        RunLock.acquire(tmp_path)
+    lock.release()
+    assert not path.exists()
+
+
+def test_a_lock_is_renewed_with_its_directory(tmp_path: Path) -> None:
+    lock = RunLock.acquire(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    lock.renew()
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) & 0o027 == 0
+    lock.release()
+
+
+def test_a_lock_whose_name_another_daemon_has_taken_is_held_as_it_was(tmp_path: Path) -> None:
+    lock = RunLock.acquire(tmp_path)
+    before = lock.file
+    (tmp_path / "greeterd.pid").unlink()
+    with python(HOLDER, tmp_path) as other:
+        assert other.stdout
+        pid = other.stdout.readline().strip()
+        with pytest.raises(AlreadyRunningError, match=rf"already running as pid {pid} "):
+            lock.renew()
+        other.communicate()
+    assert lock.file == before
+    lock.renew()
+    lock.release()
+
+
+def test_a_lock_that_cannot_be_written_is_renewed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lock = RunLock.acquire(tmp_path)
+    before = lock.file
+    (tmp_path / "greeterd.pid").unlink()
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(ResourceError, match="No space left"):
+        lock.renew()
+    assert lock.file == before
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    lock.renew()
+    lock.release()
+
+
+def test_a_successor_adopts_a_lock_that_has_lost_its_name(tmp_path: Path) -> None:
+    lock = RunLock.acquire(tmp_path)
+    (tmp_path / "greeterd.pid").unlink()
+    heir = RunLock.adopt(os.dup(lock.fd), tmp_path)
+    lock.close()
+    heir.renew()
+    with pytest.raises(AlreadyRunningError):
+        RunLock.acquire(tmp_path)
+    heir.release()
+
+
+def test_a_daemon_without_its_lock_is_found_by_its_control_socket(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind(str(tmp_path / "control.sock"))
+        control.listen()
+        with pytest.raises(
+            AlreadyRunningError, match=rf"already running as pid {os.getpid()} \(it"
+        ):
+            RunLock.acquire(tmp_path)
+        assert not (tmp_path / "greeterd.pid").exists()
+    RunLock.acquire(tmp_path).release()
