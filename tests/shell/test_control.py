@@ -35,7 +35,8 @@ from greeterd.control import (
 )
 from greeterd.control.server import ACCEPT_PAUSE, MAX_CONNECTIONS, REQUEST_TIMEOUT
 from greeterd.core.requests import MAX_REQUEST_BYTES, parse_answer, render_request
-from greeterd.errors import ListenError
+from greeterd.errors import AlreadyRunningError, ListenError
+from greeterd.socketfiles import file_at
 from tests.support import until
 
 NOBODY = 65534
@@ -559,6 +560,56 @@ def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     master = Master(path)
     assert master.answer(master.client(PING))["ok"]
     master.close()
+
+
+def test_the_socket_of_a_living_daemon_is_left_alone(master: Master) -> None:
+    before = master.path.stat()
+    with pytest.raises(AlreadyRunningError, match=rf"as pid {os.getpid()} \(it answers at"):
+        master.serve()
+    assert master.path.stat() == before
+    assert master.answer(master.client(PING))["ok"]
+
+
+def test_a_socket_with_a_full_queue_is_left_alone(listener: socket.socket) -> None:
+    path = Path(listener.getsockname())
+    with contextlib.ExitStack() as clients:
+        code = 0
+        while not code:
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            code = client.connect_ex(str(path))
+        with pytest.raises(AlreadyRunningError, match="already running"):
+            Master(path)
+    assert path.is_socket()
+
+
+def test_a_server_that_has_lost_its_name_listens_anew_and_keeps_who_is_there(
+    master: Master,
+) -> None:
+    early, queued = master.client(), socket.socket(socket.AF_UNIX)
+    master.clients.append(queued)
+    queued.connect(str(master.path))
+    master.path.unlink()
+    master.server.renew()
+    assert master.server.file == file_at(master.path)
+    for client in (early, queued, master.client()):
+        client.sendall(PING)
+        assert master.answer(client)["ok"]
+    master.server.close()
+    assert not master.path.exists()
+    assert not master.selector.get_map()
+
+
+def test_a_server_that_cannot_listen_anew_goes_on(master: Master) -> None:
+    client = master.client()
+    master.path.unlink()
+    master.path.write_text("precious")
+    with pytest.raises(ListenError, match="is not a socket"):
+        master.server.renew()
+    client.sendall(PING)
+    assert master.answer(client)["ok"]
+    master.server.close()
+    assert master.path.read_text() == "precious"
 
 
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:

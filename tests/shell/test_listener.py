@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from greeterd import socketfiles
 from greeterd.core.address import Address
 from greeterd.errors import ListenError
 from greeterd.listener import (
@@ -23,6 +24,7 @@ from greeterd.listener import (
     set_blocking_accept,
 )
 from greeterd.sockdiag import queue_length
+from greeterd.socketfiles import Place, answerer
 from tests.shell.sockets import ANY_PORT, connected, connecting, keep_port, shared, takers
 from tests.support import until
 
@@ -418,3 +420,47 @@ def test_a_path_without_a_directory_is_refused(
 def test_a_directory_of_others_is_refused_without_words_about_ports(unix: Address) -> None:
     with another_user(), pytest.raises(ListenError, match=r"permission denied$"):
         open_shared(unix, backlog=5, unix_mode=0o666)
+
+
+# A directory that another may lead elsewhere
+
+
+@pytest.fixture
+def swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Return a directory that becomes a link to another once it was looked at, and the other."""
+    shown, other = tmp_path / "shown", tmp_path / "other"
+    shown.mkdir()
+    other.mkdir()
+    clear = Place.clear
+
+    def clear_and_swap(place: Place) -> None:
+        clear(place)
+        if not shown.is_symlink():
+            shown.rename(tmp_path / "away")
+            shown.symlink_to(other)
+
+    def swap_and_ask(path: Path) -> None:
+        shown.rename(tmp_path / "away")
+        shown.symlink_to(other)
+        answerer(path)
+
+    monkeypatch.setattr(Place, "clear", clear_and_swap)
+    monkeypatch.setattr(socketfiles, "answerer", swap_and_ask)
+    return shown, other
+
+
+def test_a_directory_that_is_replaced_before_the_bind_is_refused(
+    swapped: tuple[Path, Path],
+) -> None:
+    shown, _ = swapped
+    with pytest.raises(ListenError, match="the directory was replaced meanwhile"):
+        open_shared(Address(path=str(shown / "s")), backlog=5, unix_mode=0o666)
+
+
+def test_what_a_replaced_directory_holds_is_not_removed(swapped: tuple[Path, Path]) -> None:
+    shown, other = swapped
+    leave_stale(Address(path=str(shown / "s")))
+    leave_stale(Address(path=str(other / "s")))
+    with pytest.raises(ListenError, match="another process uses this address"):
+        open_shared(Address(path=str(shown / "s")), backlog=5, unix_mode=0o666)
+    assert (other / "s").is_socket()

@@ -182,6 +182,34 @@ def test_the_workers_user_cannot_forge_that_a_daemon_runs(daemon: StartDaemon) -
     assert "already running" not in said
 
 
+@as_root
+def test_an_upgrade_is_refused_where_the_next_start_would_be(daemon: StartDaemon) -> None:
+    server = daemon("--workers", "1", "--reply", "--user", "nobody")
+    os.chown(server.run_dir, NOBODY, NOBODY)
+    done = server.ctl("upgrade")
+    assert done.returncode == 1
+    assert f"(exit status 78): run_dir {server.run_dir}: belongs to uid {NOBODY}" in done.stderr
+    assert greet(server.address, "Alice") == "Hello, Alice\n"
+    os.chown(server.run_dir, 0, 0)
+    assert server.ctl("upgrade").returncode == 0
+
+
+@as_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("nr_inodes=1", "No space left on device"), ("ro", "Read-only file system")],
+)
+def test_a_run_directory_that_takes_nothing_for_now_exits_with_71(
+    daemon: StartDaemon, tmp_path: Path, options: str, reason: str
+) -> None:
+    mount = f'mount -t tmpfs -o mode=0750,{options} run {tmp_path} && exec "$@"'
+    prefix = ["unshare", "--mount", "--propagation=private", "sh", "-c", mount, "sh"]
+    server = daemon("--run-dir", str(tmp_path), prefix=prefix, wait=False)
+    assert server.process.wait(30.0) == 71
+    assert server.log_text() == f"greeterd: run lock {tmp_path}/greeterd.pid: {reason}\n"
+
+
 # Unix listeners
 
 

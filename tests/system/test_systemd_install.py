@@ -187,8 +187,8 @@ def test_a_daemon_without_a_unit_has_its_user_and_directories(installed: Install
     installed.run("systemctl stop greeterd && rm -rf /var/log/greeterd /var/log/private/greeterd")
     installed.follow(UNITS / "greeterd.sysusers.conf")
     installed.follow(UNITS / "greeterd.tmpfiles.conf")
-    for directory in ("/run/greeterd", "/var/log/greeterd"):
-        assert installed.run(f"stat -c '%U %G %a' {directory}") == "greeterd greeterd 750\n"
+    for directory, owner in (("/run/greeterd", "root"), ("/var/log/greeterd", "greeterd")):
+        assert installed.run(f"stat -c '%U %G %a' {directory}") == f"{owner} {owner} 750\n"
     installed.run(
         "/opt/greeterd/bin/greeterd --daemonize --user greeterd --log-dir /var/log/greeterd"
     )
