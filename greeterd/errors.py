@@ -3,8 +3,15 @@
 The codes follow sysexits.h where it has one; the README's table of exit codes lists them all.
 """
 
+import errno
 import os
 from typing import ClassVar
+
+_LASTING = frozenset({
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
+    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
+})  # fmt: skip
+"""What the system says of a path that was chosen wrongly, or not made ready."""
 
 
 class GreeterdError(Exception):
@@ -59,3 +66,9 @@ def reason_of(error: OSError) -> str:
     """Return why the system refused, with the path if there is one: `PATH: No space left`."""
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
+def refusal(what: str, error: OSError) -> GreeterdError:
+    """Return the error for what the system refuses: of the configuration, or of the moment."""
+    kind = ConfigError if error.errno in _LASTING else ResourceError
+    return kind(f"{what}{':' if error.filename is None else ''} {reason_of(error)}")

@@ -8,7 +8,7 @@ from greeterd import succession
 from greeterd.activation import Allotment
 from greeterd.config import Config
 from greeterd.daemon import Readiness, launch
-from greeterd.errors import ConfigError
+from greeterd.errors import ConfigError, GreeterdError
 from greeterd.generations import fixed_settings, prepare_log_dir
 from greeterd.master import Master, Source
 from greeterd.privileges import resolve
@@ -49,7 +49,11 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
 
 def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
     identity = resolve(config.user, config.group)
-    prepare_log_dir(config, identity)
+    try:
+        prepare_log_dir(config, identity)
+    except GreeterdError:
+        if estate is None:
+            raise  # else the workers that serve go on; those that cannot write their logs say why
     owners = {identity.uid} if identity else set()
     if estate is None:
         lock = RunLock.acquire(config.run_dir, owners=owners)
