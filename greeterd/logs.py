@@ -200,9 +200,9 @@ def _refuse(_fd: int, _data: memoryview) -> int:
     raise OSError(errno.EBADF, "the log is closed")
 
 
-def _ends_in_a_line(fd: int, end: int) -> bool:
-    """Tell whether a file of `end` bytes is empty or ends in a line feed; True if nobody knows."""
-    return not end or _read_back(fd, end - 1, end) in {b"\n", b""}
+def _last_byte(fd: int, end: int) -> bytes:
+    """Return what a file of `end` bytes ends in; empty if there is nothing or nobody knows."""
+    return _read_back(fd, end - 1, end) if end else b""
 
 
 def _has_line(fd: int, data: bytes, start: int, end: int) -> bool:
@@ -261,7 +261,8 @@ class _Sink:
     def _write_line(self, data: bytes) -> bool:
         """Write a record to a file that others append to; False if half a record came before it."""
         start = os.fstat(self.fd).st_size
-        if self._torn or (start != self._end and not _ends_in_a_line(self.fd, start)):
+        last = b"\n" if start == self._end else _last_byte(self.fd, start)
+        if last != b"\n" and (last or self._torn):
             self._write_whole(b"\n" + data)
             return True
         self._write_whole(data)
