@@ -3,12 +3,14 @@
 The shell waits until the daemon is ready, or learns why it is not; one daemon runs at a time.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import until
@@ -76,6 +78,31 @@ def test_a_rotated_daemon_log_is_opened_anew(daemon: StartDaemon) -> None:
     server.wait_event("logs reopened")
     os.kill(server.worker_pids()[0], signal.SIGKILL)
     server.wait_event("worker ready")
+
+
+def holds(pid: int, path: Path) -> bool:
+    """Tell whether a process has the file open that has this name now."""
+    with contextlib.suppress(OSError):
+        inode = path.stat().st_ino
+        return any(fd.stat().st_ino == inode for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+@pytest.mark.parametrize("away", ["rename", "unlink"])
+@pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+def test_a_daemon_log_that_was_moved_or_removed_is_opened_anew_without_a_signal(
+    daemon: StartDaemon, mode: str, away: str
+) -> None:
+    server, _ = launch(daemon, "--workers", "2", "--mode", mode)
+    log = server.log_dir / "greeterd.log"
+    if away == "rename":
+        log.rename(log.with_suffix(".1"))
+    else:
+        log.unlink()
+    pids = [server.pid, *(one.pid for one in psutil.Process(server.pid).children())]
+    assert len(pids) == (4 if mode == "handoff" else 3)
+    until(lambda: all(holds(pid, log) for pid in pids))
+    assert [one["process"] for one in server.events("log reopened")] == ["master"]
 
 
 def test_a_daemon_log_that_cannot_be_opened_is_told_to_the_shell(
