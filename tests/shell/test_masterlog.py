@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from greeterd.config import Config
 from greeterd.errors import ConfigError, ResourceError
 from greeterd.files import Identity
 from greeterd.masterlog import MasterLog
+from tests.support import passable_directory
+from tests.system.sizes import sized
 
 SOMEBODY = Identity(uid=12345, gid=54321)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as another user")
@@ -22,13 +27,12 @@ Start = Callable[..., MasterLog]
 
 
 @pytest.fixture
-def log_dir(tmp_path: Path) -> Path:
+def log_dir() -> Iterator[Path]:
     """Return a directory of somebody's, which he can reach."""
-    if os.geteuid() == 0:
-        for parent in (tmp_path, *tmp_path.parents[:2]):
-            parent.chmod(parent.stat().st_mode | 0o011)
-        os.chown(tmp_path, SOMEBODY.uid, SOMEBODY.gid)
-    return tmp_path
+    with passable_directory() as directory:
+        if os.geteuid() == 0:
+            os.chown(directory, SOMEBODY.uid, SOMEBODY.gid)
+        yield directory
 
 
 @pytest.fixture
@@ -186,3 +190,62 @@ def test_a_look_leaves_us_who_we_were(start: Start, log_dir: Path) -> None:
     log.look()
     assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
     assert (log_dir / "greeterd.log").stat().st_uid == SOMEBODY.uid
+
+
+# He puts one thing after the other in the log's place, which is never empty.
+ATTACKER = """
+import os, sys
+log_dir, secret = sys.argv[1:]
+os.chdir(log_dir)
+os.setgroups([])
+os.setresgid(54321, 54321, 54321)
+os.setresuid(12345, 12345, 12345)
+def own():
+    os.close(os.open("new", os.O_CREAT | os.O_WRONLY, 0o600))
+def linked():
+    own()
+    if not os.path.exists("other"):
+        os.link("new", "other")
+puts = (
+    own,
+    lambda: os.symlink(secret + "/file", "new"),
+    lambda: os.symlink(secret + "/missing", "new"),
+    lambda: os.mkfifo("new"),
+    linked,
+    lambda: os.symlink("/etc/passwd", "new"),
+)
+print("ready", flush=True)
+while True:
+    for put in puts:
+        put()
+        os.rename("new", "greeterd.log")
+        if put is linked:
+            os.unlink("other")
+"""
+
+
+@needs_root
+def test_root_writes_to_nothing_that_is_swapped_into_the_log_s_place(
+    start: Start, log_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("secret")
+    (secret / "file").touch(mode=0o600)
+    everything = (secret / "file", Path("/etc/passwd"))
+    before = [each.stat() for each in everything]
+    outcomes = Counter[str]()
+    log = start()
+    with subprocess.Popen(
+        [sys.executable, "-c", ATTACKER, log_dir, secret], stdout=subprocess.PIPE, text=True
+    ) as attacker:
+        assert attacker.stdout
+        assert attacker.stdout.readline() == "ready\n"
+        for number in range(sized(10_000, 1_000)):
+            if number % 2:
+                log.look()
+            outcomes[log.reopen().rpartition(": ")[2]] += 1
+            log.logger.info("written")
+            assert os.fstat(log.file.fd).st_uid == SOMEBODY.uid
+        attacker.kill()
+    assert [each.stat() for each in everything] == before
+    assert [each.name for each in secret.iterdir()] == ["file"]
+    assert {"", "is a symbolic link", "not a regular file"} <= set(outcomes)

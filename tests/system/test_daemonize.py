@@ -5,6 +5,7 @@ The shell waits until the daemon is ready, or learns why it is not; one daemon r
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,6 +114,39 @@ def test_a_daemon_log_that_cannot_be_opened_is_told_to_the_shell(
     assert server.process.wait(30.0) == 78
     said = server.stderr.read_text()
     assert said == f"greeterd: daemon log {tmp_path}/greeterd.log: Is a directory\n"
+
+
+def mounted(path: Path, options: str) -> list[str]:
+    """Return what is put before a command that alone has a file system of memory at `path`."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a mount of the daemon's own needs root and unshare")
+    mount = f'mount -t tmpfs -o {options} none {path} && exec "$@"'
+    return ["unshare", "--mount", "--propagation=private", "sh", "-c", mount, "sh"]
+
+
+@DETACH
+@pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
+def test_a_log_directory_that_cannot_be_written_for_now_is_exit_71(
+    daemon: StartDaemon, tmp_path: Path, detach: list[str], there: bool
+) -> None:
+    path = tmp_path if there else tmp_path / "logs"
+    prefix = mounted(tmp_path, "ro")
+    server = daemon(*detach, "--log-dir", str(path), prefix=prefix, wait=False)
+    assert server.process.wait(30.0) == 71
+    assert server.stderr.read_text() == f"greeterd: directory {path}: Read-only file system\n"
+
+
+def test_a_daemon_log_without_room_for_its_name_is_exit_71(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    server = daemon(
+        *("--daemonize", "--log-dir", str(tmp_path)),
+        prefix=mounted(tmp_path, "nr_inodes=1"),
+        wait=False,
+    )
+    assert server.process.wait(30.0) == 71
+    said = server.stderr.read_text()
+    assert said == f"greeterd: daemon log {tmp_path}/greeterd.log: No space left on device\n"
 
 
 def test_a_reload_moves_the_daemon_log_or_is_refused(daemon: StartDaemon, tmp_path: Path) -> None:

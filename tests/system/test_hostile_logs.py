@@ -6,16 +6,14 @@ all, at every opportunity: the start, each look, USR1, a reload, an upgrade, a w
 
 import os
 import pwd
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGHUP, SIGUSR1, SIGUSR2
 
 import pytest
 
-from tests.support import until
+from tests.support import passable_directory, until
 from tests.system.clients import greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
@@ -90,10 +88,9 @@ def victim(tmp_path: Path) -> Victim:
 @pytest.fixture
 def log_dir() -> Iterator[Path]:
     """Return a directory of nobody's, where he can reach it."""
-    directory = Path(tempfile.mkdtemp(prefix="greeterd-test-"))
-    give(directory)
-    yield directory
-    shutil.rmtree(directory)
+    with passable_directory() as directory:
+        give(directory)
+        yield directory
 
 
 @pytest.fixture(params=OBSTACLES)
