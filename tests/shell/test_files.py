@@ -297,10 +297,12 @@ def attacker(his: Path, secret: Path) -> Iterator["subprocess.Popen[str]"]:
     with subprocess.Popen(
         [sys.executable, "-c", ATTACKER, his, secret], stdout=subprocess.PIPE, text=True
     ) as attacker:
-        assert attacker.stdout
-        assert attacker.stdout.readline() == "ready\n"
-        yield attacker
-        attacker.kill()
+        try:
+            assert attacker.stdout
+            assert attacker.stdout.readline() == "ready\n"
+            yield attacker
+        finally:
+            attacker.kill()
 
 
 @needs_root
