@@ -5,7 +5,14 @@ The codes follow sysexits.h where it has one; the README's table of exit codes l
 
 import errno
 import os
-from typing import ClassVar, Final
+from pathlib import Path
+from typing import ClassVar
+
+_LASTING = frozenset({
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
+    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
+})  # fmt: skip
+"""What the system says of a path that was chosen wrongly, or not made ready."""
 
 
 class GreeterdError(Exception):
@@ -62,16 +69,12 @@ def reason_of(error: OSError) -> str:
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
-_WRONG: Final = frozenset({
-    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
-    errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
-})  # fmt: skip
+def refusal(what: str, error: OSError, path: Path | None = None) -> GreeterdError:
+    """Return the error for what the system refuses: of the configuration, or of the moment.
 
-
-def refusal(what: str, error: OSError) -> GreeterdError:
-    """Return the error to end with: ConfigError where a path or a permission is wrong.
-
-    All else may pass, such as a full disk: ResourceError.
+    `path` is named where the system's answer has none.
     """
-    kind = ConfigError if error.errno in _WRONG else ResourceError
-    return kind(f"{what}: {error.strerror or error}")
+    kind = ConfigError if error.errno in _LASTING else ResourceError
+    if error.filename is None and path is not None:
+        error = OSError(error.errno, error.strerror, str(path))
+    return kind(f"{what}{':' if error.filename is None else ''} {reason_of(error)}")

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from greeterd import worker
-from greeterd.channel import Channel
+from greeterd.channel import Channel, FailedMessage
 from greeterd.core.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
+from greeterd.errors import GreeterdError
 from greeterd.escrow import Escrow
 from greeterd.files import Identity
 from greeterd.generations import Generations
@@ -84,7 +85,11 @@ class Forks:
     def _live(self, spawn: Spawn, channel: Channel, pipe: SignalPipe) -> int:
         """In the child: be the worker."""
         config = self._generations[spawn.generation]
-        daemon_log = self._log.of(config)
+        try:
+            daemon_log = self._log.of(config)
+        except GreeterdError as error:
+            channel.send(FailedMessage(error.exit_code, str(error)))
+            return error.exit_code
         log = daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
         seat = Seat(
             slot=spawn.slot,

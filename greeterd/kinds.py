@@ -7,7 +7,9 @@ Units: seconds are `float`, modes and masks are octal strings outside and `int` 
 
 import grp
 import json
+import os
 import pwd
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ class Kind:
         """Return the value of the tokens; several tokens are one list."""
         text = " ".join(token.value for token in tokens)
         try:
-            text.encode()
+            _require_encodable(text)
             return self.parse(text)
         except Unacceptable:
             raise
@@ -75,6 +77,21 @@ class Kind:
 
 class Unacceptable(ValueError):  # noqa: N818  # it becomes an error of cyclopts, and then ours
     """A value that has the right form and cannot be taken; the message is the whole reason."""
+
+
+def _require_encodable(text: str) -> None:
+    """Refuse what this locale cannot read, or cannot write as the name of a file or a user."""
+    try:
+        text.encode()  # bytes that the locale cannot read are surrogates here
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        if encoding == "utf-8":
+            raise Unacceptable(f"must be UTF-8, not {text!r}") from None
+        raise Unacceptable(
+            f"must be {encoding}, the encoding of this locale, not {text!r};"
+            " LC_ALL=C.UTF-8 allows UTF-8"
+        ) from None
 
 
 def parameter(kind: Kind, unit: str, *, show_default: bool = True) -> Parameter:

@@ -76,7 +76,7 @@ class Master:
         self._readiness = readiness
         identity = resolve(config.user, config.group)
         self._since, self._began = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
-        self._log = MasterLog(config, identity)
+        self._log = MasterLog(config, identity, estate.log_fd if estate else None)
         set_limits(config)
         self._manager = Manager(upgraded=estate is not None)
         self._escrow = Escrow(config, inherited=source.sockets.listeners)
@@ -228,6 +228,7 @@ class Master:
         if now >= self._next_tick:
             policy = self._supervisor.policy
             self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
+            self._log.look()
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
@@ -319,6 +320,7 @@ class Master:
             control_fd=self._orders.control.listener_fd,
             control_file=self._orders.control.file,
             client_fd=self._orders.client_fd(ticket),
+            log_fd=self._log.file.fd if self._generations.current.daemonize else None,
             idle_fds=self._orders.control.idle_fds(),
             generation=self._supervisor.generation,
             last_generation=self._generations.last,

@@ -10,14 +10,15 @@ left so: siblings of the same user cannot ptrace it.
 """
 
 import ctypes
+import errno
 import grp
 import os
 import pwd
 from contextlib import suppress
 from pathlib import Path
 
-from greeterd.errors import ConfigError, GreeterdError
-from greeterd.files import ROOT, Identity, acting_as
+from greeterd.errors import ConfigError, GreeterdError, refusal
+from greeterd.files import ROOT, Identity, acting_as, make_directory
 
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
@@ -62,26 +63,34 @@ def drop(identity: Identity | None) -> None:
 def prepare_directory(path: Path, identity: Identity | None, mode: int) -> None:
     """Make sure that `path` is a directory in which `identity` (None: we) may create files.
 
-    A missing one is created with its parents (0755); only the last gets `mode` and, by root,
-    the identity as its owner. An existing one is left as it is: with `log_dir = "/var/log"`
-    chowning it would give the whole system's logs away.
+    A missing one is made with its parents, see `make_directory`. An existing one is left as it is:
+    with `log_dir = "/var/log"` chowning it would give the whole system's logs away.
 
-    Raises: ConfigError naming the path and the reason.
+    Raises:
+        ConfigError: it cannot be made or written.
+        ResourceError: the same, for a reason that may pass.
+
     """
     try:
-        _make_parents(path)
-        try:
-            path.mkdir(mode=0o700)
-        except FileExistsError:
-            if not path.is_dir():
-                raise ConfigError(f"directory {path}: is not a directory") from None
-        else:
-            _hand_over(path, identity, mode)
+        if not path.is_dir():
+            make_directory(path, identity, mode)
+        writable = _may_write(path, identity)
     except OSError as error:
-        what = f"directory {path} cannot be made: {error.filename}: {error.strerror}"
-        raise ConfigError(what) from error
-    if not _may_write(path, identity):
+        raise refusal("directory", error) from error
+    if not writable:
         raise ConfigError(f"directory {path}: is not writable by {identity or 'us'}")
+
+
+def _may_write(path: Path, identity: Identity | None) -> bool:
+    # The kernel is asked in the identity's place: it knows access lists and the directories above,
+    # which mode bits alone do not tell.
+    with acting_as(identity):
+        writable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+        if writable or not os.access(path, os.X_OK, effective_ids=True):
+            return writable
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    return False
 
 
 def _find_user(user: str) -> pwd.struct_passwd | int:
@@ -133,30 +142,3 @@ def _set_no_new_privs() -> None:
     one, zero = ctypes.c_ulong(1), ctypes.c_ulong(0)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, one, zero, zero, zero) != 0:
         raise GreeterdError(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
-
-
-def _make_parents(path: Path) -> None:
-    for parent in reversed(path.parents):
-        if not parent.exists():
-            parent.mkdir()
-            parent.chmod(0o755)  # whatever the umask: the identity has to pass
-
-
-def _hand_over(path: Path, identity: Identity | None, mode: int) -> None:
-    # By descriptor: in a directory that others may write, the name could be another's by now.
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
-            raise ConfigError(f"directory {path}: was replaced while it was being made")
-        os.fchmod(fd, mode)
-        if identity is not None and os.geteuid() == ROOT:
-            os.fchown(fd, identity.uid, identity.gid)
-    finally:
-        os.close(fd)
-
-
-def _may_write(path: Path, identity: Identity | None) -> bool:
-    # The kernel is asked in the identity's place: it knows access lists, read-only mounts and
-    # the directories above, which mode bits alone do not tell.
-    with acting_as(identity):
-        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)

@@ -61,7 +61,7 @@ class RunLock:
         try:
             return cls(_lock(path), path)
         except OSError as error:
-            raise refusal(f"run lock {path}", error) from error
+            raise refusal("run lock", error, path) from error
 
     @classmethod
     def adopt(cls, fd: int, run_dir: Path) -> Self:
@@ -99,7 +99,7 @@ class RunLock:
         try:
             _write_pid(self.fd)
         except OSError as error:
-            raise refusal(f"run lock {self.path}", error) from error
+            raise refusal("run lock", error, self.path) from error
 
     def renew(self) -> None:
         """Hold the lock of the file that has the name now, made anew if there is none.
@@ -146,7 +146,7 @@ def prepare_run_dir(run_dir: Path) -> None:
     try:
         make_directory(run_dir, DIR_MODE)
     except OSError as error:
-        raise refusal(f"run_dir {run_dir}", error) from error
+        raise refusal("run_dir", error, run_dir) from error
 
 
 def running_pid(run_dir: Path) -> int | None:

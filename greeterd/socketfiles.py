@@ -92,7 +92,7 @@ def refuse_second(path: Path) -> None:
     try:
         peer = answerer(path)
     except OSError as error:
-        raise refusal(f"control socket {path}", error) from error
+        raise refusal("control socket", error, path) from error
     if peer is not None:
         who = f" as pid {peer.pid}" if peer.pid else ""
         raise AlreadyRunningError(f"already running{who} (it answers at {path})")

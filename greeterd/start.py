@@ -51,7 +51,11 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
 
 def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
     identity = resolve(config.user, config.group)
-    prepare_log_dir(config, identity)
+    try:
+        prepare_log_dir(config, identity)
+    except GreeterdError:
+        if estate is None:
+            raise  # else the workers that serve go on; those that cannot write their logs say why
     if estate is None:
         lock = RunLock.acquire(config.run_dir)
     else:

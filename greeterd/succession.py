@@ -104,6 +104,8 @@ class Estate(Struct, frozen=True, kw_only=True):
     """Device and inode of the control socket's file; None: the predecessor does not tell."""
     client_fd: int | None = None
     """The control connection that waits for the upgrade."""
+    log_fd: int | None = None
+    """The daemon log's file, if it is one."""
     idle_fds: list[int] = []
     """The control connections that wait for nothing yet."""
     generation: int
@@ -124,7 +126,7 @@ class Estate(Struct, frozen=True, kw_only=True):
             self.board_fd,
             self.lock_fd,
             self.control_fd,
-            *([] if self.client_fd is None else [self.client_fd]),
+            *(fd for fd in (self.client_fd, self.log_fd) if fd is not None),
             *self.idle_fds,
             *listeners.listening(),
             *listeners.guards,

@@ -9,7 +9,9 @@ from greeterd.config import Config
 from greeterd.core.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId, name_of
 from greeterd.errors import StartError
 from greeterd.escrow import Escrow
+from greeterd.generations import prepare_log_dir
 from greeterd.logs import DaemonLog, open_daemon_log
+from greeterd.masterlog import MasterLog
 from greeterd.nursery import Child, Nursery
 from greeterd.privileges import resolve
 from greeterd.scoreboard import Scoreboard
@@ -27,6 +29,9 @@ def rehearse(config: Config, estate: Estate) -> None:
         GreeterdError: one of them could not.
 
     """
+    identity = resolve(config.user, config.group)
+    prepare_log_dir(config, identity)
+    MasterLog(config, identity).file.close()
     log = open_daemon_log(path=None, format="json", level=config.log_level)
     escrow = Escrow(config, inherited=estate.listeners)
     generation = Generation(estate.last_generation + 1)

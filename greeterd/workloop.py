@@ -5,6 +5,7 @@ life but this: on TERM, and when the master is gone (end-of-file on the channel)
 It writes its own scoreboard row and its slot's log, and nothing else.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ from greeterd.channel import (
 from greeterd.core.events import How
 from greeterd.core.ratelimit import RateLimit
 from greeterd.dispatcher import Dispatcher
+from greeterd.errors import reason_of
 from greeterd.greetings import GreetingLog
 from greeterd.handoff import Pair
 from greeterd.intake import Intake, Source
@@ -296,11 +298,14 @@ class Worker:
             self._intake.watch(on=True)
 
     def _look_after_log(self) -> None:
+        # Of the daemon log the master tells, where it is moved to or why it cannot be opened.
+        with contextlib.suppress(OSError):
+            self._seat.daemon_log.reopen_if_moved()
         try:
             if self._greetings is not None and self._greetings.reopen_if_moved():
                 self._seat.log.info("log reopened", reason="its file was moved or removed")
         except OSError as error:
-            self._warn("cannot reopen a log", reason=str(error))
+            self._warn("cannot reopen a log", reason=reason_of(error))
 
     # Orders ---------------------------------------------------------------------------------
 
@@ -357,15 +362,15 @@ class Worker:
         self._next_upkeep = 0.0
 
     def _reopen(self) -> None:
-        reason = ""
-        try:
-            self._seat.daemon_log.reopen()
-            if self._greetings is not None:
-                self._greetings.reopen()
-        except OSError as error:
-            reason = str(error)
-            self._seat.log.warning("cannot reopen a log", reason=reason)
-        self._tell(ReopenedMessage(reason))
+        reasons = []
+        for log in (self._seat.daemon_log, self._greetings):
+            try:
+                if log is not None:
+                    log.reopen()
+            except OSError as error:
+                reasons.append(reason_of(error))
+                self._seat.log.warning("cannot reopen a log", reason=reasons[-1])
+        self._tell(ReopenedMessage("; ".join(reasons)))
 
     def _orphaned(self) -> None:
         """Serve what is there and leave: the master has died."""

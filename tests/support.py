@@ -1,11 +1,29 @@
 """What every tier shares: waiting for a fact instead of sleeping."""
 
+import contextlib
 import select
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def passable_directory() -> Iterator[Path]:
+    """Give a directory that other users can pass, for as long as they like.
+
+    That of pytest is made to keep them out each time that pytest starts, also beside us.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="greeterd-test-"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 def until(predicate: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:

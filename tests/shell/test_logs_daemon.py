@@ -1,11 +1,13 @@
 """The daemon log on real files, pipes, sockets and terminals, the unwilling ones included."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -249,18 +251,162 @@ def test_a_failed_reopening_keeps_the_old_file(
     assert [record["event"] for record in records((tmp_path / "old").read_text())] == ["a"]
 
 
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Let no file that is written become larger, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_is_counted_and_told_later(open_log: OpenLog, path: Path) -> None:
-    path.symlink_to("/dev/full")
     log = open_log()
-    log.logger.info("a")
-    log.logger.info("b")
+    with room(0):
+        log.logger.info("a")
+        log.logger.info("b")
     assert log.lost == 2
-    path.unlink()
-    log.reopen()
     log.logger.info("c")
     log.logger.info("d")
     assert log.lost == 2
     assert [record.get("lost_records") for record in records(path.read_text())] == [2, None]
+
+
+def told(path: Path) -> list[str]:
+    """Return the events that a reader finds, who skips what is no record."""
+    found = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line)["event"])
+    return found
+
+
+def tear(log: DaemonLog, path: Path) -> None:
+    """Have a record written by half."""
+    lost = log.lost
+    with room(path.stat().st_size + 20):
+        log.logger.info("torn")
+    assert log.lost == lost + 1
+    assert not path.read_bytes().endswith(b"\n")
+
+
+def test_after_half_a_record_of_another_process_the_next_one_has_its_own_line(
+    open_log: OpenLog, path: Path
+) -> None:
+    one, other = open_log(), open_log()
+    other.logger.info("a")
+    tear(one, path)
+    other.logger.info("b")
+    other.logger.info("c")
+    one.logger.info("d")
+    assert told(path) == ["a", "b", "c", "d"]
+    assert len(path.read_text().splitlines()) == 5, "no line is wasted"
+
+
+def test_half_a_record_is_found_where_the_log_is_standard_error_in_a_file(
+    open_log: OpenLog, open_on: OpenLog, path: Path
+) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = open_on(fd)
+    log.logger.info("a")
+    tear(open_log(), path)
+    log.logger.info("b", text="y" * 2 * select.PIPE_BUF)
+    os.close(fd)
+    assert told(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("between", [b'{"event": "hal', b"half\n"])
+def test_half_a_record_that_comes_between_look_and_write_costs_no_other_record(
+    open_log: OpenLog, path: Path, monkeypatch: pytest.MonkeyPatch, between: bytes
+) -> None:
+    log = open_log()
+    log.logger.info("a")
+    write = os.write
+
+    def late(fd: int, data: bytes) -> int:
+        monkeypatch.undo()
+        with path.open("ab") as other:
+            other.write(between)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", late)
+    log.logger.info("b")
+    log.logger.info("c")
+    assert told(path) == ["a", "b", "c"]
+    assert path.read_text().splitlines().count("") <= 1
+
+
+def test_after_a_reopening_no_tail_is_known(open_log: OpenLog, path: Path, tmp_path: Path) -> None:
+    log = open_log()
+    tear(log, path)
+    path.rename(tmp_path / "old")
+    log.reopen()
+    log.logger.info("a")
+    assert len(path.read_text().splitlines()) == 1
+    log.logger.info("b")
+    size = path.stat().st_size
+    path.rename(tmp_path / "old")
+    path.write_text("x" * size)  # as long as what we had written to the other
+    log.reopen()
+    log.logger.info("c")
+    assert told(path) == ["c"]
+
+
+def test_a_file_that_may_not_be_read_is_written_all_the_same(
+    open_log: OpenLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log()
+    opened = os.open
+
+    def unreadable(name: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(name).startswith("/proc/self/fd/"):
+            raise PermissionError
+        return opened(name, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", unreadable)
+    path.write_text("{}\n")
+    log.logger.info("a")
+    assert records(path.read_text())[-1]["event"] == "a"
+
+
+TEARING_WRITER = """
+import os, random, sys
+from pathlib import Path
+from greeterd import logs
+random.seed(sys.argv[2])
+log = logs.open_daemon_log(path=Path(sys.argv[1]), format="json", level="info")
+write = os.write
+def tearing(fd, data):
+    if random.random() < 0.2:
+        write(fd, data[:random.randrange(1, len(data))])
+        raise OSError(28, "No space left on device")
+    return write(fd, data)
+os.write = tearing
+kept = []
+for number in range(2000):
+    lost = log.lost
+    log.logger.info(f"{sys.argv[2]}-{number}")
+    if log.lost == lost:
+        kept.append(number)
+print(*kept)
+"""
+
+
+def test_processes_that_tear_records_lose_none_of_each_other(path: Path) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TEARING_WRITER, path, str(seed)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    said = [one.communicate(timeout=60)[0] for one in writers]
+    kept = {f"{seed}-{number}" for seed, text in enumerate(said) for number in text.split()}
+    assert 3000 < len(kept) < 6000
+    assert kept <= set(told(path))
 
 
 # Standard error.

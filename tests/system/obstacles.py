@@ -13,17 +13,18 @@ def obstruct(log: Path) -> None:
     """Put an empty directory in the log's place."""
     away = log.with_suffix(".away")
     away.mkdir()
-    _exchange(log, away)
+    exchange(log, away)
 
 
 def clear(log: Path) -> None:
     """Put the log back that was there before."""
     away = log.with_suffix(".away")
-    _exchange(log, away)
+    exchange(log, away)
     away.rmdir()
 
 
-def _exchange(one: Path, other: Path) -> None:
+def exchange(one: Path, other: Path) -> None:
+    """Let each have the other's name."""
     names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
     if _LIBC.renameat2(*names, _RENAME_EXCHANGE) < 0:
         number = ctypes.get_errno()

@@ -76,6 +76,34 @@ def test_check_shows_every_value_with_its_source_and_is_a_file_itself(tmp_path: 
     assert tomllib.loads(again.stdout) == tomllib.loads(done.stdout)
 
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("where", ["flag", "variable", "file"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("log_dir", "größe"), ("run_dir", "größe"), ("bind", "unix:/größe")]
+)
+def test_a_name_that_the_locale_cannot_encode_is_refused_for_that(
+    tmp_path: Path, where: str, name: str, value: str
+) -> None:
+    argv, environ = ["--check"], dict(ASCII)
+    match where:
+        case "flag":
+            argv += [f"--{name.replace('_', '-')}", value]
+        case "variable":
+            environ[f"GREETERD_{name.upper()}"] = value
+        case _:
+            (tmp_path / "file").write_text(f'{name} = "{value}"\n', encoding="utf-8")
+            argv += ["--config", "file"]
+    done = run(*argv, cwd=tmp_path, environ=environ)
+    reason = "must be ascii, the encoding of this locale, not "
+    assert (done.returncode, done.stdout) == (2 if where == "flag" else 78, "")
+    assert done.stderr.startswith(f"greeterd: {where} ")
+    assert reason in done.stderr
+    assert done.stderr.endswith("; LC_ALL=C.UTF-8 allows UTF-8\n")
+    assert run(*argv, cwd=tmp_path, environ={**environ, "LC_ALL": "C.UTF-8"}).returncode == 0
+
+
 def test_check_binds_nothing_and_makes_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         argv = ["--check", "--bind", f"127.0.0.1:{taken.getsockname()[1]}", "--run-dir", "run"]

@@ -3,12 +3,15 @@
 The shell waits until the daemon is ready, or learns why it is not; one daemon runs at a time.
 """
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import until
@@ -78,6 +81,31 @@ def test_a_rotated_daemon_log_is_opened_anew(daemon: StartDaemon) -> None:
     server.wait_event("worker ready")
 
 
+def holds(pid: int, path: Path) -> bool:
+    """Tell whether a process has the file open that has this name now."""
+    with contextlib.suppress(OSError):
+        inode = path.stat().st_ino
+        return any(fd.stat().st_ino == inode for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+@pytest.mark.parametrize("away", ["rename", "unlink"])
+@pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
+def test_a_daemon_log_that_was_moved_or_removed_is_opened_anew_without_a_signal(
+    daemon: StartDaemon, mode: str, away: str
+) -> None:
+    server, _ = launch(daemon, "--workers", "2", "--mode", mode)
+    log = server.log_dir / "greeterd.log"
+    if away == "rename":
+        log.rename(log.with_suffix(".1"))
+    else:
+        log.unlink()
+    pids = [server.pid, *(one.pid for one in psutil.Process(server.pid).children())]
+    assert len(pids) == (4 if mode == "handoff" else 3)
+    until(lambda: all(holds(pid, log) for pid in pids))
+    assert [one["process"] for one in server.events("log reopened")] == ["master"]
+
+
 def test_a_daemon_log_that_cannot_be_opened_is_told_to_the_shell(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -86,6 +114,39 @@ def test_a_daemon_log_that_cannot_be_opened_is_told_to_the_shell(
     assert server.process.wait(30.0) == 78
     said = server.stderr.read_text()
     assert said == f"greeterd: daemon log {tmp_path}/greeterd.log: Is a directory\n"
+
+
+def mounted(path: Path, options: str) -> list[str]:
+    """Return what is put before a command that alone has a file system of memory at `path`."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a mount of the daemon's own needs root and unshare")
+    mount = f'mount -t tmpfs -o {options} none {path} && exec "$@"'
+    return ["unshare", "--mount", "--propagation=private", "sh", "-c", mount, "sh"]
+
+
+@DETACH
+@pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
+def test_a_log_directory_that_cannot_be_written_for_now_is_exit_71(
+    daemon: StartDaemon, tmp_path: Path, detach: list[str], there: bool
+) -> None:
+    path = tmp_path if there else tmp_path / "logs"
+    prefix = mounted(tmp_path, "ro")
+    server = daemon(*detach, "--log-dir", str(path), prefix=prefix, wait=False)
+    assert server.process.wait(30.0) == 71
+    assert server.stderr.read_text() == f"greeterd: directory {path}: Read-only file system\n"
+
+
+def test_a_daemon_log_without_room_for_its_name_is_exit_71(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    server = daemon(
+        *("--daemonize", "--log-dir", str(tmp_path)),
+        prefix=mounted(tmp_path, "nr_inodes=1"),
+        wait=False,
+    )
+    assert server.process.wait(30.0) == 71
+    said = server.stderr.read_text()
+    assert said == f"greeterd: daemon log {tmp_path}/greeterd.log: No space left on device\n"
 
 
 def test_a_reload_moves_the_daemon_log_or_is_refused(daemon: StartDaemon, tmp_path: Path) -> None:

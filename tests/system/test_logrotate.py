@@ -3,6 +3,7 @@
 import gzip
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from tests.support import until
 from tests.system.books import assert_gap_free
 from tests.system.conftest import StartUnit
+from tests.system.container import Container
 from tests.system.harness import ROOT, records
-from tests.system.unit import LOG_DIR, Unit
+from tests.system.unit import LOG_DIR, Unit, install_programs
 
 ROTATIONS = 3
 CLOCK_REALTIME_COARSE = 5  # linux/time.h; the clock of time(2), some milliseconds late
@@ -37,10 +39,15 @@ def is_written(server: Unit, slot: int) -> bool:
     return log.exists() and log.stat().st_size > 0
 
 
+def install(container: Container) -> None:
+    """Install the shipped configuration as its head says."""
+    shipped = str(ROOT / "conf" / "greeterd.logrotate")
+    container.run("install", "-m", "644", shipped, CONFIGURATION)
+
+
 def test_no_line_is_lost_or_torn_by_rotations_under_load(unit: StartUnit) -> None:
     server = unit('workers = 2\nreply = true\nmode = "reuseport"\n')
-    shipped = str(ROOT / "conf" / "greeterd.logrotate")
-    server.container.run("install", "-m", "644", shipped, CONFIGURATION)
+    install(server.container)
     server.start()
     with server.load(concurrency=8, reply=True) as load:
         load.wait_going()
@@ -73,3 +80,46 @@ def test_no_line_is_lost_or_torn_by_rotations_under_load(unit: StartUnit) -> Non
     for slot in (1, 2):
         assert_gap_free(one for one in greetings if one["worker"] == slot)
     assert len(server.events("logs reopened")) == ROTATIONS
+
+
+@pytest.fixture
+def detached(container: Container) -> Iterator[Container]:
+    """Start a daemon that is no unit, as root does, in the container."""
+    install_programs(container)
+    install(container)
+    container.run("rm", "-rf", LOG_DIR)
+    container.run("/opt/greeterd/bin/greeterd", "--daemonize", "--user", "nobody",
+                  "--workers", "1", "--bind", "127.0.0.1:0", "--log-dir", LOG_DIR)  # fmt: skip
+    yield container
+    container.run("/opt/greeterd/bin/greeterctl", "stop", "--now")
+    container.run("rm", "-rf", LOG_DIR)
+
+
+def rotate(container: Container) -> None:
+    done = container.run("logrotate", "--force", CONFIGURATION)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_detached_daemon_is_told_and_goes_on_in_a_new_log(detached: Container) -> None:
+    log = detached.path(f"{LOG_DIR}/greeterd.log")
+    rotate(detached)
+    until(lambda: log.exists() and "logs reopened" in log.read_text())
+    (rotated,) = log.parent.glob("greeterd.log-*")
+    assert "ready" in [one["event"] for one in records(rotated.read_text())]
+    assert "signal" in [one["event"] for one in records(rotated.read_text())]
+
+
+def test_no_process_but_a_daemon_is_signalled_whatever_a_pid_file_says(
+    detached: Container,
+) -> None:
+    file = detached.path("/run/greeterd/greeterd.pid")
+    said = file.read_text()
+    stranger = detached.run("bash", "-c", "sleep 100 >&- 2>&- & echo $!").stdout
+    file.write_text(stranger)
+    log = detached.path(f"{LOG_DIR}/greeterd.log")
+    rotate(detached)
+    file.write_text(said)
+    assert detached.path(f"/proc/{stranger.strip()}").exists()
+    # Not told, the daemon notices by itself.
+    until(lambda: log.exists() and "log reopened" in log.read_text())
+    detached.run("kill", stranger.strip())
