@@ -4,6 +4,8 @@ The codes follow sysexits.h where it has one; the README's table of exit codes l
 """
 
 import os
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -59,3 +61,16 @@ def reason_of(error: OSError) -> str:
     """Return why the system refused, with the path if there is one: `PATH: No space left`."""
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
+def failure_of(error: GreeterdError | OSError) -> GreeterdError:
+    """Return the error that a program ends with: what the system refuses is a ResourceError.
+
+    Where the system named no path, the line of the source that asked is all there is to name.
+    """
+    if isinstance(error, GreeterdError):
+        return error
+    reason = reason_of(error)
+    if error.filename is None and (frames := traceback.extract_tb(error.__traceback__)):
+        reason += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return ResourceError(reason)

@@ -73,3 +73,16 @@ def open_regular(path: Path, flags: int, mode: int = 0) -> int:
     if stat.S_ISREG(status.st_mode):
         raise OSError(errno.EMLINK, "has other names (hard links)", str(path))
     raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def open_memory(name: str) -> int:
+    """Return a descriptor of an anonymous file in memory; it is close-on-exec.
+
+    Raises:
+        OSError: it cannot be had; the call stands where a path would.
+
+    """
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "memfd_create") from None
