@@ -165,6 +165,10 @@ class Master:
                 workers=len(self._supervisor.live_slots),
             )
             take_up(self._source.sockets, self._escrow, self._log.logger)
+            if self._escrow.highest_slot > config.worker_count:
+                # Restored slots beyond those serve what waits there first. Before any signal that
+                # asks for another number.
+                self._feed(Scale(workers=config.worker_count))
             if is_root(self._identity):
                 self._log.logger.warning("workers are root", reason="user is not set")
         backlog = effective_backlog(config.backlog)
