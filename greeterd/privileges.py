@@ -88,8 +88,8 @@ def drop(identity: Identity | None, *, traceable: bool = False) -> None:
         _become(identity)
     stays_root = os.geteuid() == ROOT
     _empty_capabilities(stays_root=stays_root)
-    if was_root and not stays_root and any(_capabilities()):
-        raise GreeterdError(f"capabilities were kept after becoming {identity}")
+    if was_root and identity is not None:
+        _prove(identity)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     if was_root:
         # After a change of user the kernel has set it to fs.suid_dumpable, which need not be 0.
@@ -147,7 +147,6 @@ def _become(identity: Identity) -> None:
     if os.geteuid() == ROOT:
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
-        _prove(identity)
     elif (identity.uid, identity.gid) != (os.geteuid(), os.getegid()):
         raise ConfigError(f"only root can become another user ({identity})")
 
@@ -159,6 +158,8 @@ def _prove(identity: Identity) -> None:
         raise GreeterdError(f"privileges were not dropped completely to {identity}")
     if identity.uid == ROOT:
         return
+    if any(_capabilities()):
+        raise GreeterdError(f"capabilities were kept after becoming {identity}")
     with suppress(PermissionError):
         os.setresuid(ROOT, ROOT, ROOT)  # CAP_SETUID would let this through
         raise GreeterdError(f"root could be regained after becoming {identity}")
