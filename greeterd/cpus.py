@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from greeterd.core.cpulist import parse_cpus
+from greeterd.errors import ResourceError
 
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -22,21 +23,39 @@ def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
     """Return the number of CPUs that this process may keep busy, at least 1.
 
     A fraction of a CPU is rounded up: with a quota of 1.5 a second worker has half a CPU to use.
+    Where the kernel does not tell which CPUs those are, all of the machine's count.
     `root` holds `proc` and what is mounted, `affinity` stands for the kernel's answer, for tests.
     """
-    cpus = len(os.sched_getaffinity(0)) if affinity is None else affinity
+    if affinity is None:
+        affinity = len(allowed_cpus()) or os.cpu_count() or 1
     quotas = [quota for group in _cgroups(root) for quota in _quotas(group)]
-    return math.ceil(min([cpus, *quotas]))  # none is 0 or less, so this is 1 or more
+    return math.ceil(min([affinity, *quotas]))  # none is 0 or less, so this is 1 or more
+
+
+def allowed_cpus() -> frozenset[int]:
+    """Return the CPUs that this process may run on; none where the kernel does not tell."""
+    try:
+        return frozenset(os.sched_getaffinity(0))
+    except OSError:  # a seccomp filter
+        return frozenset()
 
 
 def affinity_of(setting: str) -> tuple[int, ...]:
     """Return the CPUs that workers are pinned to, by turns; none for `off`, all usable for `auto`.
 
     `setting` is `cpu_affinity`. Whether the CPUs of a list are usable is not looked at.
+
+    Raises:
+        ResourceError: the kernel does not tell which are usable.
+
     """
     if setting == "off":
         return ()
-    return tuple(sorted(os.sched_getaffinity(0))) if setting == "auto" else parse_cpus(setting)
+    if setting != "auto":
+        return parse_cpus(setting)
+    if not (usable := allowed_cpus()):
+        raise ResourceError("cpu_affinity: auto: the kernel does not tell the usable CPUs")
+    return tuple(sorted(usable))
 
 
 def cpu_of(slot: int, cpus: Sequence[int]) -> int | None:
@@ -45,8 +64,9 @@ def cpu_of(slot: int, cpus: Sequence[int]) -> int | None:
 
 
 def unusable(cpus: Iterable[int]) -> list[int]:
-    """Return those of the CPUs that this process may not run on."""
-    return sorted(set(cpus) - os.sched_getaffinity(0))
+    """Return those of the CPUs that this process may not run on, as far as the kernel tells."""
+    usable = allowed_cpus()
+    return sorted(set(cpus) - usable) if usable else []
 
 
 def _cgroups(root: Path) -> Iterator[Path]:

@@ -18,10 +18,11 @@ import sys
 import traceback
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 
-import daemon
-
-from greeterd.errors import ConfigError, GreeterdError
+from greeterd import signals
+from greeterd.errors import ConfigError, GreeterdError, ResourceError, failure_of
+from greeterd.limits import open_descriptors
 
 STANDARD_FDS = (0, 1, 2)
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -109,6 +110,7 @@ def launch(
         os.close(reader)
         return _run_detached(run, Readiness(writer), umask=umask, preserve=preserve, mask=mask)
     os.close(writer)
+    signals.interrupt()
     try:
         return _wait_for_word(reader)
     finally:
@@ -121,9 +123,10 @@ def launch(
 def _run(run: Callable[[Readiness], int], readiness: Readiness) -> int:
     try:
         return run(readiness)
-    except GreeterdError as error:
-        readiness.failed(error.exit_code, str(error))
-        return error.exit_code
+    except (GreeterdError, OSError) as error:
+        failure = failure_of(error)
+        readiness.failed(failure.exit_code, str(failure))
+        return failure.exit_code
 
 
 def _run_detached(
@@ -135,10 +138,9 @@ def _run_detached(
     mask: Collection[signal.Signals | int],
 ) -> int:
     try:
-        _open_daemon_context(umask, preserve)
-        readiness.started()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        code = _run(run, readiness)
+        code = _run(
+            partial(_detach_and_run, run, umask=umask, preserve=preserve, mask=mask), readiness
+        )
     except Exception:
         # The process's main: stderr is /dev/null, so the launcher is the only one to tell.
         readiness.failed(GreeterdError.exit_code, traceback.format_exc())
@@ -146,6 +148,26 @@ def _run_detached(
     if readiness.fd is not None:
         readiness.failed(code or GreeterdError.exit_code, "stopped before it was ready")
     return code
+
+
+def _detach_and_run(
+    run: Callable[[Readiness], int],
+    readiness: Readiness,
+    *,
+    umask: int,
+    preserve: Collection[int],
+    mask: Collection[signal.Signals | int],
+) -> int:
+    from daemon.daemon import DaemonError  # noqa: PLC0415  # see _open_daemon_context
+
+    try:
+        _open_daemon_context(umask, preserve)
+    except DaemonError as error:
+        raise ResourceError(f"cannot detach: {error}") from error
+    readiness.started()
+    signals.leave_terminal()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return run(readiness)
 
 
 def _open_daemon_context(umask: int, preserve: Collection[int]) -> None:
@@ -156,6 +178,9 @@ def _open_daemon_context(umask: int, preserve: Collection[int]) -> None:
     `prevent_core` would hide crashes, and ids are ours to change (greeterd.privileges).
     DaemonContext's atexit hook does nothing without a pidfile, and workers end by os._exit.
     """
+    # Only here: it asks for limits when it is imported, and the foreground needs none of it.
+    import daemon  # noqa: PLC0415
+
     with open(os.devnull, "r+b", buffering=0) as null:  # noqa: PTH123
         daemon.DaemonContext(
             working_directory="/",
@@ -230,12 +255,7 @@ def _complain(reason: str) -> None:
 
 def _own_descriptors() -> list[int]:
     """Return the close-on-exec descriptors: those that this program opened."""
-    own = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with suppress(OSError):  # the listing's own descriptor is closed by now
-            if not os.get_inheritable(int(name)):
-                own.append(int(name))
-    return own
+    return [fd for fd in open_descriptors() if not os.get_inheritable(fd)]
 
 
 def _open_standard_streams() -> None:

@@ -5,6 +5,7 @@ The codes follow sysexits.h where it has one; the README's table of exit codes l
 
 import errno
 import os
+import traceback
 from pathlib import Path
 from typing import ClassVar
 
@@ -78,3 +79,16 @@ def refusal(what: str, error: OSError, path: Path | None = None) -> GreeterdErro
     if error.filename is None and path is not None:
         error = OSError(error.errno, error.strerror, str(path))
     return kind(f"{what}{':' if error.filename is None else ''} {reason_of(error)}")
+
+
+def failure_of(error: GreeterdError | OSError) -> GreeterdError:
+    """Return the error that a program ends with: what the system refuses is a ResourceError.
+
+    Where the system named no path, the line of the source that asked is all there is to name.
+    """
+    if isinstance(error, GreeterdError):
+        return error
+    reason = reason_of(error)
+    if error.filename is None and (frames := traceback.extract_tb(error.__traceback__)):
+        reason += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return ResourceError(reason)

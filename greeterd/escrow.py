@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 from greeterd import listener, steering
@@ -35,9 +36,15 @@ BLOCKING_TIMEOUT = 0.1
 class Escrow:
     """The listeners, guards and steering of one daemon."""
 
-    def __init__(self, config: Config, inherited: InheritedListeners | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        inherited: InheritedListeners | None = None,
+        resolved: Mapping[str, Address] = MappingProxyType({}),
+    ) -> None:
         """Take over what a predecessor or a socket unit has opened, and open what is missing.
 
+        `resolved` has the addresses of names that were looked up before, as `bind` has those.
         Nothing is done to what is taken over, since it may serve meanwhile.
 
         Raises:
@@ -71,7 +78,7 @@ class Escrow:
         """What waits in the queues may be deaf by a gate that looked at TTLs."""
         self._adopt(given)
         try:
-            self._open(config, given)
+            self._open(config, given, resolved)
         except ListenError:
             self.close()
             raise
@@ -91,8 +98,10 @@ class Escrow:
         self._avoided = {SlotIndex(slot) for slot in inherited.avoided}
         self._unix_files = {Path(name): inode for name, inode in inherited.unix_files.items()}
 
-    def _open(self, config: Config, given: InheritedListeners) -> None:
-        addresses = [parse_address(text) for text in config.bind]
+    def _open(
+        self, config: Config, given: InheritedListeners, resolved: Mapping[str, Address]
+    ) -> None:
+        addresses = [resolved.get(text) or parse_address(text) for text in config.bind]
         if not self._own:
             fds = given.shared or [None] * len(addresses)
             for address, fd in zip(addresses, fds, strict=True):

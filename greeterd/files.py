@@ -237,3 +237,16 @@ def _private_directory(place: int) -> Iterator[int]:
         # By name: what is removed is empty, and whoever could put it there could remove it.
         with suppress(OSError):
             os.rmdir(name, dir_fd=place)
+
+
+def open_memory(name: str) -> int:
+    """Return a descriptor of an anonymous file in memory; it is close-on-exec.
+
+    Raises:
+        OSError: it cannot be had; the call stands where a path would.
+
+    """
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "memfd_create") from None

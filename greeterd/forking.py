@@ -9,7 +9,7 @@ from functools import partial
 from greeterd import worker
 from greeterd.channel import Channel, FailedMessage
 from greeterd.core.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
-from greeterd.errors import GreeterdError
+from greeterd.errors import GreeterdError, reason_of
 from greeterd.escrow import Escrow
 from greeterd.files import Identity
 from greeterd.generations import Generations
@@ -76,8 +76,9 @@ class Forks:
             keep += [sock.fileno() for sock in self._escrow.for_slot(spawn.slot) or []]
             child = self._nursery.fork(spawn, partial(self._live, spawn), keep=keep, log=log)
         except OSError as error:
-            self._log.logger.warning("cannot fork", worker=spawn.slot, reason=error.strerror)
-            self._feed(SpawnFailed(spawn.worker, f"fork: {error.strerror}"))
+            reason = reason_of(error)
+            self._log.logger.warning("cannot fork", worker=spawn.slot, reason=reason)
+            self._feed(SpawnFailed(spawn.worker, f"fork: {reason}"))
             return
         child.greetings_before = greetings
         self._feed(Spawned(spawn.worker, child.pid))

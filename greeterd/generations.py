@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from greeterd import limits
 from greeterd.config import FIXED, Config
 from greeterd.core.events import Generation, Policy
+from greeterd.core.openfiles import most_workers, needed
 from greeterd.core.status import ReloadResult
 from greeterd.core.supervisor import Supervisor
 from greeterd.files import Identity
-from greeterd.limits import allow_files, limit_core_dumps, limit_files
+from greeterd.limits import allow_files, limit_core_dumps, limit_files, most_files
 from greeterd.privileges import prepare_directory
 
 LOG_DIR_MODE: Final = 0o750
@@ -61,6 +63,7 @@ class Generations:
         config = self._load()
         prepare_log_dir(config, self._identity)
         allow_files(config.max_files)
+        require_files(config)
         return config
 
     def prepare(self) -> None:
@@ -113,10 +116,15 @@ class Generations:
 
 def policy_of(config: Config, most_slots: int | None) -> Policy:
     """Return what the supervisor is to know of a configuration."""
+    files = most_files(config.max_files)
+    addresses = len(config.bind)
     return Policy(
         own_listeners=config.mode != "inherit",
         dispatcher=config.mode == "handoff",
         most_slots=most_slots,
+        most_by_files=(
+            None if files is None else most_workers(config.mode, addresses=addresses, files=files)
+        ),
         rescue=config.rescue,
         graceful_timeout=config.graceful_timeout,
         start_timeout=config.start_timeout,
@@ -143,6 +151,19 @@ def prepare_log_dir(config: Config, identity: Identity | None) -> None:
 
     """
     prepare_directory(config.log_dir, identity, LOG_DIR_MODE)
+
+
+def require_files(config: Config) -> None:
+    """See to it that a configuration can have the descriptors that it takes.
+
+    Raises:
+        GreeterdError: it cannot, now.
+
+    """
+    workers, addresses = config.worker_count, len(config.bind)
+    need = needed(config.mode, workers=workers, addresses=addresses)
+    what = f"mode {config.mode} with workers = {workers}, addresses = {addresses}"
+    limits.require_files(config.max_files, need, what)
 
 
 def set_limits(config: Config) -> None:

@@ -22,6 +22,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,18 @@ _REASONS: Final = {
     errno.ENOTDIR: "a part of the path is not a directory",
     errno.EROFS: "the file system is read-only",
 }
+
+
+def resolve(address: Address) -> Address:
+    """Return the address with numbers for a host name; blocks for the resolver, maybe for long.
+
+    Raises: ListenError naming the address and the reason.
+    """
+    if address.is_unix:
+        return address
+    _, where = _look_up(address)
+    host, _ = socket.getnameinfo(where, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    return replace(address, host=host)
 
 
 def open_shared(address: Address, *, backlog: int, unix_mode: int) -> socket.socket:
@@ -174,15 +187,20 @@ def _open_unix(address: Address, backlog: int, mode: int) -> socket.socket:
 @contextmanager
 def _tcp_socket(address: Address) -> Iterator[tuple[socket.socket, tuple[Any, ...]]]:
     """Give a new socket and the resolved address to bind it to, as `_new_socket`."""
+    family, where = _look_up(address)
+    with _new_socket(address, family) as sock:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        yield sock, where
+
+
+def _look_up(address: Address) -> tuple[int, tuple[Any, ...]]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise _refusal(address, f"the host cannot be resolved: {error.strerror}") from error
     family, _, _, _, where = found[0]
-    with _new_socket(address, family) as sock:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        yield sock, where
+    return family, where
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,11 +19,13 @@ from typing import Final
 from greeterd import __version__, signals
 from greeterd.activation import Allotment
 from greeterd.config import Config
+from greeterd.core.address import Address
 from greeterd.core.events import Event, Exit, Scale, Stop, Tick, Ticket
 from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.crew import Crew
 from greeterd.daemon import Readiness
 from greeterd.escrow import Escrow
+from greeterd.files import Identity
 from greeterd.forking import Forks
 from greeterd.generations import Generations, fixed_settings, policy_of, set_limits
 from greeterd.legacy import adopt_supervisor, bequeath
@@ -34,7 +36,7 @@ from greeterd.masterlog import MasterLog
 from greeterd.names import Names
 from greeterd.orders import Orders
 from greeterd.performing import Performer
-from greeterd.privileges import resolve
+from greeterd.privileges import is_root
 from greeterd.reception import take_up
 from greeterd.runlock import RunLock
 from greeterd.scoreboard import Scoreboard
@@ -58,28 +60,32 @@ class Source:
     directory: Path
     """In which the daemon was started, and relative names are looked up."""
     sockets: Allotment
+    resolved: Mapping[str, Address]
+    """The addresses that names in `bind` stand for, of those that are to be opened."""
 
 
 class Master:
     """The daemon's one process that is not a worker: its parts, its events, and its time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a start has got, each needed
         self,
         config: Config,
         source: Source,
         readiness: Readiness,
+        *,
         lock: RunLock,
+        identity: Identity | None,
         estate: Estate | None,
     ) -> None:
         self._source = source
         self._lock = lock
         self._readiness = readiness
-        identity = resolve(config.user, config.group)
+        self._identity = identity
         self._since, self._began = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
         self._log = MasterLog(config, identity, estate.log_fd if estate else None)
         set_limits(config)
         self._manager = Manager(upgraded=estate is not None)
-        self._escrow = Escrow(config, inherited=source.sockets.listeners)
+        self._escrow = Escrow(config, inherited=source.sockets.listeners, resolved=source.resolved)
         self._manager.keep(self._escrow.holdings())
         self._addresses = [str(address) for address in self._escrow.addresses]
         self._board = Scoreboard(MAX_SLOTS, estate.board_fd if estate else None)
@@ -172,10 +178,18 @@ class Master:
                 workers=len(self._supervisor.live_slots),
             )
             take_up(self._source.sockets, self._escrow, self._log.logger)
+            if self._escrow.highest_slot > config.worker_count:
+                # Restored slots beyond those serve what waits there first. Before any signal that
+                # asks for another number.
+                self._feed(Scale(workers=config.worker_count))
+            if is_root(self._identity):
+                self._log.logger.warning("workers are root", reason="user is not set")
         backlog = effective_backlog(config.backlog)
         if backlog < config.backlog:
             self._log.logger.warning("backlog is capped", backlog=config.backlog, somaxconn=backlog)
         self._loop.begin()
+        # What was sent since our pid is known, or to our predecessor, is handled now.
+        signals.release()
         while self._performer.exit is None:
             self._tick()
             if self._forks:
@@ -222,6 +236,8 @@ class Master:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        if self._crew.nursery.hung_up:
+            self._reap()
         self._orders.control.expire(now)
         self._names.attend(now)
         deadline = self._supervisor.next_deadline()
@@ -229,6 +245,8 @@ class Master:
             policy = self._supervisor.policy
             self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
             self._log.look()
+            if self._crew.nursery.any_ended():  # and nobody has told: see signals
+                self._reap()
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
@@ -348,7 +366,6 @@ class Master:
         self._orders.begin_reload(config, ticket, "upgrade")
         # A child may have died while nobody waited for it.
         self._reap()
-        signals.release()
 
 
 def _supervisor(config: Config, escrow: Escrow, estate: Estate | None) -> Supervisor:

@@ -6,7 +6,6 @@ Children are waited for one by one: waitpid(-1) would steal those of other code.
 strangers reaped, too.
 """
 
-import contextlib
 import faulthandler
 import gc
 import os
@@ -21,9 +20,11 @@ from typing import NoReturn, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from greeterd import signals, systemd
+from greeterd import signals
 from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker
 from greeterd.core.events import Pid, Spawn, WorkerId
+from greeterd.files import open_memory
+from greeterd.limits import open_descriptors
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +87,8 @@ class Nursery:
         self._selector = selector
         self._on_message = on_message
         self._children: dict[WorkerId, Child] = {}
+        self.hung_up = False
+        """A child has closed its channel since the last `reap`: it has ended, or is about to."""
 
     def __len__(self) -> int:
         return len(self._children)
@@ -104,7 +107,7 @@ class Nursery:
 
         """
         ours, theirs = Channel.pair()
-        stack_fd = os.memfd_create("greeterd-stack", os.MFD_CLOEXEC)
+        stack_fd = open_memory("greeterd-stack")
         # What exists now is not looked at again by the children's garbage collectors, so that its
         # pages stay shared, and so that no dead object of ours closes a descriptor of theirs.
         gc.freeze()
@@ -150,11 +153,20 @@ class Nursery:
         """Send a signal; the pid cannot be another's, since it is not reaped."""
         os.kill(child.pid, number)
 
+    @staticmethod
+    def any_ended() -> bool:
+        """Tell whether a child waits to be reaped, whatever became of its SIGCHLD; one call."""
+        try:
+            return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return False
+
     def reap(self, others: Collection[int] = ()) -> Iterator[Death]:
         """Yield the children that have ended, each after its last messages were heard.
 
         `others` are children that somebody else waits for.
         """
+        self.hung_up = False
         for ident, child in list(self._children.items()):
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
@@ -176,6 +188,7 @@ class Nursery:
                 return
             if message is None:
                 self._hang_up(child)
+                self.hung_up = True
                 return
             self._on_message(child, message, fds)
 
@@ -203,7 +216,6 @@ def _live(
     try:
         pipe = signals.become_worker()
         _close_others({channel.fileno(), stack_fd, *pipe.fds, *keep})
-        systemd.forget()
         faulthandler.enable(file=stack_fd)
         code = live(channel, pipe)
     except BaseException:
@@ -214,11 +226,9 @@ def _live(
 
 def _close_others(keep: set[int]) -> None:
     """Close every descriptor but the standard ones and these: all of the master's."""
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are all that is needed
-        fd = int(name)
+    for fd in open_descriptors():
         if fd > 2 and fd not in keep:  # noqa: PLR2004 - stderr
-            with contextlib.suppress(OSError):  # the listing's own descriptor
-                os.close(fd)
+            os.close(fd)
 
 
 def _read_all(fd: int) -> str:

@@ -18,7 +18,6 @@ from greeterd.core.events import (
     Lend,
     Replace,
     Say,
-    Scale,
     Spawn,
     Started,
     StartTrial,
@@ -124,8 +123,6 @@ class Performer:
             workers=len(self._supervisor.live_slots),
         )
         self._readiness.ready()
-        if len(self._supervisor.live_slots) > config.worker_count:
-            self._feed(Scale(workers=config.worker_count))
 
     @property
     def _addresses(self) -> list[str]:

@@ -23,7 +23,8 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final, TypeAlias
 
-from greeterd.errors import StartError
+from greeterd.errors import ResourceError
+from greeterd.files import open_memory
 
 CONNECTIONS: Final = 0
 GREETINGS: Final = 1
@@ -123,7 +124,7 @@ class Scoreboard:
         """Make the rows, or find them in the memory of a predecessor, `fd` of its scoreboard.
 
         Raises:
-            StartError: there can be no such memory (RLIMIT_FSIZE holds for it, too).
+            ResourceError: there can be no such memory (RLIMIT_FSIZE holds for it, too).
 
         """
         if slots < 1:
@@ -131,13 +132,13 @@ class Scoreboard:
         self.slots: Final = slots
         size = (slots + 1) * PLACES * _ROW_BYTES
         # A descriptor, so that the memory outlives the program that made it: see succession.
-        self.fd: Final = os.memfd_create("greeterd-scoreboard") if fd is None else fd
+        self.fd: Final = open_memory("greeterd-scoreboard") if fd is None else fd
         if fd is None:
             try:
                 os.ftruncate(self.fd, size)
             except OSError as error:
                 reason = f"{error.strerror} (RLIMIT_FSIZE?)"
-                raise StartError(f"scoreboard of {size} bytes: {reason}") from error
+                raise ResourceError(f"scoreboard of {size} bytes: {reason}") from error
         self._cells: Final = memoryview(mmap.mmap(self.fd, size)).cast("Q")
 
     def row(self, slot: int, place: int) -> Row:

@@ -8,7 +8,9 @@ and keys, and TOML values of another type than the setting's.
 """
 
 import difflib
+import errno
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,13 +24,21 @@ from cyclopts.exceptions import CoercionError, UnusedCliTokensError
 from greeterd import __version__
 from greeterd.config import NAMES, Config, contradictions
 from greeterd.core.printable import escape
-from greeterd.errors import ConfigError, GreeterdError, UsageError
+from greeterd.errors import ConfigError, GreeterdError, ResourceError, UsageError
 from greeterd.kinds import SWITCH, kind_of
 
 PREFIX: Final = "GREETERD_"
 CLI: Final = "cli"
 ENVIRONMENT: Final = "environment"
 DEFAULT: Final = "default"
+
+MAX_FILE_BYTES: Final = 2**20
+"""Far above any file of settings; bounds what a wrong path costs, also at a reload."""
+
+_WRONG_PATH: Final = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES,
+})  # fmt: skip
+"""What is wrong with the path that was given, and does not pass by itself."""
 
 _DEFAULTS: Final = Config()
 _GENERAL: Final = Group.create_ordered("General")
@@ -64,9 +74,9 @@ def load(
 ) -> Loaded:
     """Return the effective configuration; blocks for the file and the user database.
 
-    Relative paths start at `directory`, and the default of `run_dir` is that of `uid`. A reload
-    passes what both were at the start: by then the daemon may have left its directory and become
-    another user.
+    Relative paths start at `directory` (absolute), and the default of `run_dir` is that of `uid`. A
+    reload passes what both were at the start: by then the daemon may have left its directory and
+    become another user.
 
     Raises:
         UsageError: the command line is wrong.
@@ -90,7 +100,13 @@ def load(
     if command is not _command:
         raise UsageError(escape(f"unexpected argument: {argv[0]}"))
     config: Config = bound.arguments["config"]
-    config = replace(config, run_dir=here / config.run_dir, log_dir=here / config.log_dir)
+    places = {name: getattr(config, name) for name in ("run_dir", "log_dir")}
+    relative = [name for name, path in places.items() if not path.is_absolute()]
+    if relative and not here.is_dir():
+        # Nor would we make it anew: a release that was removed is to stay away.
+        told = ", ".join(f"{name} = {places[name]}" for name in relative)
+        raise ConfigError(escape(f"{told}: relative to {here}, which is no directory (any more)"))
+    config = replace(config, **{name: here / path for name, path in places.items()})
     for one in contradictions(config):
         settings = ", ".join(f"{name} ({sources[name]})" for name in one.names)
         raise ConfigError(escape(f"{settings}: {one.reason}"))
@@ -198,7 +214,7 @@ def _file(here: Path, said: list[bytes]) -> Provider:
         chosen = arguments["--config"].tokens
         if chosen and chosen[0].value:
             path = here / chosen[0].value
-            said.append(_content(path))
+            said.append(read_file(path))
             Dict(_parse(path, said[-1], _settings(arguments)), source=str(path))(
                 app, commands, arguments
             )
@@ -206,14 +222,33 @@ def _file(here: Path, said: list[bytes]) -> Provider:
     return provide
 
 
-def _content(path: Path) -> bytes:
-    """Return what the file says.  Raises: ConfigError: it cannot be read."""
+def read_file(path: Path) -> bytes:
+    """Return what a configuration file says; never waits for another process to write it.
+
+    Raises:
+        ConfigError: the path is wrong, or leads to no regular file (a FIFO, a device), or to one
+            that is too large.
+        ResourceError: the system refuses to read it, for another reason.
+
+    """
     try:
-        return path.read_bytes()
+        # Looked at before it is opened, too: to open a device can have effects of its own.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(escape(f"file {path}: not a regular file"))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:  # noqa: PTH123
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            content = file.read(MAX_FILE_BYTES + 1) if regular else b""
     except OSError as error:
-        raise ConfigError(escape(f"file {path}: {error.strerror}")) from error
+        kind = ConfigError if error.errno in _WRONG_PATH else ResourceError
+        raise kind(escape(f"file {path}: {error.strerror}")) from error
     except ValueError as error:  # a NUL byte in the path
         raise ConfigError(escape(f"file {path}: {error}")) from error
+    if not regular:
+        raise ConfigError(escape(f"file {path}: not a regular file"))
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(escape(f"file {path}: larger than {MAX_FILE_BYTES} bytes"))
+    return content
 
 
 def _parse(path: Path, content: bytes, settings: Mapping[str, Argument]) -> dict[str, Any]:

@@ -3,6 +3,17 @@
 The C-level handler of CPython writes the signal's number into a pipe; nothing else ever happens
 in a handler.  `blocked` must surround every fork: until the child has left the shared pipe, a
 signal sent to the child would be read by the parent.
+
+Before there are handlers, in the order of a start:
+
+    take_over   what was inherited is put in order; what asks something of a running daemon (HUP,
+                USR1, ...) is held from here on, what ends one (TERM, INT, QUIT) ends the process,
+                since a configuration or a slow resolver may still be waited for
+    hold        all of the master's signals, before anybody is told our pid; nothing blocks now
+    SignalPipe  the handlers
+    release     the loop turns: what was held arrives
+
+The next image of an upgrade is executed with everything held, and begins with that.
 """
 
 import contextlib
@@ -24,6 +35,11 @@ MASTER_SIGNALS: Final = (
     signal.SIGTTOU,
     signal.SIGCHLD,
 )
+ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""They end a start that is not yet known to anybody; the others wait until it serves."""
+KEYS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
+"""The keys of a terminal. Who starts us with these ignored, as a shell does for `greeterd &` in a
+script, means that they are for others (POSIX, 2.12 Signals and Error Handling of the shell)."""
 COUNTED: Final = frozenset({signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU})
 """Two of these are not the same as one; of all others many at once say no more."""
 WORKER_SIGNALS: Final = (signal.SIGTERM,)
@@ -42,7 +58,8 @@ class SignalPipe:
         # A full pipe means that signals are already waiting; more of them tell nothing new.
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in signals:
-            signal.signal(number, _ignore_in_python)
+            if number not in KEYS or not _is_ignored(number):
+                signal.signal(number, _ignore_in_python)
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -80,6 +97,41 @@ class SignalPipe:
         os.close(self._write_fd)
 
 
+def take_over(*, successor: bool) -> None:
+    """Put the mask and the dispositions in order that this process began with.
+
+    Nothing is blocked that is not ours to hold, whatever the parent had blocked. Nothing is ignored
+    but the keys of a terminal that it had ignored, and PIPE and XFSZ, which CPython ignores: an
+    ignored CHLD would reap our children for us. HUP reloads also under nohup(1); it is no key.
+    INT ends the process in C, not by an exception that waits until a name is resolved.
+    `successor`: the predecessor in this process has held all, and goes on doing so.
+    """
+    held = {*MASTER_SIGNALS} if successor else {*MASTER_SIGNALS} - ENDING
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    kept = {*KEYS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}
+    for number in signal.valid_signals() - kept:
+        if _is_ignored(number):
+            signal.signal(number, signal.SIG_DFL)
+    if not _is_ignored(signal.SIGINT):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def leave_terminal() -> None:
+    """Heed INT and QUIT, also where they were ignored: they come from no terminal any more."""
+    for number in KEYS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def interrupt() -> None:
+    """Have INT raise KeyboardInterrupt, unless it is ignored."""
+    if not _is_ignored(signal.SIGINT):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
     """Hold back the master's signals, in the parent and in a child that is forked inside."""
@@ -91,7 +143,7 @@ def blocked() -> Iterator[None]:
 
 
 def hold() -> None:
-    """Block the master's signals until `release`: the next program in this process takes them."""
+    """Block the master's signals until `release`, here or in the next program of this process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS)
 
 

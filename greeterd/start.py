@@ -5,12 +5,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from greeterd import succession
+from greeterd import signals, succession
 from greeterd.activation import Allotment
 from greeterd.config import Config
+from greeterd.core.address import parse_address
 from greeterd.daemon import Readiness, launch
 from greeterd.errors import ConfigError, GreeterdError
-from greeterd.generations import fixed_settings, prepare_log_dir
+from greeterd.generations import fixed_settings, prepare_log_dir, require_files
+from greeterd.listener import resolve as resolve_address
 from greeterd.master import Master, Source
 from greeterd.privileges import resolve
 from greeterd.reception import bind_by, receive
@@ -19,14 +21,20 @@ from greeterd.succession import Estate
 from greeterd.trial import rehearse
 
 
-def run(config: Config, *, reload: Callable[[], Config], config_file: Path | None = None) -> int:
+def run(
+    config: Config,
+    *,
+    directory: Path,
+    reload: Callable[[], Config],
+    config_file: Path | None = None,
+) -> int:
     """Run the daemon with this configuration; return its exit code when it has ended.
 
-    `reload` returns the configuration anew, and raises a GreeterdError when that is wrong.
+    `directory` is where it was started; `reload` returns the configuration anew, and raises a
+    GreeterdError when that is wrong.
 
     In a process that was a daemon's master already, go on as that daemon's new image.
     """
-    directory = Path.cwd()
     estate = succession.inherited()
     sockets = receive(config) if estate is None else Allotment(listeners=estate.listeners)
     config, reload = bind_by(sockets.listeners, config, reload)
@@ -41,7 +49,12 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
             RunLock.adopt(estate.lock_fd, config.run_dir).close()
             rehearse(config, estate)
             return 0
-    source = Source(reload, config_file, directory, sockets)
+    require_files(config)
+    given = sockets.listeners
+    # Names are looked up while TERM ends this process, and nobody knows its pid.
+    names = config.bind if given is None or None in given.shared else ()
+    resolved = {name: resolve_address(parse_address(name)) for name in names}
+    source = Source(reload, config_file, directory, sockets, resolved)
     return launch(
         lambda readiness: _serve(config, source, readiness, estate),
         detach=config.daemonize and estate is None,
@@ -50,12 +63,13 @@ def run(config: Config, *, reload: Callable[[], Config], config_file: Path | Non
 
 
 def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
-    identity = resolve(config.user, config.group)
+    identity = resolve(config.user, config.group)  # this may take long, too
     try:
         prepare_log_dir(config, identity)
     except GreeterdError:
         if estate is None:
             raise  # else the workers that serve go on; those that cannot write their logs say why
+    signals.hold()  # from here on nothing waits, and the lock's file tells our pid
     if estate is None:
         lock = RunLock.acquire(config.run_dir)
     else:
@@ -63,7 +77,7 @@ def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate 
         with suppress(GreeterdError):  # such as a full disk: the pid is in the file already
             lock.publish()
     try:
-        master = Master(config, source, readiness, lock, estate)
+        master = Master(config, source, readiness, lock=lock, identity=identity, estate=estate)
         try:
             return master.run()
         except Exception as error:

@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +25,9 @@ import msgspec
 from msgspec import Struct
 
 from greeterd.errors import GreeterdError
+from greeterd.files import open_memory
+from greeterd.inheritance import ESTATE, LOST, TRIAL
 
-ESTATE: Final = "_GREETERD_ESTATE"
-TRIAL: Final = "_GREETERD_TRIAL"
 VERSION: Final = 1
 MAX_REASON_BYTES: Final = 4096
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -136,6 +138,59 @@ class Estate(Struct, frozen=True, kw_only=True):
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """How this program was started, to be started again: what is installed at its names by then."""
+
+    executable: str
+    argv: tuple[str, ...]
+    directory: Path
+    """Where it was started; relative names start there."""
+
+    @classmethod
+    def this(cls, directory: Path) -> "Program":
+        """Return the one that runs.
+
+        A script whose first line names the interpreter is executed itself: the script of another
+        release has another interpreter, with that release's packages.
+        """
+        interpreter, *arguments = sys.orig_argv
+        if arguments and _interpreter_of(directory / arguments[0]) == interpreter:
+            return cls(executable=arguments[0], argv=tuple(arguments), directory=directory)
+        return cls(executable=sys.executable, argv=tuple(sys.orig_argv), directory=directory)
+
+    @property
+    def place(self) -> Path:
+        """Where to start it: a directory that has gone is no obstacle, unless something needs it.
+
+        The new image knows by LOST that what is relative cannot be found.
+        """
+        return self.directory if self.directory.is_dir() else Path("/")
+
+    def environment(self, memory: int) -> dict[str, str]:
+        """Return its environment; `memory` holds the estate."""
+        # Sockets of the service manager are in the estate by now.
+        passed = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", LOST)
+        kept = {name: value for name, value in os.environ.items() if name not in passed}
+        lost = {} if self.place == self.directory else {LOST: str(self.directory)}
+        return kept | lost | {ESTATE: str(memory)}
+
+    def explain(self, reason: str) -> str:
+        """Return the reason why it cannot be started, with the directory if that has gone."""
+        if self.place == self.directory:
+            return reason
+        return f"{reason}; the start directory {self.directory} has gone"
+
+
+def _interpreter_of(script: Path) -> str | None:
+    try:
+        with script.open("rb") as file:
+            line = file.readline(256)
+    except (OSError, ValueError):
+        return None
+    return os.fsdecode(line[2:].strip()) if line.startswith(b"#!") else None
+
+
 class Trial:
     """The child in which the new image shows that it can start.
 
@@ -143,32 +198,33 @@ class Trial:
     outlive this process, whose listeners it holds.
     """
 
-    def __init__(self, estate: Estate, directory: Path) -> None:
+    def __init__(self, estate: Estate, program: Program) -> None:
         """Start it.  Raises: OSError if it cannot be executed."""
         self.said = ""
         """The end of what it has written to standard error, once there is a verdict."""
-        self._said = os.memfd_create("greeterd-trial")
-        memory = _write(estate)
+        self._program = program
         libc = ctypes.CDLL(None)
-        try:
-            self._process = subprocess.Popen(
-                sys.orig_argv,
-                executable=sys.executable,
-                cwd=directory,
-                env=_environment(memory) | {TRIAL: "1"},
-                pass_fds=[*estate.fds(), memory],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._said,
-                process_group=0,
-                # There are no threads here, whose locks it could find taken.
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
-            )
-        except OSError:
-            os.close(self._said)
-            raise
-        finally:
-            os.close(memory)
+        with ExitStack() as undo:
+            self._said = open_memory("greeterd-trial")
+            undo.callback(os.close, self._said)
+            memory = _write(estate)
+            try:
+                self._process = subprocess.Popen(
+                    program.argv,
+                    executable=program.executable,
+                    cwd=program.place,
+                    env=program.environment(memory) | {TRIAL: "1"},
+                    pass_fds=[*estate.fds(), memory],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._said,
+                    process_group=0,
+                    # There are no threads here, whose locks it could find taken.
+                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
+                )
+            finally:
+                os.close(memory)
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -190,33 +246,32 @@ class Trial:
         words = self.said.splitlines()
         last = words[-1].removeprefix("greeterd: ") if words else "it said nothing"
         how = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        return f"the new image cannot start ({how}): {last}"
+        return self._program.explain(f"the new image cannot start ({how}): {last}")
 
     def kill(self) -> None:
         """End it and its own children; `verdict` is still to be asked."""
         os.killpg(self.pid, signal.SIGKILL)
 
 
-def become(estate: Estate, directory: Path) -> None:
+def become(estate: Estate, program: Program) -> None:
     """Become the new image.  Returns only by an error; everything is as before then.
 
     Raises:
         OSError: the program cannot be executed.
 
     """
-    memory = _write(estate)
-    keep = {*estate.fds(), memory}
-    before = Path.cwd()
-    for fd in keep:
-        os.set_inheritable(fd, True)
-    try:
-        os.chdir(directory)
-        os.execve(sys.executable, sys.orig_argv, _environment(memory))
-    finally:
-        for fd in keep - {memory}:
-            os.set_inheritable(fd, False)
-        os.close(memory)
-        os.chdir(before)
+    with ExitStack() as undo:
+        memory = _write(estate)
+        undo.callback(os.close, memory)
+        # By descriptor: it may have no name any more.
+        before = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        undo.callback(os.close, before)
+        for fd in {*estate.fds(), memory}:
+            os.set_inheritable(fd, True)
+            undo.callback(os.set_inheritable, fd, False)
+        os.chdir(program.place)
+        undo.callback(os.fchdir, before)
+        os.execve(program.executable, program.argv, program.environment(memory))
 
 
 def inherited() -> Estate | None:
@@ -254,13 +309,10 @@ def differences(estate: Estate, fixed: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _write(estate: Estate) -> int:
-    memory = os.memfd_create("greeterd-estate")
-    os.write(memory, msgspec.json.encode(estate))
+    memory = open_memory("greeterd-estate")
+    try:
+        os.write(memory, msgspec.json.encode(estate))
+    except OSError:
+        os.close(memory)
+        raise
     return memory
-
-
-def _environment(memory: int) -> dict[str, str]:
-    # Sockets of the service manager are in the estate by now.
-    passed = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    kept = {name: value for name, value in os.environ.items() if name not in passed}
-    return kept | {ESTATE: str(memory)}

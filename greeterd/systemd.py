@@ -6,8 +6,8 @@ stale or compiled.
 
 Invariants: without systemd every function is a no-op. `notify` is called by the master's loop, so
 it never raises and blocks for `SEND_TIMEOUT` seconds at most; `barrier`, which waits for as long as
-it is told, is for the start alone. Nothing here changes the environment except `forget`, which each
-worker calls after the fork.
+it is told, is for the start alone. Nothing here changes the environment; workers have none of it
+(`environment`), so that none of them speaks for the service.
 """
 
 import array
@@ -15,7 +15,7 @@ import os
 import select
 import socket
 import stat
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from greeterd.errors import ConfigError
 
@@ -23,14 +23,6 @@ FIRST_FD = 3  # SD_LISTEN_FDS_START
 MAX_FDS = 4096  # far above any FileDescriptorStoreMax= in use; bounds a nonsense LISTEN_FDS
 MAX_FDS_PER_MESSAGE = 253  # SCM_MAX_FD of the kernel: more in one message is refused
 SEND_TIMEOUT = 0.2  # seconds; a manager that cannot read for longer is told again later
-VARIABLES = (
-    "NOTIFY_SOCKET",
-    "LISTEN_PID",
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-)
 
 
 def notify(
@@ -136,12 +128,6 @@ def watchdog_usec(environ: Mapping[str, str] = os.environ, pid: int | None = Non
     if meant_for not in {None, os.getpid() if pid is None else pid}:
         return None
     return _number(environ, "WATCHDOG_USEC") or None
-
-
-def forget(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Remove the manager's variables, so that no child of ours speaks for the service."""
-    for variable in VARIABLES:
-        environ.pop(variable, None)
 
 
 def _number(environ: Mapping[str, str], variable: str) -> int | None:

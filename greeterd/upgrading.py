@@ -5,8 +5,9 @@ from pathlib import Path
 
 from greeterd import signals, succession
 from greeterd.core.events import NO_TICKET, Event, Ticket, TrialEnded
+from greeterd.errors import reason_of
 from greeterd.masterlog import MasterLog
-from greeterd.succession import Estate, Trial
+from greeterd.succession import Estate, Program, Trial
 
 
 class Upgrading:
@@ -22,7 +23,7 @@ class Upgrading:
         feed: Callable[[Event], None],
     ) -> None:
         """`directory` is where the program was started; `estate` says what it hands over now."""
-        self._directory = directory
+        self._program = Program.this(directory)
         self._estate = estate
         self._pipe = pipe
         self._log = log
@@ -34,7 +35,7 @@ class Upgrading:
     def start_trial(self) -> None:
         """Start the new image beside this one; `look` tells how that has ended."""
         try:
-            self._trial = Trial(self._estate(NO_TICKET), self._directory)
+            self._trial = Trial(self._estate(NO_TICKET), self._program)
         except OSError as error:
             self._fail(error)
             return
@@ -67,10 +68,11 @@ class Upgrading:
         signals.hold()
         self._pipe.put_back()
         try:
-            succession.become(self._estate(ticket), self._directory)
+            succession.become(self._estate(ticket), self._program)
         except OSError as error:
             signals.release()
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        self._feed(TrialEnded(f"the new image cannot be executed: {error.strerror}"))
+        reason = f"the new image cannot be executed: {reason_of(error)}"
+        self._feed(TrialEnded(self._program.explain(reason)))

@@ -9,7 +9,8 @@ import socket
 
 from greeterd.channel import Channel, DrainMessage, FailedMessage, GoMessage, ReadyMessage
 from greeterd.cpus import cpu_of
-from greeterd.errors import GreeterdError
+from greeterd.environment import reduce_environment
+from greeterd.errors import GreeterdError, failure_of
 from greeterd.greetings import GreetingLog, open_greeting_log
 from greeterd.limits import limit_core_dumps, limit_files, pin
 from greeterd.listener import open_member
@@ -30,15 +31,16 @@ def main(seat: Seat) -> int:
             opened = [open_member(address) for address in seat.addresses]
         _confine(seat)
         greetings = None if seat.handoff is not None else _open_greeting_log(seat)
+        worker = Worker(seat, greetings, seat.listeners or opened)
     except GreeterdError as error:
         seat.channel.send(FailedMessage(error.exit_code, str(error)))
         return error.exit_code
     except OSError as error:
-        seat.channel.send(FailedMessage(70, str(error)))
-        return 70
+        failure = failure_of(error)
+        seat.channel.send(FailedMessage(failure.exit_code, str(failure)))
+        return failure.exit_code
     if greetings is not None and greetings.repaired_bytes:
         seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
-    worker = Worker(seat, greetings, seat.listeners or opened)
     seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened])
     if not seat.rehearsal and (not opened or _await_go(seat.channel)):
         worker.run()
@@ -68,7 +70,8 @@ def _confine(seat: Seat) -> None:
     cpu = cpu_of(seat.slot, config.pinned_cpus)
     if cpu is not None and seat.handoff is None:
         pin(cpu)
-    drop(seat.identity)
+    drop(seat.identity, traceable=config.core_dumps)
+    reduce_environment()
 
 
 def _await_go(channel: Channel) -> bool:

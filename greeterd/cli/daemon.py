@@ -10,11 +10,10 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from greeterd import __version__
-from greeterd.errors import ConfigError, GreeterdError
+from greeterd import __version__, inheritance
+from greeterd.errors import GreeterdError, failure_of
 
 if TYPE_CHECKING:  # see _run
     from greeterd.config import Config
@@ -26,11 +25,14 @@ OLDEST_LINUX: Final = (4, 5)
 
 def main() -> int:
     """Run the program; return its exit code."""
+    # Before anything is waited for: what ends a wait may have been blocked, or ignored.
+    inheritance.take_over()
     try:
         return _run(sys.argv[1:], dict(os.environ))
-    except GreeterdError as error:
-        print(f"greeterd: {error}", file=sys.stderr)
-        return error.exit_code
+    except (GreeterdError, OSError) as error:
+        failure = failure_of(error)
+        print(f"greeterd: {failure}", file=sys.stderr)
+        return failure.exit_code
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -47,7 +49,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if {"--help", "-h"} & set(argv):
         print_help()
         return 0
-    again = partial(load, argv, environ, directory=_directory(), uid=os.geteuid())
+    directory = inheritance.start_directory()
+    again = partial(load, argv, environ, directory=directory, uid=os.geteuid())
     loaded = again()
     if loaded.check:
         print(to_toml(loaded))
@@ -55,7 +58,12 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     from greeterd.start import run  # noqa: PLC0415  # --check and --help need none of it
 
-    return run(loaded.config, reload=_reread(again, loaded), config_file=loaded.file)
+    return run(
+        loaded.config,
+        directory=directory,
+        reload=_reread(again, loaded),
+        config_file=loaded.file,
+    )
 
 
 def _reread(again: Callable[[], "Loaded"], latest: "Loaded") -> "Callable[[], Config]":
@@ -64,26 +72,20 @@ def _reread(again: Callable[[], "Loaded"], latest: "Loaded") -> "Callable[[], Co
     A file that says what it said the last time is not parsed again: that takes 15 ms of CPU time,
     in which the master does nothing else.
     """
+    from greeterd.settings import read_file  # noqa: PLC0415  # see _run
 
     def reread() -> "Config":
         nonlocal latest
         try:
-            said = None if latest.file is None else latest.file.read_bytes()
+            said = None if latest.file is None else read_file(latest.file)
             if said in {None, latest.content}:
                 return latest.config
-        except OSError:
+        except GreeterdError:
             pass  # told by who parses it
         latest = again()
         return latest.config
 
     return reread
-
-
-def _directory() -> Path:
-    try:
-        return Path.cwd()
-    except OSError as error:
-        raise ConfigError(f"the current directory: {error.strerror}") from error
 
 
 def unsupported(system: str, release: str) -> str | None:

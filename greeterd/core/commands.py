@@ -67,8 +67,10 @@ def _begin(state: State, command: Command, now: float) -> Operation | None:
             want = len(live) + command.change if command.workers is None else command.workers
             if not 1 <= want <= state.most_slots:
                 reason = f"{want} workers: not between 1 and {state.most_slots}"
-                if state.policy.most_slots is not None:
+                if state.most_slots == state.policy.most_slots:
                     reason += ", as many as the service manager has passed sockets for"
+                elif state.most_slots == state.policy.most_by_files:
+                    reason += ", as many as the limit of open files allows (max_files)"
                 state.finish(command.ticket, command.name, reason)
                 return None
             return Resize(command=command.name, want=want, ticket=command.ticket)

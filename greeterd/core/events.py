@@ -66,6 +66,8 @@ class Policy:
     """The slot DISPATCHER accepts, and hands on to the others."""
     most_slots: int | None = None
     """As many sockets were passed for them; None: as many as there can be."""
+    most_by_files: int | None = None
+    """The descriptors that the master may have are enough for so many; None: no limit is known."""
     rescue: bool = True
     graceful_timeout: float = 30.0
     start_timeout: float = 30.0

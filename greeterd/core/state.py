@@ -95,7 +95,8 @@ class State:
     @property
     def most_slots(self) -> int:
         """How many slots there can be."""
-        return MAX_SLOTS if self.policy.most_slots is None else self.policy.most_slots
+        limits = (MAX_SLOTS, self.policy.most_slots, self.policy.most_by_files)
+        return min(each for each in limits if each is not None)
 
     def add_slot(self, now: float) -> Slot:
         """Add the slot with the lowest number that is free."""

@@ -16,9 +16,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors"}),  # "" is the package itself: its version
     frozenset({"core"}),
     frozenset({"files", "socketfiles", "strictmodes"}),
-    frozenset({"cpus", "kinds", "linefile"}),  # parts of one module above each
+    frozenset({"cpus", "kinds", "linefile", "signals"}),  # parts of one module above each
     frozenset({"config"}),
     frozenset({"settings"}),
+    frozenset({"inheritance", "limits"}),  # what a process begins with
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"activation", "escrow", "intake", "manager", "nursery", "seat"}),
     frozenset({"generations", "legacy", "masterlog", "reception"}),

@@ -256,3 +256,15 @@ def test_a_retiring_slot_is_left_to_the_stop() -> None:
     ]
     assert daemon.tell(left(2)) == []
     assert daemon.tell(left(1)) == [Exit(0, "")]
+
+
+def test_there_are_no_more_workers_than_descriptors_for_them() -> None:
+    daemon = started(2, policy=Policy(most_by_files=3))
+    assert daemon.tell(scale(4, ticket=1)) == [
+        finished(
+            "scale",
+            "4 workers: not between 1 and 3, as many as the limit of open files allows (max_files)",
+            ticket=1,
+        )
+    ]
+    assert daemon.tell(scale(3, ticket=2)) == [spawn(3, slot=3)]

@@ -111,7 +111,9 @@ def test_root_drops_everything_and_cannot_come_back() -> None:
 KEEP_SETUID = """
 import ctypes, os
 from greeterd.errors import GreeterdError
+from greeterd import privileges
 from greeterd.privileges import Identity, drop
+privileges._empty_capabilities = lambda **_: None  # as where a filter refuses capset(2)
 PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 4
 assert ctypes.CDLL(None).prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
 try:
@@ -121,7 +123,7 @@ except GreeterdError as error:
 """
 
 
-REGAINED = "root could be regained after becoming uid 54321, gid 54322\n"
+REGAINED = "capabilities were kept after becoming uid 54321, gid 54322\n"
 
 
 @needs_root
@@ -285,3 +287,88 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         prepare_directory(tmp_path / "file", None, 0o750)
     with pytest.raises(ConfigError, match=r"directory .*/file: Not a directory"):
         prepare_directory(tmp_path / "file" / "log", None, 0o750)
+
+
+SETS = """
+def sets(*names):
+    lines = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines()
+                 if ":\\t" in line)
+    return [int(lines[name], 16) for name in names]
+ALL = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+libc = ctypes.CDLL(None, use_errno=True)
+"""
+
+
+@needs_root
+def test_no_capability_is_kept_whatever_the_securebits_say() -> None:
+    code = f"""
+import ctypes
+from greeterd.privileges import *
+{SETS}
+if libc.prctl(28, 4, 0, 0, 0):  # PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP
+    print("SKIP")
+else:
+    drop(Identity(54321, 54322))
+    print(sets(*ALL))
+"""
+    done = python(code)
+    if done.stdout == "SKIP\n":
+        pytest.skip("needs CAP_SETPCAP")
+    assert done.stdout == "[0, 0, 0, 0]\n", done.stderr
+
+
+@needs_root
+def test_who_has_capabilities_without_being_root_gives_them_up() -> None:
+    code = f"""
+import ctypes
+from greeterd.privileges import *
+{SETS}
+libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+os.setresuid(54321, 54321, 54321)
+assert any(sets(*ALL))
+drop(None)
+print(sets(*ALL))
+"""
+    assert python(code).stdout == "[0, 0, 0, 0]\n"
+
+
+@needs_root
+def test_who_stays_root_keeps_what_he_may_do_and_nothing_for_what_he_executes() -> None:
+    code = f"""
+import ctypes
+from greeterd.privileges import *
+{SETS}
+before = sets("CapPrm", "CapEff")
+may = before[1] >> 8 & 1  # CAP_SETPCAP
+drop(None)
+print(sets("CapPrm", "CapEff") == before, sets("CapInh", "CapAmb"), may and sets("CapBnd"))
+"""
+    assert python(code).stdout in {"True [0, 0] [0]\n", "True [0, 0] 0\n"}
+
+
+def test_the_environment_is_reduced_also_where_the_kernel_put_it() -> None:
+    code = """
+import ctypes, os
+os.environ["SET"] = "later"
+from greeterd.environment import reduce_environment
+reduce_environment()
+libc = ctypes.CDLL(None); libc.getenv.restype = ctypes.c_char_p
+block = open("/proc/self/environ", "rb").read()
+print(sorted(os.environ), libc.getenv(b"SECRET"), libc.getenv(b"SET"), libc.getenv(b"TZ"))
+print([each for each in block.split(b"\\0") if each])
+os.environ["LONG"] = "x" * 100_000
+print(len(os.environ["LONG"]), b"xxx" in open("/proc/self/environ", "rb").read())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"SECRET": "do not tell", "TZ": "UTC", "LC_ALL": "C", "LISTEN_FDS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    names, block, long = done.stdout.splitlines()
+    assert names == "['LC_ALL', 'TZ'] None None b'UTC'", done.stderr
+    assert sorted(eval(block)) == [b"LC_ALL=C", b"TZ=UTC"]
+    assert long == "100000 False"

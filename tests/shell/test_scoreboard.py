@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greeterd import scoreboard
-from greeterd.errors import StartError
+from greeterd.errors import ResourceError
 from greeterd.scoreboard import CELLS, Counters, Scoreboard
 
 NAMES = [field.name for field in fields(Counters)]
@@ -135,7 +135,7 @@ def test_memory_that_cannot_be_had_is_told_in_one_line() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(StartError, match=r"scoreboard of \d+ bytes: File too large"):
+        with pytest.raises(ResourceError, match=r"scoreboard of \d+ bytes: File too large"):
             Scoreboard(512)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -218,10 +218,3 @@ def test_the_watchdog_s_period_is_for_the_named_process_only() -> None:
     assert systemd.watchdog_usec({"WATCHDOG_USEC": "0"}) is None
     with pytest.raises(ConfigError, match="WATCHDOG_USEC is not a number"):
         systemd.watchdog_usec({"WATCHDOG_USEC": "soon"})
-
-
-def test_forget_leaves_nothing_of_the_manager_s_for_children() -> None:
-    environ = dict.fromkeys(systemd.VARIABLES, "1") | {"PATH": "/bin"}
-    systemd.forget(environ)
-    systemd.forget(environ)
-    assert environ == {"PATH": "/bin"}

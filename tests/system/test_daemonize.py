@@ -200,7 +200,7 @@ def test_a_worker_that_cannot_start_ends_the_start_with_its_reason(
     (tmp_path / "worker-2.log").mkdir()
     arguments = ("--mode", mode, "--workers", "2", "--log-dir", str(tmp_path), *detach)
     server = daemon(*arguments, wait=False)
-    assert server.process.wait(30.0) == 70
+    assert server.process.wait(30.0) == 71
     said = server.stderr.read_text()
     assert "greeterd: worker 2 did not start: " in said
     assert "Is a directory" in said

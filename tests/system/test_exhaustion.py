@@ -395,7 +395,10 @@ def test_no_more_connections_are_open_than_allowed(daemon: StartDaemon, mode: st
             assert fast.recv(100) == b"Hello, fast\n"
     assert outcomes(quiet_totals(one, connections=101)) == {"greetings": 1, "empty": 100}
     assert blocked(one) == [0]
-    assert [each["level"] for each in one.events() if each["level"] != "info"] == []
+    others = {each["event"] for each in one.events() if each["level"] != "info"}
+    assert others <= {"workers are root"}
+        "workers are root"
+    }
 
 
 @pytest.mark.parametrize("wait", ["rotate", "exclusive", "epoll"])

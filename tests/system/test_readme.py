@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.succession import ESTATE, TRIAL
+from greeterd.inheritance import ESTATE, TRIAL
 from tests.support import until
 from tests.system.books import names
 from tests.system.clients import connect, greet

@@ -1,0 +1,44 @@
+"""Counts the descriptors that a daemon has to have: by its mode, its workers and its addresses.
+
+The master is what counts, since it keeps every listener in escrow; a worker has fewer by far, and
+what it has left over is for connections (when there is none, it waits).
+"""
+
+from typing import Final
+
+STANDARD: Final = 3
+OF_THE_MASTER: Final = 8
+"""The run lock, the daemon log, the pipe to the launcher, the pipe of signals (2), the epoll set,
+the scoreboard, the control socket."""
+OF_A_CHILD: Final = 2
+"""Its channel, and the file for its stack."""
+OF_A_PAIR: Final = 2
+"""Both ends of the socketpair by which a slot is handed connections."""
+SPARE: Final = 12
+"""What comes and goes: one child more while a slot's worker is replaced (3 in the instant of the
+fork), control connections (3), files that are read or opened anew, the trial of an upgrade (5)."""
+
+
+def needed(mode: str, *, workers: int, addresses: int) -> int:
+    """Return how many descriptors the master of a daemon must be allowed."""
+    fixed, each = _costs(mode, addresses)
+    return fixed + each * workers
+
+
+def most_workers(mode: str, *, addresses: int, files: int) -> int:
+    """Return how many workers can be had with so many descriptors, 0 for none."""
+    fixed, each = _costs(mode, addresses)
+    return max(0, files - fixed) // each
+
+
+def _costs(mode: str, addresses: int) -> tuple[int, int]:
+    """Return the descriptors of a daemon without workers, and those that each worker adds."""
+    # A listener an address, or in mode reuseport a guard.
+    fixed = STANDARD + OF_THE_MASTER + SPARE + addresses
+    match mode:
+        case "reuseport":
+            return fixed, OF_A_CHILD + addresses
+        case "handoff":
+            return fixed + OF_A_CHILD, OF_A_CHILD + OF_A_PAIR  # the dispatcher is a child, too
+        case _:
+            return fixed, OF_A_CHILD

@@ -1,0 +1,31 @@
+"""How many descriptors a daemon takes, and how many workers can be had with some."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greeterd.core.openfiles import most_workers, needed
+
+MODES = st.sampled_from(["inherit", "reuseport", "handoff"])
+
+
+@given(mode=MODES, workers=st.integers(1, 512), addresses=st.integers(1, 300))
+def test_with_what_is_needed_so_many_workers_can_be_had_and_no_more(
+    mode: str, workers: int, addresses: int
+) -> None:
+    files = needed(mode, workers=workers, addresses=addresses)
+    assert most_workers(mode, addresses=addresses, files=files) == workers
+    assert most_workers(mode, addresses=addresses, files=files - 1) == workers - 1
+
+
+@given(mode=MODES, addresses=st.integers(1, 300), files=st.integers(0, 20))
+def test_with_next_to_none_there_is_no_worker(mode: str, addresses: int, files: int) -> None:
+    assert most_workers(mode, addresses=addresses, files=files) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [("inherit", 24 + 2 * 4), ("handoff", 26 + 4 * 4), ("reuseport", 24 + 3 * 4)],
+)
+def test_the_numbers_are_those_of_the_readme(mode: str, number: int) -> None:
+    assert needed(mode, workers=4, addresses=1) == number
