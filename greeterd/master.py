@@ -26,7 +26,7 @@ from greeterd.daemon import Readiness
 from greeterd.escrow import Escrow
 from greeterd.forking import Forks
 from greeterd.generations import Generations, fixed_settings, policy_of, set_limits
-from greeterd.legacy import adopt_supervisor, bequeath
+from greeterd.legacy import adopt_board, adopt_supervisor, bequeath, bequeath_rows
 from greeterd.listener import effective_backlog
 from greeterd.loop import Loop
 from greeterd.manager import Manager
@@ -80,7 +80,7 @@ class Master:
         self._escrow = Escrow(config, inherited=source.sockets.listeners)
         self._manager.keep(self._escrow.holdings())
         self._addresses = [str(address) for address in self._escrow.addresses]
-        self._board = Scoreboard(MAX_SLOTS, estate.board_fd if estate else None)
+        self._board = adopt_board(estate) if estate else Scoreboard(MAX_SLOTS)
         last = estate.last_generation if estate else 1
         self._generations = Generations(config, source.load, identity, last)
         self._supervisor = _supervisor(config, self._escrow, estate)
@@ -295,6 +295,7 @@ class Master:
             listeners=self._escrow.bequest(),
             slots=bequeath(self._supervisor, self._crew.nursery),
             board_fd=self._board.fd,
+            rows=bequeath_rows(self._board),
             lock_fd=self._lock.fd,
             control_fd=self._orders.control.listener_fd,
             client_fd=self._orders.client_fd(ticket),

@@ -87,6 +87,19 @@ class InheritedListeners(Struct, frozen=True, kw_only=True):
         return [*(fd for fd in self.shared if fd is not None), *members]
 
 
+class InheritedRow(Struct, frozen=True, kw_only=True):
+    """What a living worker writes of itself, in the file `fd`, and what of that is in the books."""
+
+    slot: int
+    place: int
+    fd: int
+    offset: int = 0
+    own: bool = True
+    """False in the memory of an older build, in which all rows are."""
+    believed: list[int]
+    greetings_before: int = 0
+
+
 class Estate(Struct, frozen=True, kw_only=True):
     """All that the new image takes over."""
 
@@ -98,6 +111,9 @@ class Estate(Struct, frozen=True, kw_only=True):
     listeners: InheritedListeners
     slots: list[InheritedSlot]
     board_fd: int
+    """The books: what is known of all workers."""
+    rows: list[InheritedRow] | None = None
+    """None from a build whose workers write into the books themselves."""
     lock_fd: int
     control_fd: int
     client_fd: int | None = None
@@ -120,6 +136,7 @@ class Estate(Struct, frozen=True, kw_only=True):
         workers = [worker for slot in self.slots for worker in slot.workers]
         return {
             self.board_fd,
+            *(row.fd for row in self.rows or []),
             self.lock_fd,
             self.control_fd,
             *([] if self.client_fd is None else [self.client_fd]),
