@@ -203,7 +203,9 @@ class Crew:
         child.distrusted = True
         reason = f"its counters cannot be: {doubt}"
         child.failure = FailedMessage(70, reason)
-        self._log.logger.error("worker is ended", signal="SIGKILL", reason=reason, **_facts(child))
+        self._log.logger.warning(
+            "worker is ended", signal="SIGKILL", reason=reason, **_facts(child)
+        )
         self.nursery.kill(child, signal.SIGKILL)
 
     def reap(self, others: Collection[int]) -> None:

@@ -103,7 +103,7 @@ def test_a_worker_that_forges_its_row_is_ended_with_the_reason_and_replaced(
     commit(deed, text + HANG)
     until(lambda: worker_of(server, 1) not in {0, hostile})
     [ended] = server.events("worker is ended")
-    assert (ended["worker"], ended["worker_pid"], ended["level"]) == (1, hostile, "error")
+    assert (ended["worker"], ended["worker_pid"], ended["level"]) == (1, hostile, "warning")
     assert re.fullmatch(f"its counters cannot be: {reason}", ended["reason"])
     [exited] = server.events("worker exited")
     assert exited["reason"] == ended["reason"]
