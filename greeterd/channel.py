@@ -75,7 +75,10 @@ class TakeBackMessage(msgspec.Struct, frozen=True, tag="take-back"):
 
 
 class RouteMessage(msgspec.Struct, frozen=True, tag="route"):
-    """Master to the dispatcher: hand on to this slot, too; the descriptors are its pair's ends."""
+    """Master to the dispatcher: hand on to this slot, too.
+
+    The descriptors are its pair's ends, and its newest worker's row unless an older build has it.
+    """
 
     slot: int
 

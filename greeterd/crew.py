@@ -47,7 +47,7 @@ from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Child, Death, Nursery
 from greeterd.reopening import Reopening
-from greeterd.scoreboard import GREETINGS, HEARTBEAT_NS, TURNS, Scoreboard
+from greeterd.scoreboard import Scoreboard
 from greeterd.succession import Estate
 
 SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
@@ -81,9 +81,6 @@ class Crew:
     def adopt(self, estate: Estate) -> None:
         """Go on with the workers that a predecessor in this process has forked."""
         adopt_children(estate, self.nursery)
-        for heir in self._supervisor.workers:
-            if (child := self.nursery.get(heir.id)) is not None:
-                child.greetings_before = self._board.row(heir.slot, heir.place)[GREETINGS]
 
     # To the workers -------------------------------------------------------------------------
 
@@ -163,30 +160,53 @@ class Crew:
             self.nursery.send(ident, GoMessage())
         pair = self._escrow.use(child.spawn.slot)
         if pair is not None:
+            row_fd = self._board.row_fd(child.spawn.slot, child.spawn.place)
             for dispatcher in self._supervisor.slots[DISPATCHER].workers:
-                self.send(dispatcher.id, RouteMessage(child.spawn.slot), list(pair.fds))
+                # One of an older build takes the pair only.
+                knows_rows = self._board.row_fd(DISPATCHER, dispatcher.place) is not None
+                fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
+                self.send(dispatcher.id, RouteMessage(child.spawn.slot), fds)
         self._log.logger.info("worker ready", **_facts(child))
         wants_rss = self._generations[child.spawn.generation].max_rss
         self._feed(Ready(ident, child.rss_bytes() if wants_rss else 0))
 
     def pulses(self, now: float) -> tuple[Pulse, ...]:
-        """Return how each ready worker fares; whether it has turned is since the last call."""
+        """Return how each ready worker fares, by what it says; end those who say what cannot be.
+
+        Whether it has turned is since the last call.  One that turns, names no reason not to accept
+        and leaves what waits at its listener has not turned: a beating heart is no service.
+        """
         found = []
         queued = self._escrow.queued()
         for each in self._supervisor.workers:
             child = self.nursery.get(each.id)
-            if each.life is not Life.READY or child is None:
+            if child is None:
                 continue
-            row = self._board.row(each.slot, each.place)
-            turns = row[TURNS]
-            alive = max(each.since, row[HEARTBEAT_NS] / 1e9)
-            greetings = row[GREETINGS] - child.greetings_before
-            rss_bytes = child.rss_bytes() if self._supervisor.policy.max_rss_bytes else 0
-            turned = turns != child.turns
+            if doubt := self._board.look(each.slot, each.place):
+                self._distrust(child, doubt)
+            if each.life is not Life.READY:
+                continue
+            said = self._board.worker(each.slot, each.place)
             waiting = queued[each.slot]
-            found.append(Pulse(each.id, now - alive, turned, waiting, greetings, rss_bytes))
-            child.turns = turns
+            idle = said.connections == child.connections and not said.blocked
+            turned = said.turns != child.turns and not (waiting and idle)
+            age = now - max(each.since, said.heartbeat_ns / 1e9)
+            rss_bytes = child.rss_bytes() if self._supervisor.policy.max_rss_bytes else 0
+            found.append(Pulse(each.id, age, turned, waiting, said.greetings, rss_bytes))
+            child.turns, child.connections = said.turns, said.connections
         return tuple(found)
+
+    def _distrust(self, child: Child, doubt: str) -> None:
+        """End a worker whose row says what cannot be."""
+        if child.distrusted:
+            return
+        child.distrusted = True
+        reason = f"its counters cannot be: {doubt}"
+        child.failure = FailedMessage(70, reason)
+        self._log.logger.warning(
+            "worker is ended", signal="SIGKILL", reason=reason, **_facts(child)
+        )
+        self.nursery.kill(child, signal.SIGKILL)
 
     def reap(self, others: Collection[int]) -> None:
         """Bury the workers that have ended; `others` are children that somebody else waits for."""

@@ -5,9 +5,10 @@ for is held, and nothing more is accepted until it has gone: what waits meanwhil
 listener, and is not yet anybody's.
 
 The policies: round-robin goes through the slots one after the other; least-busy takes the slot with
-the fewest connections that wait in its pair or are unfinished in its workers, and of equals the one
-whose turn it is.  Slots whose worker has paused come last in both.  How the slots fare is looked up
-once a burst, and what is handed on is counted from there.
+the fewest connections that wait in its pair or are unfinished in its newest worker, and of equals
+the one whose turn it is.  Slots whose worker has paused come last in both.  How the slots fare is
+looked up once a burst, and what is handed on is counted from there.  It is what the workers say:
+one that lies gets more connections than its share, or fewer.
 """
 
 import errno
@@ -23,7 +24,7 @@ from greeterd import scoreboard
 from greeterd.handoff import Pair, hand_over, waiting
 from greeterd.intake import Source
 from greeterd.listener import close_with_reset
-from greeterd.scoreboard import BLOCKED_BY_WORKERS, PLACES, Row, Scoreboard
+from greeterd.scoreboard import BLOCKED_BY_WORKERS, Row
 from greeterd.steering import open_gate
 
 
@@ -32,17 +33,18 @@ class Route:
     """Where connections are handed on to."""
 
     pair: Pair
-    rows: tuple[Row, ...]
-    """Of the slot's workers."""
+    row: "Row | None"
+    """Of the slot's newest worker, to read; None if it is of an older build, and not known here."""
 
     @property
     def paused(self) -> bool:
         """Its worker takes nothing at present."""
-        return any(row[scoreboard.BLOCKED] for row in self.rows)
+        return self.row is not None and self.row[scoreboard.BLOCKED] > 0
 
     def load(self) -> int:
         """Return how many connections the slot has before it."""
-        return waiting(self.pair.exit) + sum(row[scoreboard.OPEN] for row in self.rows)
+        unfinished = 0 if self.row is None else self.row[scoreboard.OPEN]
+        return waiting(self.pair.exit) + unfinished
 
 
 class Dispatcher:
@@ -57,14 +59,12 @@ class Dispatcher:
         policy: str,
         epoll: select.epoll,
         row: Row,
-        board: Scoreboard,
         on_room: Callable[[], None],
     ) -> None:
         """`on_room` is called when the connection that was held has gone."""
         self._least_busy = policy == "least-busy"
         self._epoll = epoll
         self._row = row
-        self._board = board
         self._on_room = on_room
         self._routes: dict[int, Route] = {}
         self._turns: deque[int] = deque()
@@ -82,14 +82,16 @@ class Dispatcher:
         self.trouble = 0
         """The error number that the latest burst ended with, 0 for none."""
 
-    def add_route(self, slot: int, pair: Pair) -> None:
-        """Hand on to this slot, too; this process's copies of the pair are owned from now on."""
+    def add_route(self, slot: int, pair: Pair, row: "Row | None" = None) -> None:
+        """Hand on to this slot, too; this process's copies of the pair are owned from now on.
+
+        `row` is what its newest worker says of itself.
+        """
         if slot in self._routes:
             self._drop(slot)
         self._slots[pair.entry.fileno()] = slot
         self._epoll.register(pair.entry, self._mask)
-        rows = tuple(self._board.row(slot, place) for place in range(PLACES))
-        self._routes[slot] = Route(pair, rows)
+        self._routes[slot] = Route(pair, row)
         self._turns.append(slot)
         self._hand_on_held()
 

@@ -15,7 +15,7 @@ from greeterd.files import Identity
 from greeterd.generations import Generations
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Nursery
-from greeterd.scoreboard import GREETINGS, Scoreboard
+from greeterd.scoreboard import Row, Scoreboard
 from greeterd.seat import Handoff, Seat
 from greeterd.signals import SignalPipe
 
@@ -68,22 +68,27 @@ class Forks:
 
     def _fork(self, spawn: Spawn) -> None:
         log = self._log.file.logger.bind(worker=spawn.slot, generation=spawn.generation)
-        greetings = self._board.row(spawn.slot, spawn.place)[GREETINGS]
         keep = [self._log.file.fd]
-        if spawn.slot == DISPATCHER:
-            keep += [fd for pair in self._escrow.routes.values() for fd in pair.fds]
+        routes = self._escrow.routes if spawn.slot == DISPATCHER else {}
+        keep += [fd for pair in routes.values() for fd in pair.fds]
         try:
             keep += [sock.fileno() for sock in self._escrow.for_slot(spawn.slot) or []]
-            child = self._nursery.fork(spawn, partial(self._live, spawn), keep=keep, log=log)
+            with (
+                self._board.open_row(spawn.slot, spawn.place) as row,
+                self._board.views(routes) as rows,
+            ):
+                live = partial(self._live, spawn, row, Handoff(routes, rows))
+                child = self._nursery.fork(spawn, live, keep=keep, log=log)
         except OSError as error:
             reason = reason_of(error)
             self._log.logger.warning("cannot fork", worker=spawn.slot, reason=reason)
             self._feed(SpawnFailed(spawn.worker, f"fork: {reason}"))
             return
-        child.greetings_before = greetings
         self._feed(Spawned(spawn.worker, child.pid))
 
-    def _live(self, spawn: Spawn, channel: Channel, pipe: SignalPipe) -> int:
+    def _live(
+        self, spawn: Spawn, row: Row, handoff: Handoff, channel: Channel, pipe: SignalPipe
+    ) -> int:
         """In the child: be the worker."""
         config = self._generations[spawn.generation]
         try:
@@ -98,10 +103,8 @@ class Forks:
             config=config,
             addresses=self._escrow.addresses,
             listeners=self._escrow.for_slot(spawn.slot),
-            handoff=(
-                Handoff(self._escrow.routes, self._board) if spawn.slot == DISPATCHER else None
-            ),
-            row=self._board.row(spawn.slot, spawn.place),
+            handoff=handoff if spawn.slot == DISPATCHER else None,
+            row=row,
             identity=self._identity,
             channel=channel,
             signals=pipe,

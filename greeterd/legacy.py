@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from greeterd.core.events import Generation, How, Life, Pid, Policy, SlotIndex, Spawn, WorkerId
-from greeterd.core.supervisor import Supervisor
+from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.core.workers import Slot, Worker
+from greeterd.errors import StartError
 from greeterd.nursery import Nursery
-from greeterd.succession import Estate, InheritedSlot, InheritedWorker
+from greeterd.scoreboard import Claim, Scoreboard
+from greeterd.succession import Estate, InheritedRow, InheritedSlot, InheritedWorker
 
 
 def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
@@ -41,6 +43,47 @@ def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
         )
         for slot in supervisor.slots.values()
     ]
+
+
+def bequeath_rows(board: Scoreboard) -> list[InheritedRow]:
+    """Return the row of every worker that lives."""
+    return [
+        InheritedRow(
+            slot=slot,
+            place=place,
+            fd=claim.fd,
+            offset=claim.offset,
+            own=claim.own,
+            believed=claim.believed,
+            greetings_before=claim.greetings_before,
+        )
+        for (slot, place), claim in board.hand_on().items()
+    ]
+
+
+def adopt_board(estate: Estate) -> Scoreboard:
+    """Return the scoreboard of the workers in the estate.
+
+    Raises:
+        StartError: its memory is none of ours, or there can be none.
+
+    """
+    try:
+        return _adopt_board(estate)
+    except (OSError, ValueError, IndexError) as error:
+        raise StartError(f"the predecessor's scoreboard: {error}") from error
+
+
+def _adopt_board(estate: Estate) -> Scoreboard:
+    if estate.rows is None:
+        living = [(slot.index, worker.place) for slot in estate.slots for worker in slot.workers]
+        return Scoreboard.copy(MAX_SLOTS, estate.board_fd, living)
+    board = Scoreboard(MAX_SLOTS, estate.board_fd)
+    for row in estate.rows:
+        before = row.greetings_before
+        claim = Claim(row.fd, row.believed, offset=row.offset, own=row.own, greetings_before=before)
+        board.adopt(row.slot, row.place, claim)
+    return board
 
 
 def adopt_supervisor(estate: Estate, policy: Policy, jitter: Callable[[], float]) -> Supervisor:

@@ -28,7 +28,7 @@ from greeterd.escrow import Escrow
 from greeterd.files import Identity
 from greeterd.forking import Forks
 from greeterd.generations import Generations, fixed_settings, policy_of, set_limits
-from greeterd.legacy import adopt_supervisor, bequeath
+from greeterd.legacy import adopt_board, adopt_supervisor, bequeath, bequeath_rows
 from greeterd.listener import effective_backlog
 from greeterd.loop import Loop
 from greeterd.manager import Manager
@@ -88,7 +88,7 @@ class Master:
         self._escrow = Escrow(config, inherited=source.sockets.listeners, resolved=source.resolved)
         self._manager.keep(self._escrow.holdings())
         self._addresses = [str(address) for address in self._escrow.addresses]
-        self._board = Scoreboard(MAX_SLOTS, estate.board_fd if estate else None)
+        self._board = adopt_board(estate) if estate else Scoreboard(MAX_SLOTS)
         last = estate.last_generation if estate else 1
         self._generations = Generations(config, source.load, identity, last)
         self._supervisor = _supervisor(config, self._escrow, estate)
@@ -334,6 +334,7 @@ class Master:
             listeners=self._escrow.bequest(),
             slots=bequeath(self._supervisor, self._crew.nursery),
             board_fd=self._board.fd,
+            rows=bequeath_rows(self._board),
             lock_fd=self._lock.fd,
             control_fd=self._orders.control.listener_fd,
             control_file=self._orders.control.file,

@@ -39,8 +39,10 @@ class Child:
     failure: FailedMessage | None = None
     turns: int = 0
     """Turns of the worker's loop at the last tick."""
-    greetings_before: int = 0
-    """What its scoreboard row had counted before it began."""
+    connections: int = 0
+    """What it had accepted by then."""
+    distrusted: bool = False
+    """It was ended for what it says."""
 
     def rss_bytes(self) -> int:
         """Return its resident memory, shared pages included; 0 where the kernel does not tell."""

@@ -1,6 +1,7 @@
 """What a worker is given when it is forked."""
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
@@ -12,7 +13,7 @@ from greeterd.core.events import SlotIndex
 from greeterd.files import Identity
 from greeterd.handoff import Pair
 from greeterd.logs import DaemonLog
-from greeterd.scoreboard import Row, Scoreboard
+from greeterd.scoreboard import Row
 from greeterd.signals import SignalPipe
 
 
@@ -22,7 +23,8 @@ class Handoff:
 
     routes: dict[SlotIndex, Pair]
     """The slots that connections are handed on to; more come by RouteMessage."""
-    board: Scoreboard
+    rows: Mapping[int, Row]
+    """Of the slots' newest workers, to read; those of later ones come by RouteMessage, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,19 @@ class InheritedListeners(Struct, frozen=True, kw_only=True):
         return [*(fd for fd in self.shared if fd is not None), *members]
 
 
+class InheritedRow(Struct, frozen=True, kw_only=True):
+    """What a living worker writes of itself, in the file `fd`, and what of that is in the books."""
+
+    slot: int
+    place: int
+    fd: int
+    offset: int = 0
+    own: bool = True
+    """False in the memory of an older build, in which all rows are."""
+    believed: list[int]
+    greetings_before: int = 0
+
+
 class Estate(Struct, frozen=True, kw_only=True):
     """All that the new image takes over."""
 
@@ -100,6 +113,9 @@ class Estate(Struct, frozen=True, kw_only=True):
     listeners: InheritedListeners
     slots: list[InheritedSlot]
     board_fd: int
+    """The books: what is known of all workers."""
+    rows: list[InheritedRow] | None = None
+    """None from a build whose workers write into the books themselves."""
     lock_fd: int
     control_fd: int
     control_file: tuple[int, int] | None = None
@@ -126,6 +142,7 @@ class Estate(Struct, frozen=True, kw_only=True):
         workers = [worker for slot in self.slots for worker in slot.workers]
         return {
             self.board_fd,
+            *(row.fd for row in self.rows or []),
             self.lock_fd,
             self.control_fd,
             *(fd for fd in (self.client_fd, self.log_fd) if fd is not None),

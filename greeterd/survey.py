@@ -137,7 +137,7 @@ def _workers(
 def _worker(
     board: Scoreboard, slot: Slot, worker: Worker, now: float, lent_to: int | None
 ) -> WorkerStatus:
-    heartbeat_ns = board.read(worker.slot, worker.place).heartbeat_ns
+    heartbeat_ns = board.worker(worker.slot, worker.place).heartbeat_ns
     return WorkerStatus(
         slot=worker.slot,
         generation=worker.generation,

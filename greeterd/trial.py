@@ -10,11 +10,12 @@ from greeterd.core.events import DISPATCHER, Generation, SlotIndex, Spawn, Worke
 from greeterd.errors import StartError
 from greeterd.escrow import Escrow
 from greeterd.generations import prepare_log_dir
+from greeterd.legacy import adopt_board
 from greeterd.logs import DaemonLog, open_daemon_log
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Child, Nursery
 from greeterd.privileges import resolve
-from greeterd.scoreboard import Scoreboard
+from greeterd.scoreboard import spare_row
 from greeterd.seat import Handoff, Seat
 from greeterd.signals import SignalPipe
 from greeterd.succession import Estate
@@ -34,6 +35,7 @@ def rehearse(config: Config, estate: Estate) -> None:
     MasterLog(config, identity).file.close()
     log = open_daemon_log(path=None, format="json", level=config.log_level)
     escrow = Escrow(config, inherited=estate.listeners)
+    adopt_board(estate)  # after the exec it would be too late to find that it cannot be
     generation = Generation(estate.last_generation + 1)
     for slot in estate.slots:
         spawn = Spawn(WorkerId(slot.index), SlotIndex(slot.index), 0, generation)
@@ -60,9 +62,9 @@ def _start(
             config=config,
             addresses=escrow.addresses,
             listeners=escrow.for_slot(spawn.slot),
-            handoff=Handoff({}, Scoreboard(1)) if spawn.slot == DISPATCHER else None,
+            handoff=Handoff({}, {}) if spawn.slot == DISPATCHER else None,
             # The slot's own rows belong to the worker that serves meanwhile.
-            row=Scoreboard(1).row(1, 0),
+            row=spare_row(),
             identity=resolve(config.user, config.group),
             channel=channel,
             signals=pipe,

@@ -121,11 +121,10 @@ class Worker:
             policy=self._seat.config.handoff_policy,
             epoll=self._epoll,
             row=self._row,
-            board=handoff.board,
             on_room=self._resume,
         )
         for slot, pair in handoff.routes.items():
-            dispatcher.add_route(slot, pair)
+            dispatcher.add_route(slot, pair, handoff.rows.get(slot))
         return dispatcher
 
     def run(self) -> None:
@@ -348,8 +347,10 @@ class Worker:
                 self._seat.log.error("unexpected message", message=type(message).__name__)
 
     def _add_route(self, dispatcher: Dispatcher, slot: int, fds: list[int]) -> None:
-        if len(fds) == len(Pair.ENDS):
-            dispatcher.add_route(slot, Pair.adopt(*fds))
+        ends, rest = fds[: len(Pair.ENDS)], fds[len(Pair.ENDS) :]
+        if len(ends) == len(Pair.ENDS) and len(rest) <= 1:
+            row = scoreboard.adopt_view(rest[0]) if rest else None
+            dispatcher.add_route(slot, Pair.adopt(*ends), row)
             return
         for fd in fds:  # the kernel keeps back what finds no descriptor free
             os.close(fd)

@@ -168,7 +168,8 @@ def total(rows: Iterable[SlotCounters]) -> SlotCounters:
     """Return the sum; of the gauges the latest heartbeat and the gravest reason to be blocked."""
     rows = tuple(rows)
     sums = {
-        name: sum(getattr(row, name) for row in rows) for name in SlotCounters.__struct_fields__
+        name: sum(getattr(row, name) for row in rows) % 2**64  # more is no JSON
+        for name in SlotCounters.__struct_fields__
     }
     sums["heartbeat_ns"] = max((row.heartbeat_ns for row in rows), default=0)
     sums["blocked"] = max((row.blocked for row in rows), default=0)

@@ -17,7 +17,7 @@ from greeterd.dispatcher import Dispatcher
 from greeterd.handoff import QUEUE_LIMIT, Pair, hand_over, is_exit, taker, waiting
 from greeterd.intake import Intake
 from greeterd.listener import local_address, open_shared
-from greeterd.scoreboard import Scoreboard
+from greeterd.scoreboard import Row, spare_row
 
 
 @pytest.fixture
@@ -122,7 +122,8 @@ class Office(NamedTuple):
     dispatcher: Dispatcher
     intake: Intake
     listener: socket.socket
-    board: Scoreboard
+    row: Row
+    """The dispatcher's counters."""
     epoll: select.epoll
     room: list[int]
     """An item for each time that there was room again."""
@@ -137,29 +138,23 @@ class Office(NamedTuple):
         [source] = self.intake.sources.values()
         return self.dispatcher.burst(source, limit)
 
-    @property
-    def row(self) -> scoreboard.Row:
-        """The dispatcher's counters."""
-        return self.board.row(0, 0)
-
 
 @pytest.fixture
 def office(request: pytest.FixtureRequest) -> Iterator[Office]:
     listener = open_shared(parse_address("127.0.0.1:0"), backlog=1000, unix_mode=0)
     listener.setblocking(False)
-    board = Scoreboard(8)
+    row = spare_row()
     room: list[int] = []
     with select.epoll() as epoll:
         dispatcher = Dispatcher(
             policy=getattr(request, "param", "round-robin"),
             epoll=epoll,
-            row=board.row(0, 0),
-            board=board,
+            row=row,
             on_room=lambda: room.append(1),
         )
         intake = Intake(epoll, "epoll")
         intake.add(listener)
-        yield Office(dispatcher, intake, listener, board, epoll, room)
+        yield Office(dispatcher, intake, listener, row, epoll, room)
         dispatcher.abandon()
         for slot in list(dispatcher._routes):
             dispatcher._drop(slot)
@@ -207,15 +202,30 @@ def test_slots_take_turns_from_one_burst_to_the_next(office: Office, pairs: list
 @pytest.mark.parametrize("office", ["least-busy"], indirect=True)
 def test_who_has_least_before_it_is_next(office: Office, pairs: list[Pair]) -> None:
     for slot, pair in enumerate(pairs, start=1):
-        office.dispatcher.add_route(slot, copy(pair))
-    office.board.row(1, 0)[scoreboard.OPEN] = 2
-    office.board.row(1, 1)[scoreboard.OPEN] = 1
+        row = spare_row()
+        row[scoreboard.OPEN] = 3 if slot == 1 else 0
+        office.dispatcher.add_route(slot, copy(pair), row)
     clients = office.connect(7)
     office.burst(4)
     assert [waiting(pair.exit) for pair in pairs] == [0, 2, 2]
     drain(pairs[1])
     office.burst(3)
     assert [waiting(pair.exit) for pair in pairs] == [0, 2, 3], "of equals by turns"
+    close_all(clients)
+
+
+@pytest.mark.parametrize("office", ["round-robin", "least-busy"], indirect=True)
+@pytest.mark.parametrize("lie", [2**64 - 1, 2**63, 0])
+def test_what_the_workers_say_of_themselves_stops_nobody(
+    office: Office, pairs: list[Pair], lie: int
+) -> None:
+    for slot, pair in enumerate(pairs, start=1):
+        row = spare_row()
+        row[scoreboard.OPEN] = row[scoreboard.BLOCKED] = lie
+        office.dispatcher.add_route(slot, copy(pair), row)
+    clients = office.connect(6)
+    assert office.burst() == 6
+    assert [waiting(pair.exit) for pair in pairs] == [2, 2, 2]
     close_all(clients)
 
 
@@ -244,13 +254,14 @@ def test_a_pair_that_has_ended_is_given_up_though_nothing_comes(
 
 @pytest.mark.parametrize("office", ["round-robin", "least-busy"], indirect=True)
 def test_a_slot_whose_worker_has_paused_comes_last(office: Office, pairs: list[Pair]) -> None:
+    rows = {1: spare_row(), 2: spare_row()}
     for slot, pair in enumerate(pairs[:2], start=1):
-        office.dispatcher.add_route(slot, copy(pair))
-    office.board.row(1, 1)[scoreboard.BLOCKED] = scoreboard.BLOCKED_BY_LIMIT
+        office.dispatcher.add_route(slot, copy(pair), rows[slot])
+    rows[1][scoreboard.BLOCKED] = scoreboard.BLOCKED_BY_LIMIT
     clients = office.connect(4)
     office.burst()
     assert [waiting(pair.exit) for pair in pairs[:2]] == [0, 4]
-    office.board.row(1, 1)[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
+    rows[1][scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
     close_all(clients)
     clients = office.connect(2)
     office.burst()

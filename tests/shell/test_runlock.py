@@ -318,7 +318,7 @@ def test_a_lock_file_that_is_a_link_is_never_followed(tmp_path: Path) -> None:
 def test_a_run_directory_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for run_dir in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ConfigError, match=r"(file|run): Not a directory|greeterd\.pid: Not a directory"):
+        with pytest.raises(ConfigError, match=r"(file|run): Not a directory"):
             RunLock.acquire(run_dir)
 
 

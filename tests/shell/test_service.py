@@ -20,7 +20,7 @@ from greeterd.greetings import open_greeting_log
 from greeterd.handoff import Pair, hand_over, taker
 from greeterd.intake import Intake, Source
 from greeterd.listener import local_address, open_shared
-from greeterd.scoreboard import Row, Scoreboard
+from greeterd.scoreboard import Row, spare_row
 from greeterd.service import FIRST_READ, Service, _close_all
 
 IP_MINTTL = 21  # linux/in.h
@@ -44,7 +44,7 @@ class Office:
         self._greetings = open_greeting_log(directory, worker=1, generation=1, pid=1, fsync=False)
         self.warnings: list[str] = []
         self.epoll = select.epoll()
-        self.row = Scoreboard(1).row(1, 0)
+        self.row = spare_row()
         self.service = Service(
             max_connections=100,
             max_name_bytes=1000,

@@ -397,8 +397,6 @@ def test_no_more_connections_are_open_than_allowed(daemon: StartDaemon, mode: st
     assert blocked(one) == [0]
     others = {each["event"] for each in one.events() if each["level"] != "info"}
     assert others <= {"workers are root"}
-        "workers are root"
-    }
 
 
 @pytest.mark.parametrize("wait", ["rotate", "exclusive", "epoll"])
