@@ -81,7 +81,7 @@ class Forks:
         child.greetings_before = greetings
         self._feed(Spawned(spawn.worker, child.pid))
 
-    def _live(self, spawn: Spawn, channel: Channel, pipe: SignalPipe) -> int:
+    def _live(self, spawn: Spawn, channel: Channel, pipe: SignalPipe, log_lock: int) -> int:
         """In the child: be the worker."""
         config = self._generations[spawn.generation]
         daemon_log = self._log.of(config)
@@ -96,6 +96,7 @@ class Forks:
                 Handoff(self._escrow.routes, self._board) if spawn.slot == DISPATCHER else None
             ),
             row=self._board.row(spawn.slot, spawn.place),
+            log_lock=log_lock,
             identity=self._identity,
             channel=channel,
             signals=pipe,

@@ -11,7 +11,8 @@ than another, by what the worker does in that moment (a burst at most). A worker
 before its outcome, so `connections` is ahead rather than behind, but a reader that copies
 `connections` first may still see the reverse. Only a quiet row has to be `consistent`.
 
-Cells are cumulative, but for the gauges `heartbeat_ns` (time.monotonic_ns()), `open` and `blocked`.
+Cells are cumulative, but for the gauges `heartbeat_ns` (time.monotonic_ns()), `open`, `blocked`
+and `log_errno`.
 
 In the hot path index a row with this module's constants, and add a turn's sums once a turn:
 `row[GREETINGS] += n` takes 0.1 us; an IntEnum for an index made it 0.13, a property 0.18.
@@ -44,7 +45,8 @@ OPEN: Final = 15
 RESCUED: Final = 16
 BLOCKED: Final = 17
 HANDED_OVER: Final = 18
-CELLS: Final = 19
+LOG_ERRNO: Final = 19
+CELLS: Final = 20
 
 # Values of the cell `blocked`: why a worker takes no connections.
 NOT_BLOCKED: Final = 0
@@ -88,6 +90,7 @@ class Counters:
     rescued: int = 0
     blocked: int = 0
     handed_over: int = 0
+    log_errno: int = 0
 
     @property
     def finished(self) -> int:
@@ -101,10 +104,11 @@ class Counters:
         return self.connections == self.finished + self.open
 
     def __add__(self, other: "Counters") -> "Counters":
-        """Sum the cells; of `heartbeat_ns` the latest, of `blocked` the gravest is the sum."""
+        """Sum the cells; of the gauges but `open` the greatest is the sum."""
         cells = [mine + theirs for mine, theirs in zip(_cells(self), _cells(other), strict=True)]
         cells[HEARTBEAT_NS] = max(self.heartbeat_ns, other.heartbeat_ns)
         cells[BLOCKED] = max(self.blocked, other.blocked)
+        cells[LOG_ERRNO] = max(self.log_errno, other.log_errno)
         return Counters(*cells)
 
 
@@ -170,5 +174,5 @@ class Scoreboard:
         row = self.row(slot, place)
         unfinished = max(0, row[CONNECTIONS] - self.read(slot, place).finished)
         row[RESET] += unfinished
-        row[OPEN] = row[BLOCKED] = row[HEARTBEAT_NS] = 0
+        row[OPEN] = row[BLOCKED] = row[LOG_ERRNO] = row[HEARTBEAT_NS] = 0
         return unfinished

@@ -48,7 +48,7 @@ def _start(
     def hear(_child: Child, message: FromWorker | FromMaster, _fds: list[int]) -> None:
         said.append(message)
 
-    def live(channel: Channel, pipe: SignalPipe) -> int:
+    def live(channel: Channel, pipe: SignalPipe, log_lock: int) -> int:
         seat = Seat(
             slot=spawn.slot,
             generation=spawn.generation,
@@ -58,6 +58,7 @@ def _start(
             handoff=Handoff({}, Scoreboard(1)) if spawn.slot == DISPATCHER else None,
             # The slot's own rows belong to the worker that serves meanwhile.
             row=Scoreboard(1).row(1, 0),
+            log_lock=log_lock,
             identity=resolve(config.user, config.group),
             channel=channel,
             signals=pipe,

@@ -9,7 +9,7 @@ import socket
 
 from greeterd.channel import Channel, DrainMessage, FailedMessage, GoMessage, ReadyMessage
 from greeterd.cpus import cpu_of
-from greeterd.errors import GreeterdError
+from greeterd.errors import GreeterdError, reason_of
 from greeterd.greetings import GreetingLog, open_greeting_log
 from greeterd.limits import limit_core_dumps, limit_files, pin
 from greeterd.listener import open_member
@@ -34,8 +34,9 @@ def main(seat: Seat) -> int:
         seat.channel.send(FailedMessage(error.exit_code, str(error)))
         return error.exit_code
     except OSError as error:
-        seat.channel.send(FailedMessage(70, str(error)))
+        seat.channel.send(FailedMessage(70, reason_of(error)))
         return 70
+    os.close(seat.log_lock)  # the log has opened it anew
     if greetings is not None and greetings.repaired_bytes:
         seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
     worker = Worker(seat, greetings, seat.listeners or opened)
@@ -52,6 +53,8 @@ def _open_greeting_log(seat: Seat) -> GreetingLog:
         generation=seat.generation,
         pid=os.getpid(),
         fsync=seat.config.fsync == "always",
+        lock=seat.log_lock,
+        repair=not seat.rehearsal,
     )
 
 

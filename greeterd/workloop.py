@@ -5,6 +5,7 @@ life but this: on TERM, and when the master is gone (end-of-file on the channel)
 It writes its own scoreboard row and its slot's log, and nothing else.
 """
 
+import errno
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ from greeterd.channel import (
 from greeterd.core.events import How
 from greeterd.core.ratelimit import RateLimit
 from greeterd.dispatcher import Dispatcher
+from greeterd.errors import reason_of
 from greeterd.greetings import GreetingLog
 from greeterd.handoff import Pair
 from greeterd.intake import Intake, Source
@@ -131,6 +133,7 @@ class Worker:
         self._watch()
         while not self._finished:
             self._turn()
+        self._look_after_log()
         if self._greetings is not None:
             self._greetings.close()
 
@@ -275,11 +278,18 @@ class Worker:
         self._next_upkeep = min(self._next_upkeep, self._paused_until)
         self._intake.watch(on=False)
         if reason == scoreboard.BLOCKED_BY_LOG and self._greetings is not None:
-            why = str(self._greetings.blocked)
+            error = self._greetings.blocked
+            self._row[scoreboard.LOG_ERRNO] = _errno(error)
+            why = error and error.strerror
             self._warn("cannot write greetings", path=str(self._greetings.path), reason=why)
 
     def _resume(self) -> None:
         """Accept again, if the cause has gone."""
+        log = self._greetings
+        # Without a log there is nothing to accept for; who leaves may have nothing to write.
+        if log is not None and log.blocked and self._leaving.how is None and not log.commit():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+            return
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
             return
@@ -288,6 +298,7 @@ class Worker:
             return
         if self._paused_for == scoreboard.BLOCKED_BY_LOG:
             self._seat.log.info("greetings are written again")
+            self._row[scoreboard.LOG_ERRNO] = 0
         self._paused_for = self._row[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
         self._watch()
 
@@ -296,11 +307,20 @@ class Worker:
             self._intake.watch(on=True)
 
     def _look_after_log(self) -> None:
-        try:
-            if self._greetings is not None and self._greetings.reopen_if_moved():
-                self._seat.log.info("log reopened", reason="its file was moved or removed")
-        except OSError as error:
-            self._warn("cannot reopen a log", reason=str(error))
+        log = self._greetings
+        if log is None:
+            return
+        before = log.repaired_bytes
+        if log.look():
+            self._seat.log.info("log reopened", reason="its file was moved or removed")
+        if log.repaired_bytes > before:
+            self._seat.log.warning("torn record removed", bytes=log.repaired_bytes - before)
+        if log.astray:
+            self._warn("cannot reopen a log", reason=reason_of(log.astray))
+        if not self._paused_for:
+            self._row[scoreboard.LOG_ERRNO] = _errno(log.astray)
+        if log.blocked and self._leaving.how is None:
+            self._pause(scoreboard.BLOCKED_BY_LOG)
 
     # Orders ---------------------------------------------------------------------------------
 
@@ -363,7 +383,7 @@ class Worker:
             if self._greetings is not None:
                 self._greetings.reopen()
         except OSError as error:
-            reason = str(error)
+            reason = reason_of(error)
             self._seat.log.warning("cannot reopen a log", reason=reason)
         self._tell(ReopenedMessage(reason))
 
@@ -395,3 +415,7 @@ class Worker:
             if suppressed:
                 fields["suppressed"] = suppressed
             self._seat.log.warning(event, **fields)
+
+
+def _errno(error: OSError | None) -> int:
+    return 0 if error is None else error.errno or errno.EIO
