@@ -31,10 +31,10 @@ from tests.system.books import (
 from tests.system.clients import Load, connect, greet, run_load, silent_clients
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, Record, records
+from tests.system.obstacles import LITTLE, SmallDisk
 
 LOG, DESCRIPTORS, LIMIT = 1, 2, 3  # why a worker is blocked, as in the status
 CLIENTS = 2_000  # more than there is room for
-LITTLE = 320 * 1024  # bytes of room; the scoreboard is a file, too, and has to fit
 
 both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
@@ -75,30 +75,6 @@ class Room(Protocol):
 
     def give(self, daemon: Daemon) -> None:
         """Give more than enough room."""
-
-
-class SmallDisk:
-    """A file system of its own that only the daemon has mounted."""
-
-    workers = 2
-    reason = "No space left on device"
-
-    def __init__(self, log_dir: Path) -> None:
-        self.log_dir = log_dir
-        if os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("nsenter")):
-            pytest.skip("a mount of the daemon's own needs root, unshare and nsenter")
-        mount = f'mount -t tmpfs -o size={LITTLE} greetings {self.log_dir} && exec "$@"'
-        self.prefix = ["unshare", "--mount", "--propagation=private", "sh", "-c", mount, "sh"]
-
-    def seen(self, daemon: Daemon) -> Path:
-        """Return it as the daemon sees it."""
-        return Path(f"/proc/{daemon.pid}/root{self.log_dir}")
-
-    def give(self, daemon: Daemon) -> None:
-        """Make the disk larger."""
-        inside = ["nsenter", f"--target={daemon.pid}", "--mount"]
-        remount = ["mount", "-o", f"remount,size={LITTLE * 16}", str(self.log_dir)]
-        subprocess.run([*inside, *remount], check=True)
 
 
 class SmallFiles:
