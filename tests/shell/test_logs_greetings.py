@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,8 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greeterd import linefile
 from greeterd.errors import reason_of
 from greeterd.greetings import GreetingLog, open_greeting_log
+from greeterd.linefile import LOOK_AFTER
 from tests.support import until
 
 OpenLog = Callable[..., GreetingLog]
@@ -381,6 +384,7 @@ def test_a_torn_line_that_a_stranger_writes_behind_is_written_again(open_log: Op
 FULL_DISK = """
 import errno, os, sys
 from pathlib import Path
+from greeterd import linefile
 from greeterd.errors import reason_of
 from greeterd.greetings import open_greeting_log
 
@@ -433,6 +437,7 @@ def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, fsync: str) ->
 TWO_WRITERS = """
 import os, random, resource, sys
 from pathlib import Path
+from greeterd import linefile
 from greeterd.errors import reason_of
 from greeterd.greetings import open_greeting_log
 
@@ -853,12 +858,14 @@ def test_an_idle_log_without_a_name_is_noticed_too(open_log: OpenLog, tmp_path: 
 
 
 def let_clock_tick(log: GreetingLog) -> None:
-    """Wait until the clock that stamps files tells a removal now from the latest write."""
+    """Wait until a removal can be told from the latest write, and the next write looks for one."""
     clock = log.path.with_name("clock")
+    deadline = time.monotonic() + LOOK_AFTER
 
     def later() -> bool:
         clock.write_bytes(b"x")
-        return clock.stat().st_mtime_ns > log.path.stat().st_mtime_ns
+        ticked = clock.stat().st_mtime_ns > log.path.stat().st_mtime_ns
+        return ticked and time.monotonic() > deadline
 
     until(later, what="a tick of the clock")
     clock.unlink()
@@ -880,6 +887,7 @@ def test_what_came_after_a_removal_that_nobody_saw_is_carried_over(
 ) -> None:
     log = open_log()
     turn(log, "a")
+    let_clock_tick(log)
     with monkeypatch.context() as patched:
         remove_after_write(patched, log)
         assert turn(log, "b", "c")
@@ -889,6 +897,20 @@ def test_what_came_after_a_removal_that_nobody_saw_is_carried_over(
     assert not log.look()
     assert turn(log, "d")
     assert names(log.path) == ["b", "c", "d"]
+
+
+def test_what_came_after_a_removal_before_the_next_look_is_carried_over(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linefile, "LOOK_AFTER", 60.0)
+    log = open_log()
+    turn(log, "a")
+    let_clock_tick(log)
+    log.path.unlink()
+    assert turn(log, "b")
+    assert not log.path.exists()
+    assert log.look()
+    assert names(log.path) == ["a", "b"], "of the first nobody knows when it came"
 
 
 def test_what_is_synced_after_a_removal_is_carried_over(

@@ -42,13 +42,22 @@ def tail(
 
 
 @contextlib.contextmanager
+def tail_of_open_file(log: Path, place: Path) -> Iterator[Output]:
+    """Follow the file that a log is now, wherever it is moved, as followers by inode do."""
+    seen = place / f"seen-{log.stat().st_ino}"
+    command = ["tail", "--lines=+1", "--follow=descriptor", str(log)]
+    with seen.open("wb") as out, running(command, stdout=out):
+        yield seen.read_bytes
+
+
+@contextlib.contextmanager
 def imfile(
     log_dir: Path, slots: Sequence[int], place: Path, prefix: Sequence[str]
 ) -> Iterator[Output]:
     """Follow all logs by one rsyslogd."""
     if shutil.which("rsyslogd") is None:
         pytest.skip("rsyslogd is missing")
-    inputs = "".join(INPUT.format(log=log_dir / f"worker-{slot}.log*") for slot in slots)
+    inputs = "".join(INPUT.format(log=log_dir / f"worker-{slot}.log") for slot in slots)
     config, seen = place / "rsyslog.conf", place / "seen"
     config.write_text(RSYSLOG.format(place=place, inputs=inputs))
     seen.touch()
