@@ -86,8 +86,14 @@ class Forks:
             return
         self._feed(Spawned(spawn.worker, child.pid))
 
-    def _live(
-        self, spawn: Spawn, row: Row, handoff: Handoff, channel: Channel, pipe: SignalPipe
+    def _live(  # noqa: PLR0913, PLR0917 - what the parent made, and what the child has of its own
+        self,
+        spawn: Spawn,
+        row: Row,
+        handoff: Handoff,
+        channel: Channel,
+        pipe: SignalPipe,
+        log_lock: int,
     ) -> int:
         """In the child: be the worker."""
         config = self._generations[spawn.generation]
@@ -105,6 +111,7 @@ class Forks:
             listeners=self._escrow.for_slot(spawn.slot),
             handoff=handoff if spawn.slot == DISPATCHER else None,
             row=row,
+            log_lock=log_lock,
             identity=self._identity,
             channel=channel,
             signals=pipe,

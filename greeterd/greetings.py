@@ -21,21 +21,25 @@ from greeterd.linefile import LineFile
 def open_greeting_log(  # noqa: PLR0913  a log has these facts, and they are keywords
     log_dir: Path,
     *,
+    lock: int,
     worker: int,
     generation: int,
     pid: int,
     fsync: bool,
+    repair: bool = True,
     processors: Sequence[Processor] = (),
 ) -> "GreetingLog":
-    """Open log_dir/worker-<worker>.log for appending; create it; cut a torn tail off.
+    """Open log_dir/worker-<worker>.log for appending; create it; cut a torn tail off (`repair`).
 
+    `lock` is a descriptor of the file that the slot's workers lock while they write.
     `processors` see each turn's event before it is rendered: batch is a list of (name, client).
 
     Raises:
-        OSError: the file cannot be opened, locked at all or repaired, or is not a regular file.
+        OSError: the file cannot be opened or repaired, or is not a regular file.
 
     """
-    file = LineFile(log_dir / f"worker-{worker}.log", durable=fsync)
+    path = log_dir / f"worker-{worker}.log"
+    file = LineFile(path, durable=fsync, lock=lock, repair=repair)
     logger: FilteringBoundLogger = structlog.wrap_logger(
         file,
         processors=[structlog.processors.add_log_level, _add_timestamp, *processors, _render],
@@ -76,8 +80,13 @@ class GreetingLog:
 
     @property
     def blocked(self) -> OSError | None:
-        """Why the last commit() was not completed."""
+        """Why the last commit() was not completed, or none would be: the file has no name left."""
         return self._file.blocked
+
+    @property
+    def astray(self) -> OSError | None:
+        """Why the file is not at its path any more, and was not opened there anew."""
+        return self._file.astray
 
     @property
     def repaired_bytes(self) -> int:
@@ -92,7 +101,7 @@ class GreetingLog:
         """Write all that is pending, by one write(2); tell whether it is written (and synced).
 
         False keeps everything for a later call; `blocked` says why. Blocks for the disk, and at
-        most 50 ms for another process's lock.
+        most 50 ms for the slot's other worker.
         """
         batch = self._batch
         if batch:
@@ -105,20 +114,18 @@ class GreetingLog:
         """Open the path anew under the same descriptor; what is pending goes to the new file.
 
         Raises:
-            OSError: the path cannot be opened, or (with fsync) the old file cannot be synced; the
-                old file stays in use.
+            OSError: the path cannot be opened, or the old file not be left; it stays in use.
 
         """
         self._file.reopen()
 
-    def reopen_if_moved(self) -> bool:
-        """Reopen if the path no longer leads to the open file; tell whether it was so.
+    def look(self) -> bool:
+        """Reopen if the path no longer leads to the open file; tell whether that was done.
 
-        Raises:
-            OSError: as reopen.
-
+        Where it cannot be, `astray` says why, and greetings go on to the old file; or `blocked`
+        does when that has no name left. Also writes what was carried over from a removed file.
         """
-        return self._file.reopen_if_moved()
+        return self._file.look()
 
     def close(self) -> None:
         """Close the file; what is still pending is lost, so commit() first."""

@@ -36,6 +36,7 @@ def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
                     accepts=worker.accepts,
                     channel_fd=child.channel.fileno(),
                     stack_fd=child.stack_fd,
+                    log_lock_fd=child.log_lock_fd,
                 )
                 for worker in slot.workers
                 if (child := nursery.get(worker.id)) is not None and child.channel.fileno() >= 0
@@ -104,7 +105,7 @@ def adopt_children(estate: Estate, nursery: Nursery) -> None:
         for each in slot.workers:
             generation = Generation(each.generation)
             spawn = Spawn(WorkerId(each.worker), SlotIndex(slot.index), each.place, generation)
-            nursery.adopt(spawn, Pid(each.pid), each.channel_fd, each.stack_fd)
+            nursery.adopt(spawn, Pid(each.pid), each.channel_fd, each.stack_fd, each.log_lock_fd)
 
 
 def _slot(each: InheritedSlot) -> Slot:

@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from greeterd import signals
 from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker
-from greeterd.core.events import Pid, Spawn, WorkerId
+from greeterd.core.events import Pid, SlotIndex, Spawn, WorkerId
 from greeterd.files import open_memory
 from greeterd.limits import open_descriptors
 
@@ -36,6 +36,9 @@ class Child:
     channel: Channel
     stack_fd: int
     """An anonymous file into which faulthandler writes the stack when the worker is aborted."""
+    log_lock_fd: int | None
+    """An anonymous file that the slot's workers lock while they write its log; None for a worker of
+    a version that had none, and locks the log itself."""
     failure: FailedMessage | None = None
     turns: int = 0
     """Turns of the worker's loop at the last tick."""
@@ -75,8 +78,8 @@ class Death:
 class Life(Protocol):
     """What a child does with its life; the result is its exit code."""
 
-    def __call__(self, channel: Channel, pipe: signals.SignalPipe) -> int:
-        """Live, in the child, with its own end of the channel and its own signals."""
+    def __call__(self, channel: Channel, pipe: signals.SignalPipe, log_lock: int) -> int:
+        """Live, in the child, with its own end of the channel, its signals and its slot's lock."""
 
 
 Listener = Callable[[Child, FromWorker | FromMaster, list[int]], None]
@@ -110,6 +113,7 @@ class Nursery:
         """
         ours, theirs = Channel.pair()
         stack_fd = open_memory("greeterd-stack")
+        log_lock_fd = self._open_log_lock(spawn.slot)
         # What exists now is not looked at again by the children's garbage collectors, so that its
         # pages stay shared, and so that no dead object of ours closes a descriptor of theirs.
         gc.freeze()
@@ -117,21 +121,42 @@ class Nursery:
             with signals.blocked():
                 pid = os.fork()
                 if pid == 0:
-                    _live(live, theirs, stack_fd, keep, log)
+                    _live(live, theirs, stack_fd, log_lock_fd, keep, log)
         except OSError:
             ours.close()
             os.close(stack_fd)
+            os.close(log_lock_fd)
             raise
         finally:
             theirs.close()
-        child = Child(pid=Pid(pid), spawn=spawn, channel=ours, stack_fd=stack_fd)
+        child = Child(
+            pid=Pid(pid),
+            spawn=spawn,
+            channel=ours,
+            stack_fd=stack_fd,
+            log_lock_fd=log_lock_fd,
+        )
         self._enter(child)
         return child
 
-    def adopt(self, spawn: Spawn, pid: Pid, channel_fd: int, stack_fd: int) -> None:
+    def adopt(
+        self, spawn: Spawn, pid: Pid, channel_fd: int, stack_fd: int, log_lock_fd: int | None
+    ) -> None:
         """Take over a child that a predecessor in this process has forked."""
         channel = Channel(socket.socket(fileno=channel_fd))
-        self._enter(Child(pid=pid, spawn=spawn, channel=channel, stack_fd=stack_fd))
+        self._enter(
+            Child(pid=pid, spawn=spawn, channel=channel, stack_fd=stack_fd, log_lock_fd=log_lock_fd)
+        )
+
+    def _open_log_lock(self, slot: SlotIndex) -> int:
+        """Return a new descriptor of the lock that the slot's workers share.
+
+        No other slot's worker has it, and no reader of the log.
+        """
+        for child in self._children.values():
+            if child.spawn.slot == slot and child.log_lock_fd is not None:
+                return os.dup(child.log_lock_fd)
+        return open_memory("greeterd-log-lock")
 
     def _enter(self, child: Child) -> None:
         self._children[child.spawn.worker] = child
@@ -177,6 +202,8 @@ class Nursery:
                 del self._children[ident]
                 stack = _read_all(child.stack_fd)
                 os.close(child.stack_fd)
+                if child.log_lock_fd is not None:
+                    os.close(child.log_lock_fd)
                 yield Death(child, os.waitstatus_to_exitcode(status), stack)
         if os.getpid() == 1:
             self._reap_strangers({child.pid for child in self._children.values()} | {*others})
@@ -211,15 +238,20 @@ class Nursery:
             os.waitpid(info.si_pid, 0)
 
 
-def _live(
-    live: Life, channel: Channel, stack_fd: int, keep: Collection[int], log: FilteringBoundLogger
+def _live(  # noqa: PLR0913, PLR0917 - all that a child begins with
+    live: Life,
+    channel: Channel,
+    stack_fd: int,
+    log_lock: int,
+    keep: Collection[int],
+    log: FilteringBoundLogger,
 ) -> NoReturn:
     code = 70
     try:
         pipe = signals.become_worker()
-        _close_others({channel.fileno(), stack_fd, *pipe.fds, *keep})
+        _close_others({channel.fileno(), stack_fd, log_lock, *pipe.fds, *keep})
         faulthandler.enable(file=stack_fd)
-        code = live(channel, pipe)
+        code = live(channel, pipe, log_lock)
     except BaseException:
         log.exception("worker crashed", pid=os.getpid())
     finally:

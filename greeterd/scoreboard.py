@@ -22,7 +22,8 @@ that moment (a burst at most). A worker counts a connection before its outcome, 
 ahead rather than behind, but a reader that copies `connections` first may still see the reverse.
 Only a quiet row has to be `consistent`.
 
-Cells are cumulative, but for the gauges `heartbeat_ns` (time.monotonic_ns()), `open` and `blocked`.
+Cells are cumulative, but for the gauges `heartbeat_ns` (time.monotonic_ns()), `open`, `blocked`
+and `log_errno`.
 
 In the hot path index a row with this module's constants, and add a turn's sums once a turn:
 `row[GREETINGS] += n` takes 0.1 us; an IntEnum for an index made it 0.13, a property 0.18.
@@ -60,7 +61,8 @@ OPEN: Final = 15
 RESCUED: Final = 16
 BLOCKED: Final = 17
 HANDED_OVER: Final = 18
-CELLS: Final = 19
+LOG_ERRNO: Final = 19
+CELLS: Final = 20
 
 # Values of the cell `blocked`: why a worker takes no connections.
 NOT_BLOCKED: Final = 0
@@ -81,6 +83,8 @@ LEAP: Final = 2**32
 apart, and even a master that was deaf for an hour is no excuse for a million a second."""
 AHEAD_NS: Final = 10**9
 """A heartbeat that is no further ahead is taken for one of now: the worker's is rounded."""
+_GAUGES: Final = frozenset({OPEN, BLOCKED, LOG_ERRNO})
+"""What goes up and down, beside the heartbeat."""
 _WRAP: Final = 2**64 - 1
 _FAR_NS: Final = 3600 * 10**9
 _F_SEAL_FUTURE_WRITE: Final = 0x10  # linux/fcntl.h, since Linux 5.1; not in CPython's fcntl
@@ -112,6 +116,7 @@ class Counters:
     rescued: int = 0
     blocked: int = 0
     handed_over: int = 0
+    log_errno: int = 0
 
     @property
     def finished(self) -> int:
@@ -125,11 +130,12 @@ class Counters:
         return self.connections == self.finished + self.open
 
     def __add__(self, other: "Counters") -> "Counters":
-        """Sum the cells; of `heartbeat_ns` the latest, of `blocked` the gravest is the sum."""
+        """Sum the cells; of the gauges but `open` the greatest is the sum."""
         pairs = zip(_cells(self), _cells(other), strict=True)
         cells = [(mine + theirs) & _WRAP for mine, theirs in pairs]
         cells[HEARTBEAT_NS] = max(self.heartbeat_ns, other.heartbeat_ns)
         cells[BLOCKED] = max(self.blocked, other.blocked)
+        cells[LOG_ERRNO] = max(self.log_errno, other.log_errno)
         return Counters(*cells)
 
 
@@ -140,7 +146,7 @@ _cells: Final = attrgetter(*NAMES)
 def doubt(before: Sequence[int], says: Sequence[int], now_ns: int) -> str:
     """Return why a row that said `before` cannot say this at `now_ns`; empty when it can."""
     for cell, (was, is_now) in enumerate(zip(before, says, strict=True)):
-        if cell in {OPEN, BLOCKED}:
+        if cell in _GAUGES:
             if is_now >= LEAP:
                 return f"{NAMES[cell]} is {is_now}"
         elif is_now < was:
@@ -341,7 +347,7 @@ class Scoreboard:
             entry = self._entry(slot, place)
             for cell, (was, is_now) in enumerate(zip(claim.believed, says, strict=True)):
                 entry[cell] = (entry[cell] + is_now - was) & _WRAP
-            for gauge in (HEARTBEAT_NS, OPEN, BLOCKED):
+            for gauge in (HEARTBEAT_NS, *_GAUGES):
                 entry[gauge] = says[gauge]
             claim.believed = says
         return claim.doubt
@@ -388,7 +394,7 @@ class Scoreboard:
             claim.close()
             if all(other.fd != claim.fd for other in self._claims.values()):
                 os.close(claim.fd)
-        entry[OPEN] = entry[BLOCKED] = entry[HEARTBEAT_NS] = 0
+        entry[OPEN] = entry[BLOCKED] = entry[LOG_ERRNO] = entry[HEARTBEAT_NS] = 0
         return unfinished
 
     def hand_on(self) -> Mapping[tuple[int, int], Claim]:

@@ -40,6 +40,8 @@ class Seat:
     handoff: Handoff | None = None
     """None: it greets, and is not the dispatcher."""
     row: Row
+    log_lock: int
+    """A descriptor of the file that the slot's workers lock while they write its log."""
     identity: Identity | None
     channel: Channel
     signals: SignalPipe

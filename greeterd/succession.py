@@ -47,6 +47,8 @@ class InheritedWorker(Struct, frozen=True, kw_only=True):
     accepts: bool = True
     channel_fd: int
     stack_fd: int
+    log_lock_fd: int | None = None
+    """None: it was forked by a version whose workers lock the log itself."""
 
 
 class InheritedSlot(Struct, frozen=True, kw_only=True):
@@ -152,6 +154,7 @@ class Estate(Struct, frozen=True, kw_only=True):
             *(fd for pair in listeners.pairs.values() for fd in pair),
             *(worker.channel_fd for worker in workers),
             *(worker.stack_fd for worker in workers),
+            *(worker.log_lock_fd for worker in workers if worker.log_lock_fd is not None),
         }
 
 

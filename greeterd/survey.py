@@ -1,5 +1,7 @@
 """Describes the daemon: the supervisor's records and the shared counters, as one Status."""
 
+import errno
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from greeterd.core.workers import Slot, Worker
 from greeterd.escrow import Escrow
 from greeterd.handoff import is_exit
 from greeterd.listener import local_address
-from greeterd.scoreboard import Scoreboard
+from greeterd.scoreboard import BLOCKED_BY_LOG, Counters, Scoreboard
 from greeterd.sockdiag import drops
 
 
@@ -137,7 +139,8 @@ def _workers(
 def _worker(
     board: Scoreboard, slot: Slot, worker: Worker, now: float, lent_to: int | None
 ) -> WorkerStatus:
-    heartbeat_ns = board.worker(worker.slot, worker.place).heartbeat_ns
+    row = board.worker(worker.slot, worker.place)
+    heartbeat_ns = row.heartbeat_ns
     return WorkerStatus(
         slot=worker.slot,
         generation=worker.generation,
@@ -148,7 +151,18 @@ def _worker(
         restarts=slot.restarts,
         lent_to=lent_to,
         leaving=worker.life is Life.DRAINING,
+        log=_log_trouble(row),
     )
+
+
+def _log_trouble(row: Counters) -> str | None:
+    if not row.log_errno:
+        return None
+    if row.blocked != BLOCKED_BY_LOG:
+        return f"writes to its old log, cannot open the new one: {os.strerror(row.log_errno)}"
+    if row.log_errno == errno.EWOULDBLOCK:
+        return "log: locked by another process"
+    return f"log: {os.strerror(row.log_errno)}"
 
 
 def _listeners(escrow: Escrow) -> list[ListenerStatus]:

@@ -55,7 +55,7 @@ def _start(
     def hear(_child: Child, message: FromWorker | FromMaster, _fds: list[int]) -> None:
         said.append(message)
 
-    def live(channel: Channel, pipe: SignalPipe) -> int:
+    def live(channel: Channel, pipe: SignalPipe, log_lock: int) -> int:
         seat = Seat(
             slot=spawn.slot,
             generation=spawn.generation,
@@ -65,6 +65,7 @@ def _start(
             handoff=Handoff({}, {}) if spawn.slot == DISPATCHER else None,
             # The slot's own rows belong to the worker that serves meanwhile.
             row=spare_row(),
+            log_lock=log_lock,
             identity=resolve(config.user, config.group),
             channel=channel,
             signals=pipe,

@@ -39,6 +39,7 @@ def main(seat: Seat) -> int:
         failure = failure_of(error)
         seat.channel.send(FailedMessage(failure.exit_code, str(failure)))
         return failure.exit_code
+    os.close(seat.log_lock)  # the log has opened it anew
     if greetings is not None and greetings.repaired_bytes:
         seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
     seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened])
@@ -54,6 +55,8 @@ def _open_greeting_log(seat: Seat) -> GreetingLog:
         generation=seat.generation,
         pid=os.getpid(),
         fsync=seat.config.fsync == "always",
+        lock=seat.log_lock,
+        repair=not seat.rehearsal,
     )
 
 

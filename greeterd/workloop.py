@@ -6,6 +6,7 @@ It writes its own scoreboard row and its slot's log, and nothing else.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -132,6 +133,7 @@ class Worker:
         self._watch()
         while not self._finished:
             self._turn()
+        self._look_after_log()
         if self._greetings is not None:
             self._greetings.close()
 
@@ -276,11 +278,18 @@ class Worker:
         self._next_upkeep = min(self._next_upkeep, self._paused_until)
         self._intake.watch(on=False)
         if reason == scoreboard.BLOCKED_BY_LOG and self._greetings is not None:
-            why = str(self._greetings.blocked)
+            error = self._greetings.blocked
+            self._row[scoreboard.LOG_ERRNO] = _errno(error)
+            why = error and error.strerror
             self._warn("cannot write greetings", path=str(self._greetings.path), reason=why)
 
     def _resume(self) -> None:
         """Accept again, if the cause has gone."""
+        log = self._greetings
+        # Without a log there is nothing to accept for; who leaves may have nothing to write.
+        if log is not None and log.blocked and self._leaving.how is None and not log.commit():
+            self._pause(scoreboard.BLOCKED_BY_LOG)
+            return
         if not self._service.end_turn():
             self._pause(scoreboard.BLOCKED_BY_LOG)
             return
@@ -289,6 +298,7 @@ class Worker:
             return
         if self._paused_for == scoreboard.BLOCKED_BY_LOG:
             self._seat.log.info("greetings are written again")
+            self._row[scoreboard.LOG_ERRNO] = 0
         self._paused_for = self._row[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
         self._watch()
 
@@ -300,11 +310,20 @@ class Worker:
         # Of the daemon log the master tells, where it is moved to or why it cannot be opened.
         with contextlib.suppress(OSError):
             self._seat.daemon_log.reopen_if_moved()
-        try:
-            if self._greetings is not None and self._greetings.reopen_if_moved():
-                self._seat.log.info("log reopened", reason="its file was moved or removed")
-        except OSError as error:
-            self._warn("cannot reopen a log", reason=reason_of(error))
+        log = self._greetings
+        if log is None:
+            return
+        before = log.repaired_bytes
+        if log.look():
+            self._seat.log.info("log reopened", reason="its file was moved or removed")
+        if log.repaired_bytes > before:
+            self._seat.log.warning("torn record removed", bytes=log.repaired_bytes - before)
+        if log.astray:
+            self._warn("cannot reopen a log", reason=reason_of(log.astray))
+        if not self._paused_for:
+            self._row[scoreboard.LOG_ERRNO] = _errno(log.astray)
+        if log.blocked and self._leaving.how is None:
+            self._pause(scoreboard.BLOCKED_BY_LOG)
 
     # Orders ---------------------------------------------------------------------------------
 
@@ -401,3 +420,7 @@ class Worker:
             if suppressed:
                 fields["suppressed"] = suppressed
             self._seat.log.warning(event, **fields)
+
+
+def _errno(error: OSError | None) -> int:
+    return 0 if error is None else error.errno or errno.EIO

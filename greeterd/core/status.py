@@ -24,8 +24,9 @@ COLUMNS: Final = (
     "restarts", "beat", "note",
 )  # fmt: skip
 
+LOG_BLOCKED: Final = 1
 BLOCKED: Final[Mapping[int, str]] = {
-    1: "not accepting: log cannot be written",
+    LOG_BLOCKED: "not accepting: log cannot be written",
     2: "not accepting: out of descriptors",
     3: "not accepting: at max_connections",
     4: "not accepting: no worker has room",
@@ -62,6 +63,9 @@ class SlotCounters(Struct, frozen=True, kw_only=True):
     """A gauge: connections that are not finished."""
     blocked: int = 0
     """A gauge: why nothing is accepted; 0 when it is, else a key of BLOCKED."""
+    log_errno: int = 0
+    """A gauge: why the greeting log cannot be written (where that is why nothing is accepted), or
+    not be reopened after it was moved (where it is not), as an errno; else 0."""
 
 
 class WorkerStatus(Struct, frozen=True, kw_only=True):
@@ -86,6 +90,8 @@ class WorkerStatus(Struct, frozen=True, kw_only=True):
     """The process title."""
     leaving: bool = False
     """It drains, and another worker has or gets the slot."""
+    log: str | None = None
+    """Why its greeting log cannot be written, or not be reopened; None when all is well."""
 
 
 class ListenerStatus(Struct, frozen=True, kw_only=True):
@@ -165,14 +171,14 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 def total(rows: Iterable[SlotCounters]) -> SlotCounters:
-    """Return the sum; of the gauges the latest heartbeat and the gravest reason to be blocked."""
+    """Return the sum; of the gauges but `open` the greatest."""
     rows = tuple(rows)
     sums = {
         name: sum(getattr(row, name) for row in rows) % 2**64  # more is no JSON
         for name in SlotCounters.__struct_fields__
     }
-    sums["heartbeat_ns"] = max((row.heartbeat_ns for row in rows), default=0)
-    sums["blocked"] = max((row.blocked for row in rows), default=0)
+    for gauge in ("heartbeat_ns", "blocked", "log_errno"):
+        sums[gauge] = max((getattr(row, gauge) for row in rows), default=0)
     return SlotCounters(**sums)
 
 
@@ -311,6 +317,8 @@ def notes(
     found = ["dispatcher"] if worker.slot == DISPATCHER else []
     if counters.blocked:
         found.append(BLOCKED.get(counters.blocked, f"not accepting: {counters.blocked}"))
+    if worker.log:
+        found.append(worker.log)
     if worker.backoff is not None:
         found.append(f"back-off {worker.backoff:.1f} s")
     if worker.lent_to is not None:
@@ -319,15 +327,13 @@ def notes(
         found.append("leaving")
     if any(each.queued_max > each.limit for each in listeners):
         found.append("queue was full")  # the kernel lets in one more than the limit
-    if dropped := sum(each.drops or 0 for each in listeners):
-        found.append(f"{dropped} dropped")
-    if counters.rescued:
-        found.append(f"{counters.rescued} rescued")
-    if counters.accept_errors:
-        found.append(f"{counters.accept_errors} accept errors")
-    if counters.log_errors:
-        found.append(f"{counters.log_errors} log errors")
-    return found
+    counts = {
+        "dropped": sum(each.drops or 0 for each in listeners),
+        "rescued": counters.rescued,
+        "accept errors": counters.accept_errors,
+        "log errors": counters.log_errors,
+    }
+    return found + [f"{count} {what}" for what, count in counts.items() if count]
 
 
 def percent(fraction: float | None) -> str:

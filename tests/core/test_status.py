@@ -99,11 +99,11 @@ def test_the_counters_are_the_scoreboards_cells() -> None:
 
 @settings(deadline=None)
 @given(st.lists(COUNTS, max_size=4))
-def test_a_total_is_the_sum_but_of_two_gauges(rows: list[SlotCounters]) -> None:
+def test_a_total_is_the_sum_but_of_three_gauges(rows: list[SlotCounters]) -> None:
     summed = total(iter(rows))
     for name in SlotCounters.__struct_fields__:
         values = [getattr(row, name) for row in rows]
-        combine = max if name in {"heartbeat_ns", "blocked"} else sum
+        combine = max if name in {"heartbeat_ns", "blocked", "log_errno"} else sum
         assert getattr(summed, name) == combine([0, *values]) % 2**64
 
 
@@ -195,13 +195,13 @@ def test_a_worker_that_does_not_accept_says_why(blocked: int, words: str) -> Non
 
 def test_the_most_urgent_note_comes_first() -> None:
     worker = WorkerStatus(
-        slot=1, generation=1, state="draining", backoff=0.25, lent_to=3, leaving=True
+        slot=1, generation=1, state="draining", backoff=0.25, lent_to=3, leaving=True, log="log: x"
     )
     counters = SlotCounters(blocked=1, rescued=34, accept_errors=5, log_errors=6)
     full = ListenerStatus(address="", slot=1, queued=0, queued_max=9, limit=8, drops=7)
     assert notes(worker, counters, [full]) == [
-        BLOCKED[1], "back-off 0.2 s", "lent to 3", "leaving", "queue was full", "7 dropped",
-        "34 rescued", "5 accept errors", "6 log errors",
+        BLOCKED[1], "log: x", "back-off 0.2 s", "lent to 3", "leaving", "queue was full",
+        "7 dropped", "34 rescued", "5 accept errors", "6 log errors",
     ]  # fmt: skip
 
 

@@ -124,8 +124,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as directory:
         fd = os.open(Path(directory) / "each.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         stock = structlog.processors
-        own = open_greeting_log(Path(directory), worker=1, generation=1, pid=4242, fsync=False)
-        unlocked = open_greeting_log(Path(directory), worker=2, generation=1, pid=4242, fsync=False)
+        own, unlocked = (
+            open_greeting_log(
+                Path(directory),
+                lock=os.memfd_create("lock"),
+                worker=worker,
+                generation=1,
+                pid=4242,
+                fsync=False,
+            )
+            for worker in (1, 2)
+        )
         logs: dict[str, Log] = {
             "event each, TimeStamper, JSONRenderer": EventEach(
                 fd,

@@ -67,7 +67,7 @@ class Shop:
         kill = lambda _child, number: self.killed.append(number)  # noqa: E731
         cast("Any", self.crew.nursery).kill = kill
         self._theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.crew.nursery.adopt(spawn, Pid(1), ours.detach(), os.memfd_create("stack"))
+        self.crew.nursery.adopt(spawn, Pid(1), ours.detach(), os.memfd_create("stack"), None)
         self.supervisor.handle(Spawned(spawn.worker, Pid(1)), 0.0)
         self.supervisor.handle(Ready(spawn.worker), 0.0)
         [worker] = self.supervisor.workers
@@ -153,6 +153,7 @@ def test_whatever_a_worker_says_the_master_and_its_readers_go_on(
         started=0.0,
         now=time.monotonic(),
         longest_stall=0.0,
+        warnings=[],
         config=Config(),
         config_file=None,
         last_error=None,

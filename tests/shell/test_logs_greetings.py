@@ -7,8 +7,10 @@ import os
 import resource
 import shutil
 import stat
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,19 +21,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greeterd import linefile
+from greeterd.errors import reason_of
 from greeterd.greetings import GreetingLog, open_greeting_log
+from greeterd.linefile import LOOK_AFTER
+from tests.support import until
 
 OpenLog = Callable[..., GreetingLog]
 
 
 @pytest.fixture
-def open_log(tmp_path: Path) -> Iterator[OpenLog]:
+def lock() -> Iterator[int]:
+    """Yield the lock that the master gives to all workers of a slot."""
+    fd = os.memfd_create("lock")
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def open_log(tmp_path: Path, lock: int) -> Iterator[OpenLog]:
     logs: list[GreetingLog] = []
 
-    def opened(*, pid: int = 4242, fsync: bool = False, **more: Any) -> GreetingLog:
-        logs.append(
-            open_greeting_log(tmp_path, worker=3, generation=2, pid=pid, fsync=fsync, **more)
-        )
+    def opened(log_dir: Path = tmp_path, **more: Any) -> GreetingLog:
+        facts = {"lock": lock, "worker": 3, "generation": 2, "pid": 4242, "fsync": False}
+        logs.append(open_greeting_log(log_dir, **(facts | more)))
         return logs[-1]
 
     yield opened
@@ -139,7 +152,9 @@ def test_any_bytes_are_one_printable_line_each(
 ) -> None:
     texts = [data.decode("utf-8", "backslashreplace") for data in sent]
     directory = tmp_path_factory.mktemp("any")
-    log = open_greeting_log(directory, worker=1, generation=1, pid=1, fsync=False)
+    lock = os.memfd_create("lock")
+    log = open_greeting_log(directory, lock=lock, worker=1, generation=1, pid=1, fsync=False)
+    os.close(lock)
     assert turn(log, *texts)
     log.close()
     assert names(log.path) == texts
@@ -202,88 +217,181 @@ def test_a_tail_torn_by_a_killed_sibling_is_cut_off_before_the_next_line(
     assert log.repaired_bytes == len(b'{"name":"torn')
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_what_is_no_regular_file_is_refused_by_name(
-    open_log: OpenLog, tmp_path: Path, kind: str
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("fifo", "not a regular file"),
+        ("symbolic link", "is a symbolic link"),
+        ("hard link", "has other names"),
+    ],
+)
+def test_what_is_no_regular_file_of_one_name_is_refused_by_name(
+    open_log: OpenLog, tmp_path: Path, kind: str, reason: str
 ) -> None:
-    path = tmp_path / "worker-3.log"
-    if kind == "fifo":
-        os.mkfifo(path)
-    else:
-        path.symlink_to("/dev/null")
+    path, other = tmp_path / "worker-3.log", tmp_path / "other"
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "symbolic link":
+            path.symlink_to(other)
+        case _:
+            other.touch()
+            path.hardlink_to(other)
     before = open_descriptors()
-    with pytest.raises(OSError, match="not a regular file") as caught:
+    with pytest.raises(OSError, match=reason) as caught:
         open_log()
     assert caught.value.filename == str(path)
     assert open_descriptors() == before
 
 
-def test_a_missing_directory_is_told_by_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere/worker-1\.log"):
-        open_greeting_log(tmp_path / "nowhere", worker=1, generation=1, pid=1, fsync=False)
+def test_a_missing_directory_is_told_by_name(open_log: OpenLog, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere/worker-3\.log"):
+        open_log(log_dir=tmp_path / "nowhere")
 
 
 # Writes that stop short.
 
 
 @pytest.mark.parametrize(("lines", "more"), [(0, 0), (0, 1), (1, -1), (1, 0), (1, 1), (3, -1)])
-def test_a_short_write_leaves_no_trace_and_loses_nothing(
-    open_log: OpenLog, lines: int, more: int
+@pytest.mark.parametrize("fsync", [False, True])
+def test_a_short_write_is_finished_and_never_taken_back(
+    open_log: OpenLog, lines: int, more: int, *, fsync: bool
 ) -> None:
-    log = open_log()
+    log = open_log(fsync=fsync)
     turn(log, "z")
-    before = log.path.read_bytes()
-    with largest_file(len(before) * (1 + lines) + more):
+    first = log.path.read_bytes()
+    room = len(first) * (1 + lines) + more
+    with largest_file(room):
         assert not turn(log, "a", "b", "c")
-        assert log.path.read_bytes() == before
+        stopped = log.path.read_bytes()
+        assert len(stopped) == room
         assert reason(log) == errno.EFBIG
         assert not turn(log, "d")
-        assert log.path.read_bytes() == before
+        assert log.path.read_bytes() == stopped
+    with largest_file(room + 7):
+        assert not log.commit()
+        assert log.path.read_bytes()[:-7] == stopped
     assert log.commit()
     assert reason(log) is None
+    assert log.path.read_bytes().startswith(stopped)
     assert names(log.path) == ["z", "a", "b", "c", "d"]
     assert [record["seq"] for record in records(log.path)] == [1, 2, 3, 4, 5]
+    assert log.repaired_bytes == 0
 
 
-def test_another_worker_can_write_between_a_short_write_and_its_repetition(
-    open_log: OpenLog,
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_whatever_stops_a_write_short_is_told_with_the_path(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    log, write = open_log(), os.write
+    went = 0
+
+    def stopped(fd: int, data: bytes) -> int:
+        nonlocal went
+        if went:
+            raise OSError(number, os.strerror(number))
+        went = write(fd, data[:100])
+        return went
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", stopped)
+        assert not turn(log, "a")
+    assert str(log.blocked) == f"[Errno {number}] {os.strerror(number)}: {str(log.path)!r}"
+    assert log.path.stat().st_size == 100
+    assert log.commit()
+    assert names(log.path) == ["a"]
+
+
+def test_nobody_writes_behind_a_torn_line(open_log: OpenLog) -> None:
     log, sibling = open_log(pid=1), open_log(pid=2)
-    with largest_file(50):
+    turn(log, "first")
+    with largest_file(log.path.stat().st_size + 200):
+        assert not turn(log, "a", "b")
+    assert log.path.read_bytes()[-1:] != b"\n"
+    assert not turn(sibling, "theirs")
+    assert "locked by the slot's other worker" in str(sibling.blocked)
+    assert log.commit()
+    assert sibling.commit()
+    assert names(log.path) == ["first", "a", "b", "theirs"]
+
+
+def test_another_worker_can_write_when_nothing_went_out(open_log: OpenLog) -> None:
+    log, sibling = open_log(pid=1), open_log(pid=2)
+    turn(log, "first")
+    with largest_file(log.path.stat().st_size):
         assert not turn(log, "mine")
     assert turn(sibling, "theirs")
     assert log.commit()
-    assert names(log.path) == ["theirs", "mine"]
+    assert names(log.path) == ["first", "theirs", "mine"]
 
 
-def test_lines_that_cannot_be_cut_off_again_are_kept_from_other_writers(
-    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lines_of_a_dead_writer_are_kept_and_its_torn_one_is_cut(open_log: OpenLog) -> None:
     log, sibling = open_log(pid=1), open_log(pid=2)
-    turn(log, "first")
+    with largest_file(300):
+        assert not turn(log, "a", "b")
+    log.close()
+    assert turn(sibling, "theirs")
+    assert names(log.path) == ["a", "theirs"]
+    assert sibling.repaired_bytes == 300 - log.path.read_bytes().index(b"\n") - 1
 
-    def broken(_fd: int, _size: int) -> None:
-        raise OSError(errno.EIO, "broken")
 
-    with largest_file(log.path.stat().st_size + 200), monkeypatch.context() as patched:
-        patched.setattr(os, "ftruncate", broken)
-        assert not turn(log, "a", "b", "c")
-        assert not turn(log, "d")
-    assert log.path.read_bytes()[-1:] != b"\n"  # and one of the lines before it is whole
-    assert not turn(sibling, "theirs")
-    assert isinstance(sibling.blocked, BlockingIOError)
+def test_the_torn_line_of_a_stranger_who_lives_is_not_cut(open_log: OpenLog) -> None:
+    """The worker of a daemon whose master is dead, and one of the next daemon."""
+    orphan, other_lock = open_log(pid=1), os.memfd_create("lock of another daemon")
+    with largest_file(300):
+        assert not turn(orphan, "a", "b")
+    heir = open_log(pid=2, lock=other_lock)
+    os.close(other_lock)
+    assert not turn(heir, "theirs")
+    assert "a stranger is at its last line" in str(heir.blocked)
+    assert orphan.commit()
+    assert heir.commit()
+    assert names(heir.path) == ["a", "b", "theirs"]
+    assert heir.repaired_bytes == 0
+
+
+def test_a_rehearsal_touches_no_torn_line(open_log: OpenLog, tmp_path: Path) -> None:
+    path = tmp_path / "worker-3.log"
+    path.write_bytes(WHOLE + b"torn")
+    open_log(repair=False)
+    assert path.read_bytes() == WHOLE + b"torn"
+
+
+@pytest.mark.parametrize("left", [0, 10, -10, 250])
+def test_a_file_that_is_truncated_beside_a_torn_line_gets_what_is_not_told(
+    open_log: OpenLog, left: int
+) -> None:
+    """`left`: bytes that a stranger leaves, from the end if negative."""
+    log = open_log()
+    with largest_file(300):
+        assert not turn(log, "a", "b")
+    os.truncate(log.path, left % 300)
     assert log.commit()
-    assert sibling.commit()
-    assert names(log.path) == ["first", "a", "b", "c", "d", "theirs"]
+    assert names(log.path) == ["a", "b"]
+
+
+def test_a_torn_line_that_a_stranger_writes_behind_is_written_again(open_log: OpenLog) -> None:
+    log = open_log()
+    with largest_file(300):
+        assert not turn(log, "a", "b")
+    with log.path.open("ab") as stranger:
+        stranger.write(b"glued\n")
+    assert log.commit()
+    lines = log.path.read_bytes().split(b"\n")
+    assert [json.loads(line)["name"] for line in lines if line.endswith(b"}")] == ["a", "b"]
 
 
 FULL_DISK = """
 import errno, os, sys
 from pathlib import Path
+from greeterd import linefile
+from greeterd.errors import reason_of
 from greeterd.greetings import open_greeting_log
 
 disk = Path(sys.argv[1])
-log = open_greeting_log(disk, worker=1, generation=1, pid=1, fsync=sys.argv[2] == "fsync")
+lock = os.memfd_create("lock")
+fsync = sys.argv[2] == "fsync"
+log = open_greeting_log(disk, lock=lock, worker=1, generation=1, pid=1, fsync=fsync)
 (disk / "ballast").write_bytes(bytes(20000))
 done = 0
 while True:
@@ -294,11 +402,13 @@ while True:
     done += 7
 assert log.blocked.errno == errno.ENOSPC, log.blocked
 data = log.path.read_bytes()
-assert data.count(b"\\n") == done and data.endswith(b"\\n"), (done, data[-300:])
+assert done <= data.count(b"\\n") <= done + 7, (done, data[-300:])
 assert not log.commit()
+assert log.path.read_bytes() == data
 (disk / "ballast").unlink()
 assert log.commit()
-data = log.path.read_bytes()
+before, data = data, log.path.read_bytes()
+assert data.startswith(before)
 assert data.count(b"\\n") == done + 7 and data.endswith(b"\\n"), (done, data[-300:])
 print("stopped at", done)
 """
@@ -327,9 +437,18 @@ def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, fsync: str) ->
 TWO_WRITERS = """
 import os, random, resource, sys
 from pathlib import Path
+from greeterd import linefile
+from greeterd.errors import reason_of
 from greeterd.greetings import open_greeting_log
 
-log = open_greeting_log(Path(sys.argv[1]), worker=3, generation=1, pid=os.getpid(), fsync=False)
+log = open_greeting_log(
+    Path(sys.argv[1]),
+    lock=int(sys.argv[3]),
+    worker=3,
+    generation=1,
+    pid=os.getpid(),
+    fsync=False,
+)
 random.seed(sys.argv[2])
 inf = resource.RLIM_INFINITY
 sent = short = 0
@@ -353,10 +472,11 @@ print(os.getpid(), sent, log.repaired_bytes)
 """
 
 
-def test_two_writers_with_short_writes_keep_every_line_whole(tmp_path: Path) -> None:
+def test_two_writers_with_short_writes_keep_every_line_whole(tmp_path: Path, lock: int) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO_WRITERS, tmp_path, str(seed)],
+            [sys.executable, "-c", TWO_WRITERS, tmp_path, str(seed), str(lock)],
+            pass_fds=[lock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -380,41 +500,101 @@ def test_two_writers_with_short_writes_keep_every_line_whole(tmp_path: Path) -> 
     assert sum(a != b for a, b in pairwise(pids)) > 20  # they did mix
 
 
-# The lock.
+# Locks of others.
 
 
-def test_a_lock_held_by_a_stranger_delays_but_does_not_stop_the_worker(open_log: OpenLog) -> None:
-    log = open_log()
-    turn(log, "a")
-    with log.path.open() as reader:
-        fcntl.flock(reader, fcntl.LOCK_EX)
-        assert not turn(log, "b")
-        assert isinstance(log.blocked, BlockingIOError)
-        assert log.blocked.filename == str(log.path)
-        assert names(log.path) == ["a"]
-    assert log.commit()
-    assert names(log.path) == ["a", "b"]
+def read_lock(file: Any) -> None:
+    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def test_a_locked_file_is_opened_all_the_same_and_repaired_later(
-    open_log: OpenLog, tmp_path: Path
+def read_lock_of_the_open_file(file: Any) -> None:
+    flock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    fcntl.fcntl(file, fcntl.F_OFD_SETLK, flock)
+
+
+def exclusive_flock(file: Any) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("hold", [read_lock, read_lock_of_the_open_file, exclusive_flock])
+@pytest.mark.parametrize("torn", [b"", b"torn"])
+def test_no_lock_that_a_reader_can_hold_stops_a_worker(
+    open_log: OpenLog, tmp_path: Path, hold: Callable[[Any], None], torn: bytes
+) -> None:
+    path = tmp_path / "worker-3.log"
+    path.write_bytes(WHOLE + torn)
+    with path.open("rb") as reader:
+        hold(reader)
+        log = open_log()
+        assert turn(log, "b")
+        with largest_file(path.stat().st_size + 100):
+            assert not turn(log, "c")
+        assert log.commit()
+    assert names(path) == ["a", "b", "c"]
+    assert log.repaired_bytes == len(torn)
+
+
+def test_the_lock_of_the_other_worker_is_waited_for_but_not_for_ever(
+    open_log: OpenLog, tmp_path: Path, lock: int
 ) -> None:
     path = tmp_path / "worker-3.log"
     path.write_bytes(WHOLE + b"torn")
-    with path.open() as stranger:
-        fcntl.flock(stranger, fcntl.LOCK_EX)
-        log = open_log()
-        assert path.read_bytes() == WHOLE + b"torn"
-    assert turn(log, "b")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    log = open_log()
+    assert path.read_bytes() == WHOLE + b"torn"
+    assert not turn(log, "b")
+    assert isinstance(log.blocked, BlockingIOError)
+    assert log.blocked.filename == str(path)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    assert log.commit()
     assert names(path) == ["a", "b"]
     assert log.repaired_bytes == 4
 
 
-def test_the_lock_is_free_between_turns(open_log: OpenLog) -> None:
+def test_the_lock_is_free_between_turns(open_log: OpenLog, lock: int) -> None:
     log = open_log()
     turn(log, "a")
-    with log.path.open() as reader:
-        fcntl.flock(reader, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# What the system refuses.
+
+
+def test_a_refusal_at_the_opening_names_the_file(
+    open_log: OpenLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "worker-3.log"
+    path.write_bytes(b"torn")
+    before = open_descriptors()
+
+    def refused(_fd: int, _size: int) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "ftruncate", refused)
+    with pytest.raises(PermissionError) as caught:
+        open_log()
+    reason = "a torn record cannot be cut off: Operation not permitted"
+    assert reason_of(caught.value) == f"{path}: {reason}"
+    assert open_descriptors() == before
+
+
+def test_an_append_only_log_is_written(open_log: OpenLog, tmp_path: Path) -> None:
+    """As with chattr +a: a short write needs no truncation."""
+    path = tmp_path / "worker-3.log"
+    path.touch()
+    if os.geteuid() != 0 or not shutil.which("chattr"):
+        pytest.skip("needs root and chattr")
+    if subprocess.run(["chattr", "+a", path], check=False, capture_output=True).returncode:
+        pytest.skip("this file system has no append-only files")
+    try:
+        log = open_log()
+        assert turn(log, "a")
+        with largest_file(path.stat().st_size + 100):
+            assert not turn(log, "b")
+        assert log.commit()
+        assert names(path) == ["a", "b"]
+    finally:
+        subprocess.run(["chattr", "-a", path], check=True)
 
 
 # Syncing.
@@ -532,6 +712,7 @@ def test_reopening_after_a_rename_goes_on_in_a_new_file(open_log: OpenLog, tmp_p
 def test_a_moved_file_is_noticed(open_log: OpenLog, tmp_path: Path, move: str) -> None:
     log = open_log()
     turn(log, "a")
+    let_clock_tick(log)
     match move:
         case "rename":
             log.path.rename(tmp_path / "old")
@@ -542,22 +723,62 @@ def test_a_moved_file_is_noticed(open_log: OpenLog, tmp_path: Path, move: str) -
             (tmp_path / "new").rename(log.path)
         case _:
             pass
-    assert log.reopen_if_moved() == (move != "none")
-    assert not log.reopen_if_moved()
+    assert log.look() == (move != "none")
+    assert not log.look()
+    assert (log.astray, log.blocked) == (None, None)
     turn(log, "b")
     expected = ["a", "b"] if move in {"none", "replace"} else ["b"]
     assert names(log.path) == expected
 
 
-def test_what_is_pending_goes_to_the_new_file(open_log: OpenLog, tmp_path: Path) -> None:
+def test_what_was_not_begun_goes_to_the_new_file(open_log: OpenLog, tmp_path: Path) -> None:
     log = open_log()
     turn(log, "a")
-    with largest_file(log.path.stat().st_size + 10):
+    with largest_file(log.path.stat().st_size):
         assert not turn(log, "b")
     log.path.rename(tmp_path / "old")
     log.reopen()
     assert log.commit()
     assert (names(tmp_path / "old"), names(log.path)) == (["a"], ["b"])
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_a_torn_line_is_finished_in_its_file_where_there_is_room(
+    open_log: OpenLog, tmp_path: Path, *, fsync: bool
+) -> None:
+    log = open_log(fsync=fsync)
+    with largest_file(300):
+        assert not turn(log, "a", "b")
+    log.path.rename(tmp_path / "old")
+    log.reopen()
+    assert turn(log, "c")
+    assert (names(tmp_path / "old"), names(log.path)) == (["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_a_torn_line_moves_to_the_new_file_where_there_is_none(
+    open_log: OpenLog, tmp_path: Path, *, fsync: bool
+) -> None:
+    log, sibling = open_log(fsync=fsync), open_log(pid=2)
+    with largest_file(300):
+        assert not turn(log, "a", "b")
+        log.path.rename(tmp_path / "old")
+        log.reopen()
+        assert log.commit()
+    assert (names(tmp_path / "old"), names(log.path)) == (["a"], ["b"])
+    sibling.reopen()
+    assert turn(sibling, "theirs"), "the lock is free again"
+
+
+def test_a_torn_line_stays_where_the_path_still_leads(open_log: OpenLog) -> None:
+    log = open_log()
+    with largest_file(300):
+        assert not turn(log, "a", "b")
+        log.reopen()
+        assert not log.look()
+        assert log.path.stat().st_size == 300
+    assert log.commit()
+    assert names(log.path) == ["a", "b"]
 
 
 def test_a_new_file_of_the_old_size_is_looked_at_too(open_log: OpenLog, tmp_path: Path) -> None:
@@ -577,10 +798,181 @@ def test_a_failed_reopening_keeps_the_old_file(open_log: OpenLog, tmp_path: Path
     log.path.mkdir()
     before = open_descriptors()
     with pytest.raises(IsADirectoryError):
-        log.reopen_if_moved()
+        log.reopen()
+    assert not log.look()
+    assert isinstance(log.astray, IsADirectoryError)
+    assert log.blocked is None
     assert open_descriptors() == before
     assert turn(log, "b")
     assert names(tmp_path / "old") == ["a", "b"]
+    log.path.rmdir()
+    assert log.look()
+    assert log.astray is None
+
+
+# Files that are removed.
+
+
+def test_nothing_is_written_to_a_file_without_a_name(open_log: OpenLog) -> None:
+    log = open_log()
+    turn(log, "a")
+    let_clock_tick(log)
+    log.path.unlink()
+    assert turn(log, "b")
+    assert names(log.path) == ["b"]
+    assert log.look(), "it is told, late"
+    assert not log.look()
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_without_a_directory_nothing_is_logged_until_it_is_back(
+    open_log: OpenLog, tmp_path: Path, *, fsync: bool
+) -> None:
+    log_dir = tmp_path / "logs"
+    log_dir.mkdir()
+    log = open_log(log_dir, fsync=fsync)
+    turn(log, "a")
+    let_clock_tick(log)
+    shutil.rmtree(log_dir)
+    assert not turn(log, "b")
+    assert isinstance(log.blocked, FileNotFoundError)
+    assert log.blocked.filename == str(log.path)
+    assert not turn(log, "c")
+    log_dir.mkdir()
+    assert log.commit()
+    assert names(log.path) == ["b", "c"]
+
+
+def test_an_idle_log_without_a_name_is_noticed_too(open_log: OpenLog, tmp_path: Path) -> None:
+    log_dir = tmp_path / "logs"
+    log_dir.mkdir()
+    log = open_log(log_dir)
+    shutil.rmtree(log_dir)
+    assert not log.look()
+    assert isinstance(log.blocked, FileNotFoundError)
+    assert log.astray is None
+    assert not log.commit()
+    log_dir.mkdir()
+    assert log.commit()
+    assert log.path.exists()
+
+
+def let_clock_tick(log: GreetingLog) -> None:
+    """Wait until a removal can be told from the latest write, and the next write looks for one."""
+    clock = log.path.with_name("clock")
+    deadline = time.monotonic() + LOOK_AFTER
+
+    def later() -> bool:
+        clock.write_bytes(b"x")
+        ticked = clock.stat().st_mtime_ns > log.path.stat().st_mtime_ns
+        return ticked and time.monotonic() > deadline
+
+    until(later, what="a tick of the clock")
+    clock.unlink()
+
+
+def remove_after_write(monkeypatch: pytest.MonkeyPatch, log: GreetingLog) -> None:
+    """Remove the log after a look at its links, before the next write."""
+    write = os.write
+
+    def removed(fd: int, data: bytes) -> int:
+        log.path.unlink(missing_ok=True)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", removed)
+
+
+def test_what_came_after_a_removal_that_nobody_saw_is_carried_over(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log()
+    turn(log, "a")
+    let_clock_tick(log)
+    with monkeypatch.context() as patched:
+        remove_after_write(patched, log)
+        assert turn(log, "b", "c")
+    assert not log.path.exists()
+    assert log.look()
+    assert names(log.path) == ["b", "c"], "and nothing of what was there before"
+    assert not log.look()
+    assert turn(log, "d")
+    assert names(log.path) == ["b", "c", "d"]
+
+
+def test_what_came_after_a_removal_before_the_next_look_is_carried_over(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linefile, "LOOK_AFTER", 60.0)
+    log = open_log()
+    turn(log, "a")
+    let_clock_tick(log)
+    log.path.unlink()
+    assert turn(log, "b")
+    assert not log.path.exists()
+    assert log.look()
+    assert names(log.path) == ["a", "b"], "of the first nobody knows when it came"
+
+
+def test_what_is_synced_after_a_removal_is_carried_over(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told after the removal."""
+    log, sync = open_log(fsync=True), os.fdatasync
+    turn(log, "a")
+    let_clock_tick(log)
+
+    def removed(fd: int) -> None:
+        log.path.unlink(missing_ok=True)
+        sync(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", removed)
+        assert turn(log, "b")
+    assert log.look()
+    assert names(log.path) == ["b"]
+
+
+def test_what_was_there_before_a_removal_is_gone_with_the_file(open_log: OpenLog) -> None:
+    log = open_log()
+    turn(log, "a")
+    let_clock_tick(log)
+    log.path.unlink()
+    assert log.look()
+    assert names(log.path) == []
+
+
+def test_a_torn_line_of_a_removed_file_is_carried_over_with_all_that_is_not_told(
+    open_log: OpenLog, tmp_path: Path
+) -> None:
+    log_dir = tmp_path / "logs"
+    log_dir.mkdir()
+    log, sibling = open_log(log_dir), open_log(log_dir, pid=2)
+    turn(log, "told")
+    with largest_file(500):
+        assert not turn(log, "a", "b", "c")
+        shutil.rmtree(log_dir)
+        assert not turn(log, "d")
+    assert not turn(sibling, "theirs")
+    log_dir.mkdir()
+    assert sibling.commit(), "the lock is free"
+    assert log.commit()
+    assert names(log.path) == ["theirs", "a", "b", "c", "d"]
+
+
+def test_lines_that_are_not_synced_when_their_file_is_removed_are_carried_over(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    log = open_log(fsync=True)
+    turn(log, "told")
+    let_clock_tick(log)
+    disk.broken = True
+    assert not turn(log, "a", "b")
+    log.path.unlink()
+    disk.broken = False
+    assert log.commit()
+    assert names(log.path) == ["a", "b"]
+    assert not log.blocked
 
 
 def test_a_truncated_file_goes_on_from_its_new_end(open_log: OpenLog) -> None:

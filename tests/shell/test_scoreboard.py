@@ -92,7 +92,7 @@ def test_a_sum_adds_each_counter_and_takes_the_greater_heartbeat_and_cause(
 ) -> None:
     for name in NAMES:
         mine, theirs = getattr(one, name), getattr(other, name)
-        greater = name in {"heartbeat_ns", "blocked"}
+        greater = name in {"heartbeat_ns", "blocked", "log_errno"}
         expected = max(mine, theirs) if greater else (mine + theirs) % 2**64
         assert getattr(one + other, name) == expected
 

@@ -41,7 +41,11 @@ class Office:
         self._listener = open_shared(address, backlog=100, unix_mode=0o600)
         self._address = local_address(self._listener)
         self._directory = directory
-        self._greetings = open_greeting_log(directory, worker=1, generation=1, pid=1, fsync=False)
+        lock = os.memfd_create("lock")
+        self._greetings = open_greeting_log(
+            directory, lock=lock, worker=1, generation=1, pid=1, fsync=False
+        )
+        os.close(lock)
         self.warnings: list[str] = []
         self.epoll = select.epoll()
         self.row = spare_row()
