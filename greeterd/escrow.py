@@ -133,11 +133,14 @@ class Escrow:
             ListenError: it cannot be had. The old one stays in use.
 
         """
-        address = Address(path=str(path))
-        sock = self._open_shared(address)
-        before = [listener.local_address(each) for each in self._shared].index(address)
-        self._shared[before].close()
-        self._shared[before] = sock
+        [index] = [
+            index
+            for index, sock in enumerate(self._shared)
+            if sock.family == socket.AF_UNIX and Path(listener.local_address(sock).path) == path
+        ]
+        fresh = self._open_shared(listener.local_address(self._shared[index]))
+        self._shared[index].close()
+        self._shared[index] = fresh
 
     def arrange(self) -> None:
         """Have what was taken over as the configuration says: at a start, when nobody serves it."""

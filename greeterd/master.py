@@ -364,6 +364,7 @@ class Master:
         deaf = None if estate.left is None else round(time.monotonic() - estate.left, 3)
         self._log.logger.info("new image", version=__version__, before=estate.program, deaf=deaf)
         self._manager.begin()
+        self._names.look()  # before workers are started that serve the listeners
         self._orders.begin_reload(config, ticket, "upgrade")
         # A child may have died while nobody waited for it.
         self._reap()

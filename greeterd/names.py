@@ -14,11 +14,12 @@ replaced.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from greeterd.control import ControlServer
-from greeterd.core.events import DISPATCHER, Event, Restart, WorkerId
+from greeterd.core.events import DISPATCHER, Event, Restart, SlotIndex, WorkerId
 from greeterd.core.supervisor import Supervisor
 from greeterd.errors import GreeterdError, ListenError
 from greeterd.escrow import Escrow
@@ -98,7 +99,11 @@ class Names:
     @property
     def lost(self) -> list[str]:
         """What could not be made anew and why, a line each."""
-        return [f"{what} {path}: {reason}" for (what, path), reason in self._lost.items()]
+        lines = [f"{what} {path}: {reason}" for (what, path), reason in self._lost.items()]
+        if outdated := self._outdated_slots():
+            slots = ", ".join(map(str, outdated))
+            lines.append(f"to be replaced, since a unix listener was opened anew: worker {slots}")
+        return lines
 
     def attend(self, now: float) -> None:
         """Look when it is time to."""
@@ -140,7 +145,7 @@ class Names:
         yield Name("control socket", self._control.path, self._control.file, self._control.renew)
         yield Name("log directory", log_dir, None, self._generations.prepare)
         for path, file in list(self._escrow.unix_files.items()):
-            yield Name("unix listener", path, file, lambda path=path: self._reopen(path))  # type: ignore[misc]
+            yield Name("unix listener", path, file, partial(self._reopen, path))
 
     def _renew(self, name: Name, reason: str, told: str) -> str:
         """Make a name anew; return why that cannot be done, empty when it is."""
@@ -167,9 +172,20 @@ class Names:
         supervisor = self._supervisor
         if supervisor.operation is not None or supervisor.stopping is not None:
             return
-        which = DISPATCHER if supervisor.policy.dispatcher else None
-        serving = [slot.ready for index, slot in supervisor.slots.items() if which in {None, index}]
-        outdated = any(worker is not None and worker.id <= self._outdated for worker in serving)
-        if outdated and now >= self._next_restart:
+        if self._outdated_slots() and now >= self._next_restart:
             self._next_restart = now + RETRY_AFTER
-            self._feed(Restart(which))
+            self._feed(Restart(self._served_by))
+
+    @property
+    def _served_by(self) -> SlotIndex | None:
+        """Whose workers accept from unix listeners; None: all."""
+        return DISPATCHER if self._supervisor.policy.dispatcher else None
+
+    def _outdated_slots(self) -> list[SlotIndex]:
+        return [
+            index
+            for index, slot in sorted(self._supervisor.slots.items())
+            if self._served_by in {None, index}
+            and slot.ready is not None
+            and slot.ready.id <= self._outdated
+        ]

@@ -1,15 +1,19 @@
 """What becomes of clients while the escrow closes a listener."""
 
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
 from greeterd import listener
 from greeterd.config import Config
 from greeterd.core.events import SlotIndex
+from greeterd.errors import ListenError
 from greeterd.escrow import Escrow
+from greeterd.socketfiles import file_at
 
 CLIENTS = 40
 
@@ -64,3 +68,31 @@ def test_the_last_of_all_is_closed_too(escrow: Escrow) -> None:
     where = escrow.addresses[0]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((where.host, where.port))
+
+
+def test_a_unix_listener_is_opened_anew_at_its_path_however_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    bind = ("127.0.0.1:0", f"unix:{tmp_path}//socket")
+    with closing(Escrow(Config(mode="inherit", bind=bind, unix_mode=0o640))) as escrow:
+        before = list(escrow.listeners())
+        path.unlink()
+        escrow.reopen(path)
+        after = escrow.listeners()
+        assert after[0] is before[0]
+        assert (before[1].fileno(), stat.S_IMODE(path.stat().st_mode)) == (-1, 0o640)
+        assert escrow.unix_files == {path: file_at(path)}
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert not path.exists()
+
+
+def test_a_unix_listener_that_cannot_be_opened_anew_stays(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with closing(Escrow(Config(mode="inherit", bind=(f"unix:{path}",)))) as escrow:
+        before = list(escrow.listeners())
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(ListenError, match="is not a socket"):
+            escrow.reopen(path)
+        assert escrow.listeners() == before
+    assert path.is_dir()

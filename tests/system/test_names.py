@@ -233,6 +233,22 @@ def test_a_unix_listener_that_has_lost_its_name_is_opened_anew(
     assert not path.exists()
 
 
+def test_workers_that_do_not_serve_a_new_listener_are_in_the_status_until_they_are_replaced(
+    daemon: StartDaemon, path: Path
+) -> None:
+    server = daemon("--bind", f"unix:{path}", "--workers", "2")
+    shutil.rmtree(server.log_dir)
+    server.log_dir.touch()  # no worker can start
+    server.wait_event("name is lost")
+    path.unlink()
+    server.wait_event("restart failed")
+    waiting = "to be replaced, since a unix listener was opened anew: worker 1, 2"
+    assert waiting in server.status()["warnings"]
+    server.log_dir.unlink()
+    server.wait_event("restart done")
+    assert server.status()["warnings"] == []
+
+
 @pytest.fixture(params=["reload", "restart", "upgrade"])
 def command(request: pytest.FixtureRequest) -> str:
     """Return a command that starts workers."""
