@@ -21,6 +21,7 @@ from contextlib import suppress
 
 import daemon
 
+from greeterd.core.printable import escape_lines
 from greeterd.errors import ConfigError, GreeterdError
 
 STANDARD_FDS = (0, 1, 2)
@@ -224,7 +225,7 @@ def _end(code: int, reason: str) -> int:
 
 
 def _complain(reason: str) -> None:
-    sys.stderr.write(f"greeterd: {reason.rstrip()}\n")
+    sys.stderr.write(f"greeterd: {escape_lines(reason.rstrip())}\n")
     sys.stderr.flush()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from greeterd import __version__
+from greeterd.cli.program import run_program
 from greeterd.errors import ConfigError, GreeterdError
 
 if TYPE_CHECKING:  # see _run
@@ -26,11 +27,7 @@ OLDEST_LINUX: Final = (4, 5)
 
 def main() -> int:
     """Run the program; return its exit code."""
-    try:
-        return _run(sys.argv[1:], dict(os.environ))
-    except GreeterdError as error:
-        print(f"greeterd: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_program("greeterd", lambda: _run(sys.argv[1:], dict(os.environ)))
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -13,7 +13,7 @@ from greeterd.control.client import (
     exchange,
 )
 from greeterd.control.server import ControlServer, Request
-from greeterd.control.sockets import Peer, peer_of
+from greeterd.control.sockets import Peer, listeners, peer_of
 
 __all__ = [
     "ControlError",
@@ -26,5 +26,6 @@ __all__ = [
     "ask",
     "connect",
     "exchange",
+    "listeners",
     "peer_of",
 ]

@@ -16,6 +16,10 @@ BACKLOG: Final = 64
 _LONGEST_NAME: Final = 107
 """Bytes in sockaddr_un.sun_path less its zero byte, unix(7)."""
 
+_FIELDS = 8
+_ACCEPTS = b"00010000"
+"""The flags of a socket that is listened on: __SO_ACCEPTCON."""
+
 
 class Peer(NamedTuple):
     """Who is at the other end: as of its connect() for a client, of its listen() for a server."""
@@ -41,6 +45,19 @@ def short_name(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{directory}/{path.name}"
     finally:
         os.close(directory)
+
+
+def listeners() -> Iterator[Path]:
+    """Yield the paths of this host's unix sockets that are listened on, whosever they are.
+
+    Any user may see them, though not reach them.  Nothing is verified: a path may hold a newline,
+    and be one of another mount namespace (proc(5), /proc/net/unix).
+    """
+    with contextlib.suppress(OSError), Path("/proc/net/unix").open("rb") as table:
+        for line in table:
+            fields = line.rstrip(b"\n").split(maxsplit=7)
+            if len(fields) == _FIELDS and fields[3] == _ACCEPTS:
+                yield Path(os.fsdecode(fields[7]))
 
 
 def inode_of(path: Path) -> tuple[int, int]:

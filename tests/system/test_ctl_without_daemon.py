@@ -229,7 +229,7 @@ def test_every_help_page_lists_the_exit_codes(ctl: Ctl, arguments: list[str]) ->
     done = ctl(*arguments)
     assert done.returncode == 0
     codes = [line.split(":")[0].strip("- ") for line in EXIT_CODES.splitlines() if ": " in line]
-    assert codes == ["0", "1", "2", "69", "75", "77", "130", "141"]
+    assert codes == ["0", "1", "2", "69", "71", "74", "75", "77", "130", "141"]
     assert all(f"• {code}: " in done.stdout for code in codes)
     assert "--run-dir" in done.stdout
 
