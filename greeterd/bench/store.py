@@ -18,7 +18,7 @@ from greeterd.bench.plan import Plan, Visit, key, schedule
 from greeterd.errors import GreeterdError
 
 KIND: Final = "greeter bench"
-MAX_BYTES: Final = 2**28
+MAX_BYTES: Final = 2**26
 """Of a file of results; a trial takes some 20 KB."""
 
 

@@ -3,18 +3,14 @@
 The stand-in is the control server in a thread, which answers as the test says; no daemon runs.
 """
 
-import fcntl
 import json
 import os
-import pty
 import selectors
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +25,7 @@ from greeterd.core.status import BACK_OFF, ListenerStatus, SlotCounters, Status,
 from greeterd.settings import load
 from tests.support import until
 from tests.system.harness import program
+from tests.system.terminal import on_terminal, without_colours
 
 COUNTERS = {
     1: SlotCounters(connections=1_234_567, greetings=1_234_560, empty=7),
@@ -385,36 +382,6 @@ def test_status_as_json_is_the_daemons_own(ctl: Ctl) -> None:
 def test_status_as_json_keeps_what_a_newer_daemon_tells(ctl: Ctl, stand_in: StandIn) -> None:
     stand_in.answer = lambda request: request.answer(True, status={"unheard": "of"})
     assert json.loads(ctl("status", "--json").stdout) == {"unheard": "of"}
-
-
-def on_terminal(arguments: list[str], environment: dict[str, str], columns: int) -> str:
-    """Run a command on a terminal of this width; return what it wrote."""
-    ours, theirs = pty.openpty()
-    try:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-        process = subprocess.Popen(
-            arguments, env=environment | {"TERM": "xterm-256color"}, stdin=theirs, stdout=theirs,
-            stderr=theirs,
-        )  # fmt: skip
-    finally:
-        os.close(theirs)
-    written = b""
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        try:
-            while data := terminal.read(65536):
-                written += data
-        except OSError:  # EIO: the last process has closed its end
-            pass
-    assert process.wait(timeout=30) == 0
-    return written.decode().replace("\r\n", "\n")
-
-
-def without_colours(text: str) -> str:
-    """Return text less its colour sequences."""
-    plain = ""
-    for index, piece in enumerate(text.split("\x1b[")):
-        plain += piece.partition("m")[2] if index else piece
-    return plain
 
 
 @pytest.mark.usefixtures("tells_status")
