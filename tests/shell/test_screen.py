@@ -3,6 +3,7 @@
 The programs' own colours are SGR sequences, and of rich's table; nobody else's come through.
 """
 
+import contextlib
 import io
 import re
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from greeterd.bench import compare, expectations, tables
 from greeterd.bench.export import to_json
 from greeterd.bench.model import Case, Results
 from greeterd.bench.predicates import Predicate, check
-from greeterd.cli.balance import count_daemon, render
+from greeterd.cli.balance import count_daemon, render, to_plain
+from greeterd.cli.ctl import _judged
 from greeterd.cli.tables import render_status
+from greeterd.control import ControlError
 from greeterd.core.printable import to_ascii
 from greeterd.core.status import (
     ListenerStatus,
@@ -29,6 +32,7 @@ from greeterd.core.status import (
     SlotCounters,
     Status,
     WorkerStatus,
+    from_plain,
     total,
 )
 from greeterd.screen import Screen
@@ -113,6 +117,35 @@ def test_a_report_shows_text_and_nothing_else(text: str) -> None:
     shown_safely(lambda file: tables.show(tables.render(results), file))
     shown_safely(lambda file: tables.show(compare.render(results, other, (text, text)), file))
     shown_safely(lambda file: tables.show(expectations.render(check([predicate], results)), file))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda of: st.lists(of, max_size=3) | st.dictionaries(TEXT, of, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_whatever_is_claimed_is_shown_as_text_or_refused_in_words(data: st.DataObject) -> None:
+    claim = msgspec.to_builtins(status_of("x"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = claim
+        while True:
+            key = data.draw(st.sampled_from(sorted(place)))
+            inner = place[key][0] if isinstance(place[key], list) and place[key] else place[key]
+            if not isinstance(inner, dict) or not inner or data.draw(st.booleans()):
+                break
+            place = inner
+        place[key] = data.draw(JSON)
+    shows: list[Callable[[Any], str]] = [
+        lambda file: render_status(from_plain(claim), file),
+        lambda file: render(count_daemon(from_plain(claim)), file),
+        lambda _: to_ascii(msgspec.json.encode(to_plain(count_daemon(from_plain(claim))))),
+    ]
+    for show in shows:
+        with contextlib.suppress(ControlError):
+            shown_safely(lambda file, show=show: _judged(lambda: show(file)))  # type: ignore[misc]
 
 
 def row(text: str) -> Table:
