@@ -28,6 +28,7 @@ from greeterd.bench.servers import Setup
 from greeterd.bench.store import Store, UnusableError
 from greeterd.cli.outputs import Outputs, counted, tell
 from greeterd.cli.program import EX_INTERRUPTED
+from greeterd.cli.usage import epilogue
 from greeterd.core.status import duration
 from greeterd.errors import UsageError
 from greeterd.signals import terminate_as_interrupt
@@ -59,7 +60,17 @@ Exit codes:
 - 130: interrupted (also by SIGTERM or SIGQUIT); what has ended is kept
 """
 
-app = App(name="bench", help="Measure greeterd: an experiment.", help_epilogue=ABOUT)
+EXAMPLES: Final = (
+    "greeter bench",
+    "greeter bench --preset full --html report.html",
+    "greeter bench --mode inherit,reuseport --workers 1,2,4 --dry-run",
+)
+
+app = App(
+    name="bench",
+    help="Measure greeterd: an experiment.",
+    help_epilogue=epilogue(EXAMPLES, ABOUT),
+)
 app.command("greeterd.cli.report:compare_app", name="compare", help="Tell where two runs differ.")
 app.command("greeterd.cli.report:report_app", name="report", help="Show a run's report again.")
 

@@ -24,6 +24,7 @@ from cyclopts.validators import Number
 
 from greeterd import __version__
 from greeterd.cli.program import EX_INTERRUPTED, complain, run_program
+from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
 from greeterd.client import Failure, Order, Result, Until, send_all
 from greeterd.core.address import Address, parse_address
 from greeterd.core.printable import escape
@@ -62,7 +63,7 @@ app = App(
     name="greeter",
     help="Send greetings to a running greeterd.",
     help_format="markdown",
-    help_epilogue=EXIT_CODES,
+    help_epilogue=epilogue(["greeter send Alice", "greeter load", "greeter bench"], EXIT_CODES),
     version=f"greeter {__version__}",
     print_error=False,
     exit_on_error=False,
@@ -85,6 +86,10 @@ def _check_timeout(_type: object, seconds: float) -> None:
         raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
 
 
+app.register_install_completion_command(
+    add_to_startup=False, help="Write a completion script where bash, zsh or fish looks for it."
+)
+
 # Imported when they are asked for: they take what send does not.
 app.command(
     "greeterd.cli.load:app",
@@ -94,13 +99,18 @@ app.command(
 app.command("greeterd.cli.bench:app", name="bench", help="Measure greeterd: an experiment.")
 
 
+BIND: Final = "GREETERD_BIND"
+BOUND: Final = Parameter(name=("--address", "--bind"), env_var=BIND)
+"""Where the daemon listens, by the daemon's own names too."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class SendOptions:
     """The options of `greeter send`."""
 
-    address: str = "127.0.0.1:12345"
-    "Where the daemon listens: host:port, [v6]:port or unix:/path."
+    address: Annotated[str, BOUND] = "127.0.0.1:12345"
+    "Where the daemon listens: host:port, [v6]:port or unix:/path; of several the first."
 
     wait_reply: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     "Print each reply; a greeting without one has failed. The daemon needs `reply = true`."
@@ -125,7 +135,18 @@ class SendOptions:
         return Until.HANDED_OVER if self.no_wait else Until.END
 
 
-@app.command(usage="Usage: greeter send [OPTIONS] [--] [NAME...]")
+@app.command(
+    usage="Usage: greeter send [OPTIONS] [--] [NAME...]",
+    help_epilogue=epilogue(
+        [
+            "greeter send Alice Bob",
+            "greeter send --wait-reply Alice",
+            "greeter send --count 1000 --concurrency 16 Alice",
+            "greeter send --address unix:/run/greeterd/socket < names",
+        ],
+        EXIT_CODES,
+    ),
+)
 def send(
     *names: Annotated[str, Parameter(metavar="NAME", negative=())],
     options: SendOptions | None = None,
@@ -147,7 +168,8 @@ def send(
     options = options or SendOptions()
     if options.wait_reply and options.no_wait:
         raise UsageError("--wait-reply and --no-wait exclude each other")
-    order = Order(_address(options.address), options.until, options.timeout, options.concurrency)
+    address = _address(first_bound(options.address))
+    order = Order(address, options.until, options.timeout, options.concurrency)
     _allow_descriptors(options.concurrency)
     source = _names(names)
     if options.count is not None or options.concurrency > 1:
@@ -241,6 +263,12 @@ def _address(text: str) -> Address:
         raise UsageError(f"--address {text}: {error}") from None
 
 
+def first_bound(text: str) -> str:
+    """Return an address as it was given, or the first of the daemon's own variable."""
+    given = text.split()
+    return given[0] if given and text == os.environ.get(BIND) else text
+
+
 def _allow_descriptors(concurrency: int) -> None:
     """Raise the soft limit if it is too low for `concurrency`, so that the hard one decides."""
     needed = concurrency + SPARE_DESCRIPTORS
@@ -275,11 +303,11 @@ def _mark_stdin(arguments: Sequence[str]) -> list[str]:
 
 def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments:
-        raise UsageError("there is no command (see greeter --help)")
+        return print_usage(app)
     try:
-        status: int | None = app(_mark_stdin(arguments))
+        status: int | None = app(_mark_stdin(expand_help([*arguments])))
     except CycloptsError as error:
-        raise UsageError(str(error)) from error
+        raise refusal(error) from error
     return status or 0  # --help and --version return None
 
 

@@ -27,6 +27,7 @@ from greeterd import __version__
 from greeterd.cli.balance import LogError, count_daemon, count_logs, render, to_plain
 from greeterd.cli.program import complain, run_program
 from greeterd.cli.tables import render_status
+from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
 from greeterd.control import (
     ControlError,
     NoAnswerError,
@@ -80,13 +81,16 @@ class Options:
 
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., int])
 Common = Annotated[Options, Parameter(parse=False)]
 
 app = App(
     name="greeterctl",
     help="Tell a running greeterd what to do, and wait until it is done.",
     help_format="markdown",
-    help_epilogue=EXIT_CODES,
+    help_epilogue=epilogue(
+        ["greeterctl status", "greeterctl --run-dir /run/greeterd-mine reload"], EXIT_CODES
+    ),
     version=f"greeterctl {__version__}",
     print_error=False,
     exit_on_error=False,
@@ -106,7 +110,12 @@ def _check_timeout(_type: object, seconds: float) -> None:
         raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
 
 
-@app.command
+def _command(*examples: str) -> Callable[[F], F]:
+    """Make a function a command whose help page has these examples."""
+    return app.command(help_epilogue=epilogue(examples, EXIT_CODES))
+
+
+@_command("greeterctl ping && echo it serves", "greeterctl ping --timeout 1")
 def ping(*, options: Common) -> int:
     """Ask whether the daemon answers, and is not about to stop."""
     asked = monotonic()
@@ -118,7 +127,7 @@ def ping(*, options: Common) -> int:
     return _report(options, "ping", answer, f"greeterd answers: pid {pid}, {took_ms:.1f} ms")
 
 
-@app.command
+@_command("greeterctl status", "greeterctl status --json | jq .totals.greetings")
 def status(*, options: Common) -> int:
     """Show the daemon, its slots and what they count.
 
@@ -137,7 +146,7 @@ def status(*, options: Common) -> int:
     return 0
 
 
-@app.command
+@_command("greeterctl balance", "greeterctl balance logs/worker-*.log")
 def balance(*logs: Path, options: Common) -> int:
     """Show how evenly greetings are spread over the workers, beside what chance alone would do.
 
@@ -180,7 +189,7 @@ def _judged(read: Callable[[], T]) -> T:
         raise ControlError(f"status: of another version than this program: {error}") from error
 
 
-@app.command
+@_command("greeterd --check --config greeterd.toml && greeterctl reload")
 def reload(*, options: Common) -> int:
     """Read the configuration again and replace every worker; a bad one changes nothing."""
     answer = ask(options.socket, "reload", options.timeout)
@@ -189,7 +198,7 @@ def reload(*, options: Common) -> int:
     return _report(options, "reload", answer, told)
 
 
-@app.command
+@_command("greeterctl scale 4")
 def scale(
     workers: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_WORKERS))],
     /,
@@ -207,7 +216,7 @@ def scale(
     return _report(options, "scale", answer, f"workers: {workers}")
 
 
-@app.command
+@_command("greeterctl restart", "greeterctl restart 2")
 def restart(
     slot: Annotated[int | None, Parameter(validator=Number(gte=0, lte=MAX_WORKERS))] = None,
     /,
@@ -226,14 +235,14 @@ def restart(
     return _report(options, "restart", answer, told)
 
 
-@app.command
+@_command("mv logs/worker-1.log old.log && greeterctl reopen")
 def reopen(*, options: Common) -> int:
     """Open the log files again, after they were rotated."""
     answer = ask(options.socket, "reopen", options.timeout)
     return _report(options, "reopen", answer, "reopened: every log")
 
 
-@app.command
+@_command("pip install --upgrade greeterd && greeterctl upgrade")
 def upgrade(*, options: Common) -> int:
     """Put the installed version of greeterd in the running one's place; return when it serves."""
     answer = ask(options.socket, "upgrade", options.timeout)
@@ -241,7 +250,7 @@ def upgrade(*, options: Common) -> int:
     return _report(options, "upgrade", answer, told)
 
 
-@app.command
+@_command("greeterctl stop --timeout 120", "greeterctl stop --now")
 def stop(
     *, now: Annotated[bool, Parameter(negative=(), show_default=False)] = False, options: Common
 ) -> int:
@@ -311,8 +320,8 @@ def launch(
     if run_dir is not None and socket is not None:
         raise UsageError("--run-dir and --socket exclude each other")
     if not tokens:
-        raise UsageError("there is no command (see greeterctl --help)")
-    command, bound, ignored = app.parse_args(tokens)
+        return print_usage(app)
+    command, bound, ignored = app.parse_args(expand_help([*tokens]))
     if "options" not in ignored:
         # Such as --help, --version, --install-completion.
         code: int | None = command(*bound.args, **bound.kwargs)
@@ -416,5 +425,5 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         code: int | None = app.meta(arguments)
     except CycloptsError as error:
-        raise UsageError(str(error)) from error
+        raise refusal(error) from error
     return code or 0

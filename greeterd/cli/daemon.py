@@ -39,15 +39,18 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if reason:
         raise GreeterdError(reason)
 
-    from greeterd.settings import load, print_help, to_toml  # noqa: PLC0415  # 0.1 s of cyclopts
+    from greeterd import settings  # noqa: PLC0415  # 0.1 s of cyclopts
 
-    if {"--help", "-h"} & set(argv):
-        print_help()
+    if argv[:1] == [settings.COMPLETION]:
+        settings.install_completion(argv)
         return 0
-    again = partial(load, argv, environ, directory=_directory(), uid=os.geteuid())
+    if {"--help", "-h"} & set(argv) or argv == ["help"]:
+        settings.print_help()
+        return 0
+    again = partial(settings.load, argv, environ, directory=_directory(), uid=os.geteuid())
     loaded = again()
     if loaded.check:
-        print(to_toml(loaded))
+        print(settings.to_toml(loaded))
         return 0
 
     from greeterd.start import run  # noqa: PLC0415  # --check and --help need none of it

@@ -7,6 +7,7 @@ and all messages go to standard error.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Annotated, Final
 
@@ -26,8 +27,9 @@ from rich.text import Text
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import Latency, LoadReport
-from greeterd.cli.client import EXIT_CODES
+from greeterd.cli.client import EXIT_CODES, first_bound
 from greeterd.cli.program import EX_INTERRUPTED, complain
+from greeterd.cli.usage import epilogue
 from greeterd.core.printable import escape, to_ascii
 from greeterd.screen import Screen
 
@@ -48,7 +50,13 @@ instant that was due: a server that stalls for a second shows it in every connec
 due in that second. A report names the client where the client was the limit.
 """
 
-app = App(name="load", help_epilogue=f"{ABOUT}\n{EXIT_CODES}")
+EXAMPLES: Final = (
+    "greeter load",
+    "greeter load --count 100000 --concurrency 64",
+    "greeter load --arrival poisson --rate 5000 --duration 30",
+)
+
+app = App(name="load", help_epilogue=epilogue(EXAMPLES, f"{ABOUT}\n{EXIT_CODES}"))
 
 
 @app.default
@@ -65,6 +73,7 @@ def load(
         Print the report as JSON, with the latency curve and the HdrHistogram.
     """
     options = options or LoadOptions()
+    options = replace(options, address=first_bound(options.address))
     try:
         with _progress(options) as tell:
             report = run(options, tell)

@@ -560,7 +560,6 @@ def test_nobody_listening_is_exit_69_and_one_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "there is no command"),
         (["sned"], 'Unknown command "sned"'),
         (["send", "--bo\x1bgus"], r"Unknown option: --bo\x1bgus"),
         (["send", "x", "--count", "0"], "--count"),

@@ -183,7 +183,7 @@ def test_nothing_is_begun_while_the_daemon_stops(
 @pytest.mark.parametrize(
     "line",
     [
-        *([], ["dance"], ["scale"], ["scale", "0"], ["scale", "513"], ["scale", "two"]),
+        *(["dance"], ["scale"], ["scale", "0"], ["scale", "513"], ["scale", "two"]),
         *(["restart", "-1"], ["restart", "x"], ["stop", "--later"], ["reload", "now"]),
         *(["ping", "--timeout", "0"], ["status", "--timeout", "x"], ["reopen", "--jason"]),
     ],

@@ -6,7 +6,6 @@ The stand-in is the control server in a thread, which answers as the test says; 
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -198,7 +197,6 @@ def test_a_failure_is_json_when_json_is_asked_for(ctl: Ctl) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["dance"],
         ["scale"],
         ["scale", "0"],
@@ -517,31 +515,3 @@ def test_a_refused_stop_does_not_wait_for_the_end(ctl: Ctl, stopping: Stopping) 
     stopping("refuses")
     done = ctl("stop")
     assert (done.returncode, done.stderr) == (1, "greeterctl: stop: not now\n")
-
-
-# Completion
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_written_and_no_startup_file(
-    ctl: Ctl, tmp_path: Path, shell: str
-) -> None:
-    done = ctl("--install-completion", "--shell", shell)
-    assert done.returncode == 0, done.stderr
-    written = [path for path in tmp_path.rglob("*greeterctl*") if path.is_file()]
-    assert len(written) == 1
-    script = written[0].read_text()
-    assert all(word in script for word in ("reload", "reopen", "run-dir", "timeout"))
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith("rc")]
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
-def test_bash_completes_commands(ctl: Ctl, tmp_path: Path) -> None:
-    script = tmp_path / "completion"
-    assert ctl("--install-completion", "--shell", "bash", "--output", str(script)).returncode == 0
-    ask = (
-        f". {script}; COMP_WORDS=(greeterctl re); COMP_CWORD=1; _greeterctl;"
-        ' printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split()) == ["reload", "reopen", "restart"]
