@@ -218,6 +218,9 @@ def test_a_configuration_cannot_be_changed() -> None:
 FILE = "file {here}/file"
 
 
+WHOLE = "must be a whole number from"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -228,7 +231,7 @@ FILE = "file {here}/file"
         (["--reply", "yes"], "unexpected argument: yes"),
         (["--", "x"], "unexpected argument: x"),
         (["__complete"], "unexpected argument: __complete"),
-        (["--workers"], "flag --workers: must be a whole number from 1 to 512, or auto, and has"),
+        (["--workers"], f"flag --workers: {WHOLE} 1 to 512, or auto, and has no value"),
         (["--config"], "flag --config: must be a file, and has no value"),
         (["--workers=1", "--workers=2"], "parameter --workers specified multiple times"),
         (["--a\nb\x1b[2J"], r"unknown option: --a\nb\x1b[2J"),
@@ -246,7 +249,6 @@ def test_a_wrong_command_line_is_a_usage_error(
     assert refused.value.exit_code == 2
 
 
-WHOLE = "must be a whole number from"
 SECONDS = "must be a number of seconds from"
 OCTAL = 'must be an octal string from "0000" to "0777", not'
 REFUSED = [
