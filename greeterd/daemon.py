@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 
 from greeterd import signals
+from greeterd.core.printable import escape_lines
 from greeterd.errors import ConfigError, GreeterdError, ResourceError, failure_of
 from greeterd.limits import open_descriptors
 
@@ -249,7 +250,7 @@ def _end(code: int, reason: str) -> int:
 
 
 def _complain(reason: str) -> None:
-    sys.stderr.write(f"greeterd: {reason.rstrip()}\n")
+    sys.stderr.write(f"greeterd: {escape_lines(reason.rstrip())}\n")
     sys.stderr.flush()
 
 

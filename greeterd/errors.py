@@ -52,6 +52,12 @@ class ResourceError(GreeterdError):
     exit_code = 71
 
 
+class OutputError(GreeterdError):
+    """Standard output cannot be written (EX_IOERR)."""
+
+    exit_code = 74
+
+
 class AlreadyRunningError(GreeterdError):
     """Another daemon holds the run lock (EX_TEMPFAIL)."""
 
@@ -62,6 +68,12 @@ class ConfigError(GreeterdError):
     """The configuration is wrong (EX_CONFIG)."""
 
     exit_code = 78
+
+
+class NoReaderError(OutputError):
+    """The reader of standard output has gone: 128 + SIGPIPE, as a shell reports it."""
+
+    exit_code = 141
 
 
 def reason_of(error: OSError) -> str:

@@ -10,6 +10,7 @@ and keys, and TOML values of another type than the setting's.
 import difflib
 import errno
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict
-from cyclopts.exceptions import CoercionError, UnusedCliTokensError
+from cyclopts.exceptions import CoercionError, MissingArgumentError, UnusedCliTokensError
 
 from greeterd import __version__
 from greeterd.config import NAMES, Config, contradictions
@@ -28,6 +29,7 @@ from greeterd.errors import ConfigError, GreeterdError, ResourceError, UsageErro
 from greeterd.kinds import SWITCH, kind_of
 
 PREFIX: Final = "GREETERD_"
+COMPLETION: Final = "--install-completion"
 CLI: Final = "cli"
 ENVIRONMENT: Final = "environment"
 DEFAULT: Final = "default"
@@ -43,6 +45,8 @@ _WRONG_PATH: Final = frozenset({
 _DEFAULTS: Final = Config()
 _GENERAL: Final = Group.create_ordered("General")
 _EPILOGUE: Final = (
+    "Examples: greeterd --mode reuseport --workers 4 --reply; greeterd --config FILE --check;"
+    " greeterd --daemonize --log-dir DIRECTORY.\n\n"
     f"Every setting is also a variable, as {PREFIX}MAX_NAME_BYTES, and a key of FILE, as"
     " max_name_bytes. A flag goes before a variable, a variable before the file."
 )
@@ -125,6 +129,19 @@ def print_help() -> None:
     _app().help_print([])
 
 
+def install_completion(argv: Sequence[str]) -> None:
+    """Write a completion script, as a command line says that begins with COMPLETION.
+
+    Raises:
+        UsageError: it is wrong.
+
+    """
+    try:
+        _app()(list(argv))
+    except CycloptsError as error:
+        raise UsageError(escape(str(error))) from error
+
+
 def to_toml(loaded: Loaded) -> str:
     """Return the effective configuration as a file of the same effect, its sources as comments."""
     settings = _settings(_app().assemble_argument_collection())
@@ -154,7 +171,13 @@ def _app(*providers: Provider) -> App:
         exit_on_error=False,
         verbose=False,
     )
-    app["--help"].group = app["--version"].group = _GENERAL
+    # Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
+    app.register_install_completion_command(
+        COMPLETION,
+        add_to_startup=False,
+        help="Write a completion script where bash, zsh or fish looks for it.",
+    )
+    app["--help"].group = app["--version"].group = app[COMPLETION].group = _GENERAL
     app.default(_command)
     return app
 
@@ -260,11 +283,19 @@ def _parse(path: Path, content: bytes, settings: Mapping[str, Argument]) -> dict
     try:
         keys = tomllib.loads(content.decode())
     except ValueError as error:  # bad TOML, bad UTF-8
+        for key in re.findall(rb"^[ \t]*(\w+)[ \t]*(?:=[ \t]*)?(?:#.*)?$", content, re.MULTILINE):
+            if (name := key.decode()) in settings:
+                words = kind_of(settings[name].parameter).words
+                raise ConfigError(
+                    escape(f"file {path}, key {name}: must be {words}, and has no value")
+                ) from error
         raise ConfigError(escape(f"file {path}: {error}")) from error
     for key, value in keys.items():
         where = f"file {path}, key {key}"
         if key not in settings:
-            raise ConfigError(escape(f"{where}: {_unknown(_similar(key, settings))}"))
+            table = "tables are not used, settings stand at the top"
+            reason = table if isinstance(value, dict) else _unknown(_similar(key, settings))
+            raise ConfigError(escape(f"{where}: {reason}"))
         kind = kind_of(settings[key].parameter)
         if not kind.accepts(value):
             raise ConfigError(escape(f"{where}: {kind.refusal(value)}"))
@@ -340,6 +371,10 @@ def _refusal(error: CycloptsError) -> GreeterdError:
             where += f", key {argument.field_info.name}"
         kind = UsageError if token.source == CLI else ConfigError
         return kind(escape(f"{where}: {reason}"))
+    if isinstance(error, MissingArgumentError) and argument is not None:
+        is_setting = argument.field_info.name in NAMES
+        words = kind_of(argument.parameter).words if is_setting else "a file"
+        return UsageError(escape(f"flag {argument.name}: must be {words}, and has no value"))
     text = str(error)
     return UsageError(escape(text[:1].lower() + text[1:].removesuffix(".")))
 

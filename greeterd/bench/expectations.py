@@ -10,6 +10,7 @@ from rich.text import Text
 
 from greeterd.bench.model import Case
 from greeterd.bench.predicates import Finding, Outcome, Verdict
+from greeterd.core.printable import escape
 
 STYLES: Final[dict[Outcome, str]] = {"held": "green", "failed": "bold red", "not tested": "yellow"}
 SHOWN: Final = 4
@@ -25,12 +26,12 @@ def render(verdicts: Sequence[Verdict]) -> Group:
     table.add_column("trials", justify="right")
     for verdict in verdicts:
         table.add_row(
-            Text(verdict.predicate.name),
+            Text(escape(verdict.predicate.name)),
             Text(verdict.outcome, style=STYLES[verdict.outcome]),
-            Text("\n".join(_figures(verdict))),
+            Text("\n".join(map(escape, _figures(verdict)))),
             str(verdict.trials),
         )
-    return Group(table, Text(sentence(verdicts)))
+    return Group(table, Text(escape(sentence(verdicts))))
 
 
 def sentence(verdicts: Sequence[Verdict]) -> str:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from greeterd.bench import store
 from greeterd.bench.metrics import jain, rate
 from greeterd.bench.model import FORMAT, Case, Latency, Results, Trial
+from greeterd.core.printable import to_ascii
 from greeterd.errors import GreeterdError
 
 Cell = str | int | float | None
@@ -36,7 +37,7 @@ class _Head(Struct, frozen=True):
 
 def to_json(results: Results) -> str:
     """Return the results as one JSON document."""
-    return msgspec.json.format(msgspec.json.encode(results), indent=1).decode() + "\n"
+    return msgspec.json.format(to_ascii(msgspec.json.encode(results)), indent=1) + "\n"
 
 
 def read(path: Path) -> Results:
@@ -47,9 +48,9 @@ def read(path: Path) -> Results:
 
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableError(f"{path}: {error.strerror}") from error
+        content = store.read_bounded(path)
+    except store.StoreError as error:
+        raise UnreadableError(str(error)) from error
     # The header of kept results tells its kind first, on a line of its own.
     if content.startswith(b'{"kind":'):
         try:
@@ -61,7 +62,7 @@ def read(path: Path) -> Results:
         if found != FORMAT:
             raise UnreadableError(f"{path} has format {found}; this program knows {FORMAT}")
         return msgspec.json.decode(content, type=Results)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableError(f"{path} holds no results of greeter bench: {error}") from error
 
 

@@ -4,13 +4,14 @@ Pure.  Every load is bounded, by a count or by a duration.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final
 
+from cyclopts import Parameter
+
+from greeterd.bench.load_orders import End
 from greeterd.bench.model import Arrival
 from greeterd.core.address import Address, parse_address
 from greeterd.errors import UsageError
-
-End = Literal["wait", "reply", "fire"]
 
 DEFAULT_COUNT: Final = 10_000
 MAX_COUNT: Final = 100_000_000
@@ -27,8 +28,11 @@ OPEN: Final = frozenset({"constant", "poisson"})
 class LoadOptions:
     """The options of `greeter load`."""
 
-    address: str = "127.0.0.1:12345"
-    "Where the server listens: host:port, [v6]:port or unix:/path; this machine's loopback only."
+    address: Annotated[str, Parameter(name=("--address", "--bind"), env_var="GREETERD_BIND")] = (
+        "127.0.0.1:12345"
+    )
+    """Where the server listens: host:port, [v6]:port or unix:/path; of several the first; this
+    machine's loopback only."""
 
     arrival: Arrival = "closed"
     "When connections begin: see below."

@@ -8,10 +8,13 @@ nanoseconds up to the end of the stream.
 Instants are CLOCK_MONOTONIC in nanoseconds, which all processes share.
 """
 
+from typing import Literal
+
 from msgspec import Struct, field
 
-from greeterd.bench.load_options import End
 from greeterd.bench.model import Arrival
+
+End = Literal["wait", "reply", "fire"]
 
 
 class Order(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
@@ -11,6 +10,7 @@ from greeterd.bench.experiment import Progress as News
 from greeterd.bench.model import Case, Trial
 from greeterd.core.printable import escape
 from greeterd.core.status import duration
+from greeterd.screen import Screen
 
 Tell = Callable[[News], None]
 
@@ -18,7 +18,7 @@ Tell = Callable[[News], None]
 @contextmanager
 def telling(names: Mapping[Case, str]) -> Iterator[Tell]:
     """Yield what takes the news; `names` are those of the cases."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = Screen(stderr=True)
     if not console.is_terminal:
         yield lambda news: _tell_in_lines(console, names, news)
         return
@@ -26,7 +26,7 @@ def telling(names: Mapping[Case, str]) -> Iterator[Tell]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[left]} left"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     # Drawn between two trials: nothing of it may run beside a measurement.
     with Bar(*columns, console=console, transient=True, auto_refresh=False) as bar:
@@ -51,12 +51,12 @@ class _Drawn:
             total=news.total,
             completed=news.done,
             left=duration(news.left),
-            description=self._names[news.next] if news.next is not None else "",
+            description=escape(self._names[news.next]) if news.next is not None else "",
             refresh=True,
         )
 
 
-def _tell_in_lines(console: Console, names: Mapping[Case, str], news: News) -> None:
+def _tell_in_lines(console: Screen, names: Mapping[Case, str], news: News) -> None:
     if news.trial is not None:
         console.print(
             f"greeter: {news.done} of {news.total}: {_outcome(names, news.trial)}"
@@ -66,7 +66,7 @@ def _tell_in_lines(console: Console, names: Mapping[Case, str], news: News) -> N
 
 
 def _outcome(names: Mapping[Case, str], trial: Trial) -> str:
-    name = names.get(trial.case, trial.case.server)
+    name = escape(names.get(trial.case, trial.case.server))
     if trial.invalid:
         return f"{name}: invalid: {escape(trial.invalid)}"
     lost = f", {trial.lost} lost" if trial.lost else ""

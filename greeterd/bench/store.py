@@ -18,6 +18,8 @@ from greeterd.bench.plan import Plan, Visit, key, schedule
 from greeterd.errors import GreeterdError
 
 KIND: Final = "greeter bench"
+MAX_BYTES: Final = 2**26
+"""Of a file of results; a trial takes some 20 KB."""
 
 
 class StoreError(GreeterdError):
@@ -169,12 +171,21 @@ def _open(path: Path, flags: int = 0) -> BinaryIO:
     return file
 
 
-def _read(path: Path) -> tuple[Header, list[Trial], int]:
-    """Return the header, the trials, and the bytes up to the last whole line."""
+def read_bounded(path: Path) -> bytes:
+    """Return what a file holds.  Raises: StoreError: it cannot be read, or is too large."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise StoreError(f"{path} has more than {MAX_BYTES >> 20} MiB, and results do not")
+    return content
+
+
+def _read(path: Path) -> tuple[Header, list[Trial], int]:
+    """Return the header, the trials, and the bytes up to the last whole line."""
+    content = read_bounded(path)
     size = content.rfind(b"\n") + 1
     lines = content[:size].splitlines()
     if not lines:
@@ -184,7 +195,7 @@ def _read(path: Path) -> tuple[Header, list[Trial], int]:
         if header.format != FORMAT:
             raise UnusableError(f"{path} has format {header.format}; this program knows {FORMAT}")
         trials = [msgspec.json.decode(line, type=Trial) for line in lines[1:]]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnusableError(f"{path} holds no results of greeter bench: {error}") from error
     return header, trials, size
 

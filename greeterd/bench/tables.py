@@ -20,6 +20,7 @@ from greeterd.bench.model import Results
 from greeterd.bench.sheets import Group, Sheet, blocks, invalid_trials, make_sheets
 from greeterd.bench.stats import summarise
 from greeterd.core.printable import escape
+from greeterd.screen import Screen
 
 _STYLES: Final = {
     "found": "green",
@@ -49,7 +50,7 @@ def render(results: Results) -> RenderableType:
         parts.append(Text("There is no valid trial.", "red"))
     else:
         shared = [part for part in common(one.case for one in shown) if part != "no fault"]
-        parts += [Text(f"All: {', '.join(shared)}.")] if shared else []
+        parts += [Text(escape(f"All: {', '.join(shared)}."))] if shared else []
     parts += [Text(), *map(_finding, find(results, summaries))]
     missing = not_measured(summaries)
     if missing:
@@ -62,14 +63,12 @@ def render(results: Results) -> RenderableType:
 
 def show(renderable: RenderableType, file: TextIO) -> str:
     """Return the text that shows something on `file`, which is asked for its width and colours."""
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    console = Screen(file)
     if not console.is_terminal:
         console.width = _UNLIMITED
         widest = console.measure(renderable, options=console.options).maximum
         console.width = min(_UNLIMITED, max(80, widest))
-    with console.capture() as capture:
-        console.print(renderable)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    return console.text_of(renderable)
 
 
 def _finding(finding: Finding) -> RenderableType:

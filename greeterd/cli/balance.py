@@ -17,7 +17,7 @@ from typing import IO, Annotated, Any, Final, Literal, TextIO, cast
 
 import msgspec
 from msgspec import Meta, Struct
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +27,7 @@ from greeterd.core.printable import escape
 from greeterd.core.requests import MAX_WORKERS
 from greeterd.core.status import Status, duration
 from greeterd.errors import GreeterdError
+from greeterd.screen import Screen
 
 LONGEST_LINE: Final = 2**24
 """Bytes; more than any record has.  A longer line is taken in pieces, none of which is a record."""
@@ -126,21 +127,14 @@ def to_plain(tally: Tally) -> dict[str, Any]:
 def render(tally: Tally, file: TextIO) -> str:
     """Return the text that shows a balance on `file`, which is asked for width and encoding."""
     told = balance(tally.greetings)
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    console = Screen(file)
     workers = _workers(told, console, blocks=_has_blocks(file))
     console.width = max(console.width, LEAST_WIDTH)  # nothing is cut off
-    with console.capture() as capture:
-        console.print(Text(escape(tally.heading)), soft_wrap=True)
-        console.print()
-        console.print(workers)
-        console.print()
-        if told.total and len(told.counts) > 1:
-            console.print(_figures(told))
-            console.print()
-        console.print(Text(told.sentence, "green" if told.even else "yellow"), soft_wrap=True)
-        for line in _remarks(tally):
-            console.print(Text(line), soft_wrap=True)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    shown: list[RenderableType] = [Text(escape(tally.heading)), Text(), workers, Text()]
+    if told.total and len(told.counts) > 1:
+        shown += [_figures(told), Text()]
+    shown.append(Text(told.sentence, "green" if told.even else "yellow"))
+    return console.text_of(*shown, *map(Text, _remarks(tally)))
 
 
 def _count(path: Path) -> tuple[Counter[int], int, int]:
@@ -154,7 +148,7 @@ def _count(path: Path) -> tuple[Counter[int], int, int]:
             continue
         try:
             counts[decode(line).worker] += 1
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             foreign += 1
     return counts, foreign, torn
 
@@ -176,7 +170,7 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _workers(told: Balance, console: Console, *, blocks: bool) -> Table:
+def _workers(told: Balance, console: Screen, *, blocks: bool) -> Table:
     rows = [
         (str(slot), str(count), f"{100 * told.shares[slot]:.1f}%", f"{told.ratios[slot]:.2f}")
         for slot, count in told.counts.items()

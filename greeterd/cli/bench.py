@@ -27,12 +27,13 @@ from greeterd.bench.progress import telling
 from greeterd.bench.servers import Setup
 from greeterd.bench.store import Store, UnusableError
 from greeterd.cli.outputs import Outputs, counted, tell
+from greeterd.cli.program import EX_INTERRUPTED
+from greeterd.cli.usage import epilogue
 from greeterd.core.status import duration
 from greeterd.errors import UsageError
 from greeterd.signals import terminate_as_interrupt
 
 EX_FAILED: Final = 1
-EX_INTERRUPTED: Final = 130
 
 
 ABOUT: Final = """\
@@ -59,7 +60,17 @@ Exit codes:
 - 130: interrupted (also by SIGTERM or SIGQUIT); what has ended is kept
 """
 
-app = App(name="bench", help="Measure greeterd: an experiment.", help_epilogue=ABOUT)
+EXAMPLES: Final = (
+    "greeter bench",
+    "greeter bench --preset full --html report.html",
+    "greeter bench --mode inherit,reuseport --workers 1,2,4 --dry-run",
+)
+
+app = App(
+    name="bench",
+    help="Measure greeterd: an experiment.",
+    help_epilogue=epilogue(EXAMPLES, ABOUT),
+)
 app.command("greeterd.cli.report:compare_app", name="compare", help="Tell where two runs differ.")
 app.command("greeterd.cli.report:report_app", name="report", help="Show a run's report again.")
 
@@ -282,11 +293,11 @@ def _run(kept: Store, setup: Setup) -> None:
 def _report(results: Results, options: BenchOptions, outputs: Outputs) -> int:
     """Print and write what was found; 1 when a trial is invalid or an expectation has failed."""
     invalid = sum(bool(trial.invalid) for trial in results.trials)
+    outputs.write(results)  # first: the reader of standard output may go
     sys.stdout.write(tables.show(tables.render(results), sys.stdout))
     verdicts = predicates.check(_predicates(options, results.preset), results)
     if verdicts:
         sys.stdout.write("\n" + tables.show(expectations.render(verdicts), sys.stdout))
-    outputs.write(results)
     if invalid:
         trials = counted(len(results.trials), "trial")
         tell(f"{invalid} of {trials} {'is' if invalid == 1 else 'are'} invalid")

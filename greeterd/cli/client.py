@@ -8,21 +8,23 @@ Standard output carries replies and nothing else; all that is said goes to stand
 each, beginning `greeter: `.
 """
 
-import errno
 import os
 import resource
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle, islice
 from time import monotonic
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from greeterd import __version__
+from greeterd.cli.program import EX_INTERRUPTED, complain, run_program
+from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
 from greeterd.client import Failure, Order, Result, Until, send_all
 from greeterd.core.address import Address, parse_address
 from greeterd.core.printable import escape
@@ -40,15 +42,14 @@ Exit codes:
 - 69: nobody listens at the address, or it cannot be connected to at all; bench: the address is
   taken, or a package is missing
 - 70: a sending process of a load has died
+- 71: the system refuses what this program needs, such as a descriptor
 - 74: standard input cannot be read, or standard output or a file of results not written
 - 75: bench: another experiment is writing the file of results
 - 130: interrupted
 - 141: the reader of standard output has gone
 """
+NAME: Final = "greeter"
 EX_FAILED: Final = 1
-EX_IOERR: Final = 74
-EX_INTERRUPTED: Final = 130
-EX_PIPE: Final = 141
 
 STDIN: Final = "\0"
 """Stands for `-` behind the parser, which takes a lone `-` for an option; no argument holds NUL."""
@@ -62,7 +63,7 @@ app = App(
     name="greeter",
     help="Send greetings to a running greeterd.",
     help_format="markdown",
-    help_epilogue=EXIT_CODES,
+    help_epilogue=epilogue(["greeter send Alice", "greeter load", "greeter bench"], EXIT_CODES),
     version=f"greeter {__version__}",
     print_error=False,
     exit_on_error=False,
@@ -71,10 +72,23 @@ app = App(
 )
 
 
+class InputError(GreeterdError):
+    """Standard input cannot be read (EX_IOERR)."""
+
+    exit_code: ClassVar[int] = 74
+
+
+tell = partial(complain, NAME)
+
+
 def _check_timeout(_type: object, seconds: float) -> None:
     if not 0 < seconds <= MAX_TIMEOUT:  # also refuses NaN
         raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
 
+
+app.register_install_completion_command(
+    add_to_startup=False, help="Write a completion script where bash, zsh or fish looks for it."
+)
 
 # Imported when they are asked for: they take what send does not.
 app.command(
@@ -85,13 +99,18 @@ app.command(
 app.command("greeterd.cli.bench:app", name="bench", help="Measure greeterd: an experiment.")
 
 
+BIND: Final = "GREETERD_BIND"
+BOUND: Final = Parameter(name=("--address", "--bind"), env_var=BIND)
+"""Where the daemon listens, by the daemon's own names too."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class SendOptions:
     """The options of `greeter send`."""
 
-    address: str = "127.0.0.1:12345"
-    "Where the daemon listens: host:port, [v6]:port or unix:/path."
+    address: Annotated[str, BOUND] = "127.0.0.1:12345"
+    "Where the daemon listens: host:port, [v6]:port or unix:/path; of several the first."
 
     wait_reply: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     "Print each reply; a greeting without one has failed. The daemon needs `reply = true`."
@@ -116,7 +135,18 @@ class SendOptions:
         return Until.HANDED_OVER if self.no_wait else Until.END
 
 
-@app.command(usage="Usage: greeter send [OPTIONS] [--] [NAME...]")
+@app.command(
+    usage="Usage: greeter send [OPTIONS] [--] [NAME...]",
+    help_epilogue=epilogue(
+        [
+            "greeter send Alice Bob",
+            "greeter send --wait-reply Alice",
+            "greeter send --count 1000 --concurrency 16 Alice",
+            "greeter send --address unix:/run/greeterd/socket < names",
+        ],
+        EXIT_CODES,
+    ),
+)
 def send(
     *names: Annotated[str, Parameter(metavar="NAME", negative=())],
     options: SendOptions | None = None,
@@ -138,7 +168,8 @@ def send(
     options = options or SendOptions()
     if options.wait_reply and options.no_wait:
         raise UsageError("--wait-reply and --no-wait exclude each other")
-    order = Order(_address(options.address), options.until, options.timeout, options.concurrency)
+    address = _address(first_bound(options.address))
+    order = Order(address, options.until, options.timeout, options.concurrency)
     _allow_descriptors(options.concurrency)
     source = _names(names)
     if options.count is not None or options.concurrency > 1:
@@ -159,14 +190,14 @@ def _run(names: Iterable[bytes], order: Order, options: SendOptions) -> int:
                 if options.wait_reply:
                     _print_reply(result.reply)
             elif tally.failed <= MAX_TOLD:
-                _tell(f"{show_name(result.name)}: {result.reason}")
+                tell(f"{show_name(result.name)}: {result.reason}")
     except KeyboardInterrupt:
-        _tell(f"interrupted: {tally.summary()}" if tally.total else "interrupted")
+        tell(f"interrupted: {tally.summary()}" if tally.total else "interrupted")
         return EX_INTERRUPTED
     if not tally.total:
         raise UsageError("there are no names on standard input")
     if (options.count or 0) > 1 or (tally.failed and tally.total > 1):
-        _tell(tally.summary())
+        tell(tally.summary())
     return EX_FAILED if tally.failed else 0
 
 
@@ -217,9 +248,12 @@ def _read_names(arguments: Sequence[str]) -> Iterator[bytes]:
         if argument != STDIN:
             yield os.fsencode(argument)
             continue
-        for line in sys.stdin.buffer:
-            # A line ends as a name on the wire does: LF or CRLF.
-            yield line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+        try:
+            for line in sys.stdin.buffer:
+                # A line ends as a name on the wire does: LF or CRLF.
+                yield line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+        except OSError as error:
+            raise InputError(f"standard input: {error.strerror}") from error
 
 
 def _address(text: str) -> Address:
@@ -227,6 +261,12 @@ def _address(text: str) -> Address:
         return parse_address(text)
     except ValueError as error:
         raise UsageError(f"--address {text}: {error}") from None
+
+
+def first_bound(text: str) -> str:
+    """Return an address as it was given, or the first of the daemon's own variable."""
+    given = text.split()
+    return given[0] if given and text == os.environ.get(BIND) else text
 
 
 def _allow_descriptors(concurrency: int) -> None:
@@ -248,16 +288,10 @@ def show_name(name: bytes) -> str:
 
 def _print_reply(reply: bytes) -> None:
     """Write a reply at once, as it is unless it goes to a terminal."""
-    if sys.stdout is None:
-        return
     if sys.stdout.isatty():
         reply = escape(reply.removesuffix(b"\n").decode(errors="backslashreplace")).encode() + b"\n"
     sys.stdout.buffer.write(reply)
     sys.stdout.buffer.flush()
-
-
-def _tell(message: str) -> None:
-    print(f"greeter: {message}", file=sys.stderr)
 
 
 def _mark_stdin(arguments: Sequence[str]) -> list[str]:
@@ -267,38 +301,17 @@ def _mark_stdin(arguments: Sequence[str]) -> list[str]:
     return [*marked, *arguments[end:]]
 
 
-def _abandon_stdout() -> None:
-    """Let the interpreter's last flush fail in silence: what is buffered has been told of."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
-
-
 def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments:
-        raise UsageError("there is no command (see greeter --help)")
-    status: int | None = app(_mark_stdin(arguments))
+        return print_usage(app)
+    try:
+        status: int | None = app(_mark_stdin(expand_help([*arguments])))
+    except CycloptsError as error:
+        raise refusal(error) from error
     return status or 0  # --help and --version return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        return _dispatch(given)
-    except (CycloptsError, UsageError) as error:
-        _tell(escape(str(error)))
-        return UsageError.exit_code
-    except GreeterdError as error:
-        _tell(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        return EX_INTERRUPTED
-    except OSError as error:
-        # Errors of connections are results; what is left is the standard streams.
-        _abandon_stdout()
-        if error.errno == errno.EPIPE:
-            return EX_PIPE
-        _tell(f"standard input or output: {error.strerror}")
-        return EX_IOERR
+    return run_program(NAME, partial(_dispatch, given))

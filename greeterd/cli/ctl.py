@@ -7,15 +7,17 @@ standard output, failures too.
 """
 
 import contextlib
-import errno
 import os
+import pwd
+import re
 import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -23,7 +25,9 @@ from cyclopts.validators import Number
 
 from greeterd import __version__
 from greeterd.cli.balance import LogError, count_daemon, count_logs, render, to_plain
+from greeterd.cli.program import complain, run_program
 from greeterd.cli.tables import render_status
+from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
 from greeterd.control import (
     ControlError,
     NoAnswerError,
@@ -31,12 +35,13 @@ from greeterd.control import (
     ask,
     connect,
     exchange,
+    listeners,
     peer_of,
 )
-from greeterd.core.printable import escape
+from greeterd.core.printable import escape, to_ascii
 from greeterd.core.requests import FAILED, MAX_WORKERS, render_answer
-from greeterd.core.status import Status, from_plain
-from greeterd.errors import GreeterdError, UsageError
+from greeterd.core.status import from_plain
+from greeterd.errors import NoReaderError, OutputError, UsageError
 
 EXIT_CODES: Final = """\
 Exit codes:
@@ -45,15 +50,22 @@ Exit codes:
 - 1: the daemon refused, or the command failed; the reason is printed
 - 2: the command line is wrong
 - 69: no greeterd is running: no socket, or nobody answers at it
+- 71: the system refuses what this program needs, such as a descriptor
+- 74: done, but standard output cannot be written
 - 75: no answer in time; the command may still be under way
-- 77: not permitted: the daemon is another user's
+- 77: not permitted: the daemon is another user's, or a stranger answers in its place
 - 130: interrupted; the command may still be under way
-- 141: the reader of standard output has gone
+- 141: done, but the reader of standard output has gone
 """
-EX_INTERRUPTED: Final = 130
-EX_PIPE: Final = 141
+NAME: Final = "greeterctl"
+INTERRUPTED: Final = "interrupted; the command may still be under way"
 MAX_TIMEOUT: Final = 86_400.0
 SOCKET_NAME: Final = "control.sock"
+MAX_OTHERS: Final = 3
+_USUAL: Final = re.compile(
+    rf"(/run|/run/user/\d+|/tmp)/greeterd(-[\w.-]+)?/{re.escape(SOCKET_NAME)}", re.ASCII
+)
+"""Where greeterd and its units put the socket."""
 
 _CODES: Final = frozenset({1, 2, 69, 75, 77})
 """What an answer's `code` may make the exit code."""
@@ -68,13 +80,17 @@ class Options:
     json: bool
 
 
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., int])
 Common = Annotated[Options, Parameter(parse=False)]
 
 app = App(
     name="greeterctl",
     help="Tell a running greeterd what to do, and wait until it is done.",
     help_format="markdown",
-    help_epilogue=EXIT_CODES,
+    help_epilogue=epilogue(
+        ["greeterctl status", "greeterctl --run-dir /run/greeterd-mine reload"], EXIT_CODES
+    ),
     version=f"greeterctl {__version__}",
     print_error=False,
     exit_on_error=False,
@@ -94,7 +110,12 @@ def _check_timeout(_type: object, seconds: float) -> None:
         raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
 
 
-@app.command
+def _command(*examples: str) -> Callable[[F], F]:
+    """Make a function a command whose help page has these examples."""
+    return app.command(help_epilogue=epilogue(examples, EXIT_CODES))
+
+
+@_command("greeterctl ping && echo it serves", "greeterctl ping --timeout 1")
 def ping(*, options: Common) -> int:
     """Ask whether the daemon answers, and is not about to stop."""
     asked = monotonic()
@@ -106,7 +127,7 @@ def ping(*, options: Common) -> int:
     return _report(options, "ping", answer, f"greeterd answers: pid {pid}, {took_ms:.1f} ms")
 
 
-@app.command
+@_command("greeterctl status", "greeterctl status --json | jq .totals.greetings")
 def status(*, options: Common) -> int:
     """Show the daemon, its slots and what they count.
 
@@ -120,12 +141,12 @@ def status(*, options: Common) -> int:
     if options.json:
         # As it came: a newer daemon may tell more than this program knows of.
         _print_json(msgspec.json.encode(answer["status"]))
-        return 0
-    _write(render_status(_decode(answer["status"]), sys.stdout))
+    else:
+        _write(_judged(lambda: render_status(from_plain(answer["status"]), sys.stdout)))
     return 0
 
 
-@app.command
+@_command("greeterctl balance", "greeterctl balance logs/worker-*.log")
 def balance(*logs: Path, options: Common) -> int:
     """Show how evenly greetings are spread over the workers, beside what chance alone would do.
 
@@ -147,22 +168,28 @@ def balance(*logs: Path, options: Common) -> int:
         answer = ask(options.socket, "status", options.timeout)
         if not answer["ok"] or "status" not in answer:
             return _report(options, "balance", answer, "")
-        tally = count_daemon(_decode(answer["status"]))
+        tally = _judged(lambda: count_daemon(from_plain(answer["status"])))
     if options.json:
-        _print_json(msgspec.json.encode(to_plain(tally)))
+        _print_json(_judged(lambda: msgspec.json.encode(to_plain(tally))))
     else:
-        _write(render(tally, sys.stdout))
+        _write(_judged(lambda: render(tally, sys.stdout)))
     return 0
 
 
-def _decode(plain: Any) -> Status:
+def _judged(read: Callable[[], T]) -> T:
+    """Return what is made of a status; it is a claim, and may make no sense.
+
+    Raises:
+        ControlError: it does not.
+
+    """
     try:
-        return from_plain(plain)
-    except ValueError as error:
+        return read()
+    except (ValueError, ArithmeticError) as error:
         raise ControlError(f"status: of another version than this program: {error}") from error
 
 
-@app.command
+@_command("greeterd --check --config greeterd.toml && greeterctl reload")
 def reload(*, options: Common) -> int:
     """Read the configuration again and replace every worker; a bad one changes nothing."""
     answer = ask(options.socket, "reload", options.timeout)
@@ -171,7 +198,7 @@ def reload(*, options: Common) -> int:
     return _report(options, "reload", answer, told)
 
 
-@app.command
+@_command("greeterctl scale 4")
 def scale(
     workers: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_WORKERS))],
     /,
@@ -189,7 +216,7 @@ def scale(
     return _report(options, "scale", answer, f"workers: {workers}")
 
 
-@app.command
+@_command("greeterctl restart", "greeterctl restart 2")
 def restart(
     slot: Annotated[int | None, Parameter(validator=Number(gte=0, lte=MAX_WORKERS))] = None,
     /,
@@ -208,14 +235,14 @@ def restart(
     return _report(options, "restart", answer, told)
 
 
-@app.command
+@_command("mv logs/worker-1.log old.log && greeterctl reopen")
 def reopen(*, options: Common) -> int:
     """Open the log files again, after they were rotated."""
     answer = ask(options.socket, "reopen", options.timeout)
     return _report(options, "reopen", answer, "reopened: every log")
 
 
-@app.command
+@_command("pip install --upgrade greeterd && greeterctl upgrade")
 def upgrade(*, options: Common) -> int:
     """Put the installed version of greeterd in the running one's place; return when it serves."""
     answer = ask(options.socket, "upgrade", options.timeout)
@@ -223,7 +250,7 @@ def upgrade(*, options: Common) -> int:
     return _report(options, "upgrade", answer, told)
 
 
-@app.command
+@_command("greeterctl stop --timeout 120", "greeterctl stop --now")
 def stop(
     *, now: Annotated[bool, Parameter(negative=(), show_default=False)] = False, options: Common
 ) -> int:
@@ -293,13 +320,14 @@ def launch(
     if run_dir is not None and socket is not None:
         raise UsageError("--run-dir and --socket exclude each other")
     if not tokens:
-        raise UsageError("there is no command (see greeterctl --help)")
-    command, bound, ignored = app.parse_args(tokens)
+        return print_usage(app)
+    command, bound, ignored = app.parse_args(expand_help([*tokens]))
     if "options" not in ignored:
         # Such as --help, --version, --install-completion.
         code: int | None = command(*bound.args, **bound.kwargs)
         return code
-    where = socket or (run_dir or default_run_dir(os.environ, os.geteuid())) / SOCKET_NAME
+    usual = default_run_dir(os.environ, os.geteuid())
+    where = socket or (run_dir or usual) / SOCKET_NAME
     options = Options(where.absolute(), timeout, json)
     try:
         code = command(*bound.args, **bound.kwargs, options=options)
@@ -307,6 +335,8 @@ def launch(
         told = str(error)
         if isinstance(error, NoAnswerError):
             told += f" (--timeout {timeout:g})"
+        if isinstance(error, NotRunningError) and where.parent == usual:
+            told += "".join(f"; {one}" for one in others(usual))
         code = _fail(options, told, error.exit_code)
     return code
 
@@ -324,6 +354,25 @@ def default_run_dir(environ: Mapping[str, str], uid: int) -> Path:
     return Path(environ.get("TMPDIR") or "/tmp", f"greeterd-{uid}")  # noqa: S108 - as greeterd does
 
 
+def others(usual: Path) -> list[str]:
+    """Say where daemons run that were started without a run directory, but for the `usual` one."""
+    found = {path.parent for path in listeners() if _USUAL.fullmatch(str(path))} - {usual}
+    told = []
+    for run_dir in sorted(found):
+        with contextlib.suppress(OSError):  # of another mount namespace
+            uid = run_dir.stat().st_uid
+            sudo = "" if os.geteuid() in {0, uid} else "sudo "
+            told.append(f"{_name_of(uid)} runs one: {sudo}greeterctl --run-dir {run_dir}")
+    return told[:MAX_OTHERS]
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
 def _report(options: Options, command: str, answer: Mapping[str, Any], done: str) -> int:
     """Print the answer; return the exit code."""
     if not answer["ok"]:
@@ -332,54 +381,49 @@ def _report(options: Options, command: str, answer: Mapping[str, Any], done: str
         if not isinstance(code, int) or code not in _CODES:
             code = FAILED
         return _fail(options, f"{command}: {reason}", code)
-    if options.json:
-        _print_json(msgspec.json.encode(answer))
-    else:
-        _write(f"{done}\n")
+    try:
+        if options.json:
+            _print_json(msgspec.json.encode(answer))
+        else:
+            _write(f"{escape(done)}\n")
+    except NoReaderError:
+        raise
+    except OutputError as error:
+        raise OutputError(f"{command}: done, but not told: {error}") from error
     return 0
 
 
 def _fail(options: Options, reason: str, code: int) -> int:
+    """Tell why there is no success; return the exit code, which says so whatever can be written."""
     if options.json:
-        _print_json(render_answer(False, {"error": reason, "code": code}))
+        try:
+            _print_json(render_answer(False, {"error": reason, "code": code}))
+        except OutputError:
+            complain(NAME, reason)
     else:
-        _tell(reason)
+        complain(NAME, reason)
     return code
 
 
 def _print_json(line: bytes) -> None:
-    _write(line.decode().rstrip("\n") + "\n")
+    _write(to_ascii(line.rstrip(b"\n")) + "\n")
 
 
 def _write(text: str) -> None:
-    """Write at once, so that a reader who has gone is noticed here and not at the exit."""
+    """Write at once, so that what standard output refuses is known here and not at the exit."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _tell(message: str) -> None:
-    print(f"greeterctl: {escape(message)}", file=sys.stderr)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return run_program(NAME, partial(_run, given), INTERRUPTED)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        code: int | None = app.meta(sys.argv[1:] if arguments is None else list(arguments))
-    except (CycloptsError, UsageError) as error:
-        _tell(str(error))
-        return UsageError.exit_code
-    except GreeterdError as error:
-        _tell(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        _tell("interrupted; the command may still be under way")
-        return EX_INTERRUPTED
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
-        # The interpreter's last flush of standard output is to fail in silence.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-        return EX_PIPE
+        code: int | None = app.meta(arguments)
+    except CycloptsError as error:
+        raise refusal(error) from error
     return code or 0

@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from greeterd import __version__, inheritance
-from greeterd.errors import GreeterdError, failure_of
+from greeterd.cli.program import run_program
+from greeterd.errors import GreeterdError
 
 if TYPE_CHECKING:  # see _run
     from greeterd.config import Config
@@ -27,12 +28,7 @@ def main() -> int:
     """Run the program; return its exit code."""
     # Before anything is waited for: what ends a wait may have been blocked, or ignored.
     inheritance.take_over()
-    try:
-        return _run(sys.argv[1:], dict(os.environ))
-    except (GreeterdError, OSError) as error:
-        failure = failure_of(error)
-        print(f"greeterd: {failure}", file=sys.stderr)
-        return failure.exit_code
+    return run_program("greeterd", lambda: _run(sys.argv[1:], dict(os.environ)))
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -44,16 +40,19 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if reason:
         raise GreeterdError(reason)
 
-    from greeterd.settings import load, print_help, to_toml  # noqa: PLC0415  # 0.1 s of cyclopts
+    from greeterd import settings  # noqa: PLC0415  # 0.1 s of cyclopts
 
-    if {"--help", "-h"} & set(argv):
-        print_help()
+    if argv[:1] == [settings.COMPLETION]:
+        settings.install_completion(argv)
+        return 0
+    if {"--help", "-h"} & set(argv) or argv == ["help"]:
+        settings.print_help()
         return 0
     directory = inheritance.start_directory()
-    again = partial(load, argv, environ, directory=directory, uid=os.geteuid())
+    again = partial(settings.load, argv, environ, directory=directory, uid=os.geteuid())
     loaded = again()
     if loaded.check:
-        print(to_toml(loaded))
+        print(settings.to_toml(loaded))
         return 0
 
     from greeterd.start import run  # noqa: PLC0415  # --check and --help need none of it

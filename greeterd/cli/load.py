@@ -7,12 +7,13 @@ and all messages go to standard error.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Annotated, Final
 
 import msgspec
 from cyclopts import App, Parameter
-from rich.console import Console
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -22,14 +23,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import Latency, LoadReport
-from greeterd.cli.client import EXIT_CODES
+from greeterd.cli.client import EXIT_CODES, first_bound
+from greeterd.cli.program import EX_INTERRUPTED, complain
+from greeterd.cli.usage import epilogue
+from greeterd.core.printable import escape, to_ascii
+from greeterd.screen import Screen
 
 REDRAW: Final = 0.2
 EX_FAILED: Final = 1
-EX_INTERRUPTED: Final = 130
 
 ABOUT: Final = """\
 Arrivals:
@@ -45,7 +50,13 @@ instant that was due: a server that stalls for a second shows it in every connec
 due in that second. A report names the client where the client was the limit.
 """
 
-app = App(name="load", help_epilogue=f"{ABOUT}\n{EXIT_CODES}")
+EXAMPLES: Final = (
+    "greeter load",
+    "greeter load --count 100000 --concurrency 64",
+    "greeter load --arrival poisson --rate 5000 --duration 30",
+)
+
+app = App(name="load", help_epilogue=epilogue(EXAMPLES, f"{ABOUT}\n{EXIT_CODES}"))
 
 
 @app.default
@@ -62,12 +73,13 @@ def load(
         Print the report as JSON, with the latency curve and the HdrHistogram.
     """
     options = options or LoadOptions()
+    options = replace(options, address=first_bound(options.address))
     try:
         with _progress(options) as tell:
             report = run(options, tell)
     except LoadInterrupted as interrupted:
         _print(interrupted.report, json=json)
-        print("greeter: interrupted", file=sys.stderr)
+        complain("greeter", "interrupted")
         return EX_INTERRUPTED
     _print(report, json=json)
     return EX_FAILED if report.errors else 0
@@ -76,7 +88,7 @@ def load(
 @contextmanager
 def _progress(options: LoadOptions) -> Iterator[Callable[[int], None]]:
     """Show how far a load is on a terminal; what is yielded takes the number that have ended."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     if not console.is_terminal:
         yield lambda _: None
         return
@@ -97,30 +109,21 @@ def _draw(progress: Progress, task: TaskID, ended: int) -> None:
 
 
 def _print(report: LoadReport, *, json: bool) -> None:
-    said = msgspec.json.encode(report).decode() + "\n" if json else _render(report)
+    said = to_ascii(msgspec.json.encode(report)) + "\n" if json else _render(report)
     sys.stdout.write(said)
     sys.stdout.flush()
 
 
 def _render(report: LoadReport) -> str:
-    console = Console(highlight=False, markup=False, emoji=False)
-    with console.capture() as capture:
-        _show(report, console)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-
-
-def _show(report: LoadReport, console: Console) -> None:
-    console.print(f"{_what(report)} on {report.address}", soft_wrap=True)
-    console.print()
-    console.print(_counts(report))
+    shown: list[RenderableType] = [Text(escape(f"{_what(report)} on {report.address}")), Text()]
+    shown.append(_counts(report))
     if report.latency.count:
-        console.print()
-        console.print(_latencies(report))
+        shown += [Text(), _latencies(report)]
         if report.latency.missing:
-            console.print(_caution(report.latency), style="yellow", soft_wrap=True)
+            shown.append(Text(_caution(report.latency), "yellow"))
     if report.bottleneck:
-        console.print()
-        console.print(report.bottleneck, style="yellow", soft_wrap=True)
+        shown += [Text(), Text(escape(report.bottleneck), "yellow")]
+    return Screen(sys.stdout).text_of(*shown)
 
 
 def _what(report: LoadReport) -> str:

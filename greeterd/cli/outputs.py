@@ -9,7 +9,6 @@ Messages go to standard error.
 import contextlib
 import itertools
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from greeterd.bench import export
 from greeterd.bench.extras import require
 from greeterd.bench.model import Results
 from greeterd.bench.store import StoreError
-from greeterd.core.printable import escape
+from greeterd.cli.program import complain
 from greeterd.errors import UsageError
 
 
@@ -136,7 +135,7 @@ def _replace(path: Path, text: str) -> None:
 
 def tell(message: str) -> None:
     """Say something on standard error."""
-    print(f"greeter: {escape(message)}", file=sys.stderr)
+    complain("greeter", message)
 
 
 def counted(number: int, noun: str) -> str:

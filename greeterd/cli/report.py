@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from greeterd.bench import compare as comparing
 from greeterd.bench import export, tables
 from greeterd.cli.outputs import Outputs
+from greeterd.cli.usage import epilogue
 
 EX_DIFFERENT: Final = 1
 ABOUT_REPORT: Final = """\
@@ -39,8 +40,14 @@ Exit codes:
 - 66: a file cannot be read or holds no results, or no case has a valid trial in both
 """
 
-report_app = App(name="report", help_epilogue=ABOUT_REPORT)
-compare_app = App(name="compare", help_epilogue=ABOUT_COMPARE)
+EXAMPLES_REPORT: Final = (
+    "greeter bench report results.json",
+    "greeter bench report results.json --html report.html",
+)
+EXAMPLES_COMPARE: Final = ("greeter bench compare before.json after.json",)
+
+report_app = App(name="report", help_epilogue=epilogue(EXAMPLES_REPORT, ABOUT_REPORT))
+compare_app = App(name="compare", help_epilogue=epilogue(EXAMPLES_COMPARE, ABOUT_COMPARE))
 
 _Results = Annotated[Path, Parameter(negative=())]
 

@@ -6,12 +6,12 @@ pipe, where no width is known, lines are as long as they need to be and have no 
 
 from typing import Final, TextIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from greeterd.core.printable import escape
 from greeterd.core.status import BACK_OFF, COLUMNS, Status, footing, heading, table_rows
+from greeterd.screen import Screen
 
 _STATE_STYLES: Final = {
     "ready": "green",
@@ -26,7 +26,7 @@ _STATE: Final = COLUMNS.index("state")
 
 def render_status(status: Status, file: TextIO) -> str:
     """Return the text that shows a status on `file`, which is asked for its width and colours."""
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    console = Screen(file)
     rows = [tuple(escape(cell) for cell in row) for row in table_rows(status)]
     table = _table(rows, notes=True)
     fits = not console.is_terminal or _width(console, table) <= console.width
@@ -37,13 +37,7 @@ def render_status(status: Status, file: TextIO) -> str:
     after = [escape(line) for line in footing(status)]
     if not fits:
         after = [f"slot {slot}: {note}" for slot, *_, note in rows if note] + after
-    with console.capture() as capture:
-        for line in (*lines, ""):
-            console.print(Text(line), soft_wrap=True)
-        console.print(table)
-        for line in after:
-            console.print(Text(line), soft_wrap=True)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    return console.text_of(*map(Text, lines), Text(), table, *map(Text, after))
 
 
 def _table(rows: list[tuple[str, ...]], *, notes: bool) -> Table:
@@ -61,5 +55,5 @@ def _table(rows: list[tuple[str, ...]], *, notes: bool) -> Table:
     return table
 
 
-def _width(console: Console, table: Table) -> int:
+def _width(console: Screen, table: Table) -> int:
     return console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum

@@ -13,6 +13,7 @@ from greeterd.control.client import (
     exchange,
 )
 from greeterd.control.server import ControlServer, Request
+from greeterd.control.sockets import listeners
 from greeterd.socketfiles import Peer, peer_of
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "ask",
     "connect",
     "exchange",
+    "listeners",
     "peer_of",
 ]

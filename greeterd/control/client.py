@@ -1,9 +1,12 @@
 """A program's end: one command, one answer, or the reason why there is none.
 
 Every function may block, up to its deadline (an instant of time.monotonic()).
+Who answers is asked of the kernel before anything is said, and what it answers is bounded: in size,
+in time, and to one line.  It is a claim all the same, and whoever shows it escapes it.
 """
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -12,14 +15,16 @@ from typing import Any
 
 from greeterd.core.requests import (
     FAILED,
-    MAX_REQUEST_BYTES,
+    MAX_ANSWER_BYTES,
     NOT_NOW,
     NOT_PERMITTED,
     parse_answer,
     render_request,
 )
 from greeterd.errors import GreeterdError
-from greeterd.socketfiles import short_name
+from greeterd.socketfiles import peer_of, short_name
+
+_READ_BYTES = 65536
 
 
 class ControlError(GreeterdError):
@@ -41,7 +46,7 @@ class NoAnswerError(ControlError):
 
 
 class NotPermittedError(ControlError):
-    """The file system does not let this user reach the socket (EX_NOPERM)."""
+    """This user cannot reach the socket, or a stranger answers at it (EX_NOPERM)."""
 
     exit_code = NOT_PERMITTED
 
@@ -73,10 +78,28 @@ def connect(path: Path, deadline: float) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         with short_name(path) as name:
             sock.connect(name)
+        _require_trusted(peer_of(sock).uid, path)
     except OSError as error:
         sock.close()
         raise _why_not(path, error) from error
+    except ControlError:
+        sock.close()
+        raise
     return sock
+
+
+def _require_trusted(uid: int, path: Path) -> None:
+    """Refuse a stranger: anyone but root, ourselves and, if we are root, the directory's owner.
+
+    A user who is not root is served by no other's daemon, so has nothing to ask of it; and the
+    directory may be one that another has made in the daemon's place (/tmp/greeterd-UID).
+    """
+    trusted = {0, os.geteuid()}
+    if os.geteuid() == 0:
+        trusted.add(path.parent.stat().st_uid)
+    if uid not in trusted:
+        expected = " or ".join(f"{one}" for one in sorted(trusted))
+        raise NotPermittedError(f"user {uid} answers at {path}, and not user {expected}")
 
 
 def _why_not(path: Path, error: OSError) -> ControlError:
@@ -102,25 +125,36 @@ def exchange(
         NotRunningError, NoAnswerError, ControlError: there is no answer.
 
     """
-    line = bytearray()
     try:
         # A refused peer finds the connection closed, and still an answer to read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.settimeout(_left(deadline))
             sock.sendall(render_request(command, arguments))
-        while not line.endswith(b"\n"):
-            sock.settimeout(_left(deadline))
-            data = sock.recv(MAX_REQUEST_BYTES)
-            if not data:
-                raise NotRunningError("greeterd went away before it answered")
-            line += data
-        return parse_answer(bytes(line))
+        return parse_answer(_read_line(sock, deadline))
     except TimeoutError:
         raise NoAnswerError("no answer in time; the command may still be under way") from None
     except OSError as error:
         raise NotRunningError(f"greeterd went away before it answered: {error.strerror}") from error
     except ValueError as error:
         raise ControlError(f"what answered is no greeterd: {error}") from error
+
+
+def _read_line(sock: socket.socket, deadline: float) -> bytes:
+    """Return one line and all that came.  Raises: ValueError for more, OSError, NotRunningError."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        if time.monotonic() >= deadline:
+            raise TimeoutError  # also of what comes byte by byte
+        sock.settimeout(_left(deadline))
+        data = sock.recv(_READ_BYTES)
+        if not data:
+            raise NotRunningError("greeterd went away before it answered")
+        if b"\n" in data[:-1]:
+            raise ValueError("more than one line")
+        line += data
+        if len(line) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES >> 20} MiB")
+    return bytes(line)
 
 
 def _left(deadline: float) -> float:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,23 @@ from greeterd.errors import ListenError
 from greeterd.socketfiles import place_of, refuse_second, short_name
 
 BACKLOG: Final = 64
+
+_FIELDS = 8
+_ACCEPTS = b"00010000"
+"""The flags of a socket that is listened on: __SO_ACCEPTCON."""
+
+
+def listeners() -> Iterator[Path]:
+    """Yield the paths of this host's unix sockets that are listened on, whosever they are.
+
+    Any user may see them, though not reach them.  Nothing is verified: a path may hold a newline,
+    and be one of another mount namespace (proc(5), /proc/net/unix).
+    """
+    with contextlib.suppress(OSError), Path("/proc/net/unix").open("rb") as table:
+        for line in table:
+            fields = line.rstrip(b"\n").split(maxsplit=7)
+            if len(fields) == _FIELDS and fields[3] == _ACCEPTS:
+                yield Path(os.fsdecode(fields[7]))
 
 
 def listen_at(path: Path) -> socket.socket:

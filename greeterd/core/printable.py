@@ -5,11 +5,20 @@ zero-width characters, lone surrogates. JSON alone escapes only the C0 controls.
 """
 
 import json
+import re
+
+_NOT_ASCII = re.compile(r"[^ -~]")
 
 
 def to_ascii_json(value: object) -> str:
     r"""Return `value` as JSON of printable ASCII only; every other character becomes `\uNNNN`."""
     return json.dumps(value)  # its ASCII rule escapes DEL as well, unlike msgspec's and orjson's
+
+
+def to_ascii(encoded: bytes) -> str:
+    r"""Return JSON that says the same in printable ASCII only, on one line; its UTF-8 is valid."""
+    # What is not ASCII stands inside a string, where `\uNNNN` means the same.
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], encoded.decode())
 
 
 def escape(text: str) -> str:

@@ -16,6 +16,8 @@ from msgspec import Meta, Raw, Struct
 
 VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 64 * 1024
+MAX_ANSWER_BYTES: Final = 2**23
+"""A status of 512 workers, each with a listener at each of 64 addresses, has 5 MB."""
 MAX_WORKERS: Final = 512
 
 FAILED: Final = 1

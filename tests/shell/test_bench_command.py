@@ -61,7 +61,7 @@ def test_what_was_begun_with_another_daemon_does_not_go_on(
 
 def test_the_bar_says_nothing_before_it_knows_something(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True))
+    monkeypatch.setattr(progress, "Screen", lambda **_: Console(file=screen, force_terminal=True))
     case = Case()
     with progress.telling({case: "the case"}) as tell:
         assert "/" not in screen.getvalue()

@@ -753,6 +753,20 @@ def test_a_daemon_that_does_not_accept_is_waited_for_in_vain(listener: socket.so
         assert time.monotonic() - began >= 0.2  # it waited for room
 
 
+def test_what_comes_without_an_end_is_read_until_the_deadline_only() -> None:
+    class Dripping(socket.socket):
+        drops = 0
+
+        def recv(self, *_: object) -> bytes:
+            self.drops += 1
+            assert self.drops < 100_000, "it is read on and on"
+            return b" "
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Dripping(fileno=ours.detach()) as dripping, pytest.raises(NoAnswerError):
+        exchange(dripping, "ping", time.monotonic() + 0.01)
+
+
 def exchange_with(listener: socket.socket, reply: bytes) -> dict[str, Any]:
     """Ask a server that says `reply` and closes without reading."""
     deadline = time.monotonic() + 10.0

@@ -35,6 +35,7 @@ from greeterd.scoreboard import (
     GREETINGS,
     HEARTBEAT_NS,
     LEAP,
+    LOG_ERRNO,
     NAMES,
     OPEN,
     RESET,
@@ -253,7 +254,8 @@ def test_who_only_counts_on_is_believed(growth: list[list[int]]) -> None:
     says = [0] * CELLS
     for more in growth:
         before, says = says, [was + grown for was, grown in zip(says, more, strict=True)]
-        says[OPEN], says[BLOCKED] = more[OPEN], more[BLOCKED]
+        for gauge in (OPEN, BLOCKED, LOG_ERRNO):
+            says[gauge] = more[gauge]
         assert doubt(before, says, says[HEARTBEAT_NS]) == ""
 
 
@@ -454,6 +456,7 @@ class OldBoard:
     """The scoreboard as builds up to 0.1 have it: all rows in one memory that all workers write."""
 
     SIZE = 513 * 2 * 256
+    CELLS = 19
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create("old") if fd is None else fd
@@ -464,7 +467,7 @@ class OldBoard:
     def row(self, slot: int, place: int) -> Row:
         """Return the live row."""
         start = (slot * 2 + place) * 32
-        return self._cells[start : start + 19]
+        return self._cells[start : start + self.CELLS]
 
 
 def test_an_older_builds_books_go_on_with_its_workers() -> None:
@@ -503,9 +506,9 @@ def test_an_older_builds_memory_is_closed_with_its_last_worker() -> None:
 @given(ANY_ROW, ANY_ROW)
 def test_an_older_build_may_leave_anything(before: list[int], after: list[int]) -> None:
     old = OldBoard()
-    say(old.row(1, 0), before)
+    say(old.row(1, 0), before[: old.CELLS])
     board = adopt_board(estate(os.dup(old.fd), [(1, 0)]))
-    say(old.row(1, 0), after)
+    say(old.row(1, 0), after[: old.CELLS])
     board.look(1, 0)
     assert msgspec.json.encode(board.total(1))
     board.settle(1, 0)

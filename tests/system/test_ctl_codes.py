@@ -27,6 +27,8 @@ DONE = 0
 REFUSED = 1
 USAGE = 2
 NOT_RUNNING = 69
+SYSTEM = 71
+NOT_TOLD = 74
 NO_ANSWER = 75
 NOT_PERMITTED = 77
 INTERRUPTED = 130
@@ -56,8 +58,10 @@ as_root = pytest.mark.skipif(
 def test_every_command_and_every_exit_code_is_tested_here() -> None:
     assert {line[0] for line in LINES} == {*COMMANDS, "balance"}
     listed = [int(line.split(":")[0][2:]) for line in EXIT_CODES.splitlines() if line[:2] == "- "]
+    listed.remove(SYSTEM)  # tests/shell/test_program.py
     assert listed == [
-        *(DONE, REFUSED, USAGE, NOT_RUNNING, NO_ANSWER, NOT_PERMITTED, INTERRUPTED, NO_READER)
+        *(DONE, REFUSED, USAGE, NOT_RUNNING, NOT_TOLD, NO_ANSWER, NOT_PERMITTED),
+        *(INTERRUPTED, NO_READER),
     ]
 
 
@@ -179,7 +183,7 @@ def test_nothing_is_begun_while_the_daemon_stops(
 @pytest.mark.parametrize(
     "line",
     [
-        *([], ["dance"], ["scale"], ["scale", "0"], ["scale", "513"], ["scale", "two"]),
+        *(["dance"], ["scale"], ["scale", "0"], ["scale", "513"], ["scale", "two"]),
         *(["restart", "-1"], ["restart", "x"], ["stop", "--later"], ["reload", "now"]),
         *(["ping", "--timeout", "0"], ["status", "--timeout", "x"], ["reopen", "--jason"]),
     ],
@@ -224,6 +228,23 @@ def test_a_daemon_that_dies_before_it_answers_exits_with_69(
         "greeterctl: greeterd went away before it answered\n",
     )
     server.wait()
+
+
+# 74
+
+
+def test_what_was_done_and_cannot_be_told_exits_with_74(daemon: StartDaemon) -> None:
+    server = daemon("--workers", "1")
+    for line in LINES[:-1]:
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [program("greeterctl"), "--run-dir", str(server.run_dir), *line],
+                stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            )  # fmt: skip
+        assert done.returncode == NOT_TOLD, done
+        assert done.stderr.endswith("standard output: No space left on device\n")
+        assert done.stderr.count("\n") == 1
+    assert server.wait() == 0
 
 
 # 75

@@ -3,18 +3,13 @@
 The stand-in is the control server in a thread, which answers as the test says; no daemon runs.
 """
 
-import fcntl
 import json
 import os
-import pty
 import selectors
-import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +24,7 @@ from greeterd.core.status import BACK_OFF, ListenerStatus, SlotCounters, Status,
 from greeterd.settings import load
 from tests.support import until
 from tests.system.harness import program
+from tests.system.terminal import on_terminal, without_colours
 
 COUNTERS = {
     1: SlotCounters(connections=1_234_567, greetings=1_234_560, empty=7),
@@ -201,7 +197,6 @@ def test_a_failure_is_json_when_json_is_asked_for(ctl: Ctl) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["dance"],
         ["scale"],
         ["scale", "0"],
@@ -229,7 +224,7 @@ def test_every_help_page_lists_the_exit_codes(ctl: Ctl, arguments: list[str]) ->
     done = ctl(*arguments)
     assert done.returncode == 0
     codes = [line.split(":")[0].strip("- ") for line in EXIT_CODES.splitlines() if ": " in line]
-    assert codes == ["0", "1", "2", "69", "75", "77", "130", "141"]
+    assert codes == ["0", "1", "2", "69", "71", "74", "75", "77", "130", "141"]
     assert all(f"• {code}: " in done.stdout for code in codes)
     assert "--run-dir" in done.stdout
 
@@ -387,36 +382,6 @@ def test_status_as_json_keeps_what_a_newer_daemon_tells(ctl: Ctl, stand_in: Stan
     assert json.loads(ctl("status", "--json").stdout) == {"unheard": "of"}
 
 
-def on_terminal(arguments: list[str], environment: dict[str, str], columns: int) -> str:
-    """Run a command on a terminal of this width; return what it wrote."""
-    ours, theirs = pty.openpty()
-    try:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-        process = subprocess.Popen(
-            arguments, env=environment | {"TERM": "xterm-256color"}, stdin=theirs, stdout=theirs,
-            stderr=theirs,
-        )  # fmt: skip
-    finally:
-        os.close(theirs)
-    written = b""
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        try:
-            while data := terminal.read(65536):
-                written += data
-        except OSError:  # EIO: the last process has closed its end
-            pass
-    assert process.wait(timeout=30) == 0
-    return written.decode().replace("\r\n", "\n")
-
-
-def without_colours(text: str) -> str:
-    """Return text less its colour sequences."""
-    plain = ""
-    for index, piece in enumerate(text.split("\x1b[")):
-        plain += piece.partition("m")[2] if index else piece
-    return plain
-
-
 @pytest.mark.usefixtures("tells_status")
 def test_status_fits_a_terminal_of_80_columns(environment: dict[str, str]) -> None:
     text = on_terminal([program("greeterctl"), "status"], environment, 80)
@@ -550,31 +515,3 @@ def test_a_refused_stop_does_not_wait_for_the_end(ctl: Ctl, stopping: Stopping) 
     stopping("refuses")
     done = ctl("stop")
     assert (done.returncode, done.stderr) == (1, "greeterctl: stop: not now\n")
-
-
-# Completion
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_written_and_no_startup_file(
-    ctl: Ctl, tmp_path: Path, shell: str
-) -> None:
-    done = ctl("--install-completion", "--shell", shell)
-    assert done.returncode == 0, done.stderr
-    written = [path for path in tmp_path.rglob("*greeterctl*") if path.is_file()]
-    assert len(written) == 1
-    script = written[0].read_text()
-    assert all(word in script for word in ("reload", "reopen", "run-dir", "timeout"))
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith("rc")]
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
-def test_bash_completes_commands(ctl: Ctl, tmp_path: Path) -> None:
-    script = tmp_path / "completion"
-    assert ctl("--install-completion", "--shell", "bash", "--output", str(script)).returncode == 0
-    ask = (
-        f". {script}; COMP_WORDS=(greeterctl re); COMP_CWORD=1; _greeterctl;"
-        ' printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split()) == ["reload", "reopen", "restart"]

@@ -1,0 +1,36 @@
+"""Renders tables and colours with rich, for a terminal or a pipe: text that obeys nobody.
+
+Whatever stands in a text or a cell is shown, and never carried out: what is not printable is
+escaped where rich turns it into segments, before it adds its own colours and cuts to a width.
+Markup ("[red]") is text.  Callers still escape what must stay on one line: a newline begins one.
+"""
+
+from collections.abc import Iterable
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from greeterd.core.printable import escape_lines
+
+
+class Screen(Console):
+    """A console for `file`, which is asked for its width, its colours and its encoding."""
+
+    def __init__(self, file: TextIO | None = None, *, stderr: bool = False) -> None:
+        super().__init__(file=file, stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of anything; rich has each cell rendered here, too."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else escape_lines(text), style, control)
+
+    def text_of(self, *renderables: RenderableType) -> str:
+        """Return what shows these, one below the other; a Text is as long as it needs to be."""
+        with self.capture() as capture:
+            for one in renderables:
+                self.print(one, soft_wrap=isinstance(one, Text))
+        return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
