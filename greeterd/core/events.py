@@ -70,7 +70,8 @@ class Policy:
     graceful_timeout: float = 30.0
     start_timeout: float = 30.0
     worker_timeout: float = 30.0
-    max_restarts: int = 20
+    max_restarts: int = 8
+    """So often the worker of one slot may die within `restart_window`."""
     restart_window: float = 60.0
     shutdown_delay: float = 0.0
     """For how long the daemon goes on serving when it was told to stop."""

@@ -156,12 +156,14 @@ def _count_death(state: State, slot: Slot, now: float) -> None:
     slot.retry_at = now + backoff_delay(slot.failures, state.jitter())
     slot.restarts += 1
     slot.died = True
+    # By slot: when all workers are killed at once, none of them is in a crash loop.
     horizon = now - state.policy.restart_window
-    state.restarts = [when for when in state.restarts if when > horizon]
-    state.restarts.append(now)
-    if len(state.restarts) > state.policy.max_restarts and state.stopping is None:
+    slot.deaths = [when for when in slot.deaths if when > horizon]
+    slot.deaths.append(now)
+    if len(slot.deaths) > state.policy.max_restarts and state.stopping is None:
         window = f"{state.policy.restart_window:g} s"
-        state.end(Exit(70, f"{len(state.restarts)} workers died within {window}"))
+        times = f"{len(slot.deaths)} times" if len(slot.deaths) > 1 else "once"
+        state.end(Exit(70, f"{name_of(slot.index)} died {times} within {window}"))
 
 
 def _note_returned(state: State, event: Returned) -> None:

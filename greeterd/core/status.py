@@ -148,7 +148,9 @@ class Status(Struct, frozen=True, kw_only=True):
     """What the dispatcher has counted; its connections are counted again where they are served."""
     listeners: list[ListenerStatus] = []
     restarts_in_window: int = 0
+    """Of all workers."""
     max_restarts: int = 0
+    """Of each worker."""
     restart_window: float = 0.0
     longest_stall: float = 0.0
     """The longest time for which the master's loop was deaf: busy, or woken late. Since its start
@@ -220,7 +222,7 @@ def heading(status: Status) -> list[str]:
     if status.restarts_in_window:
         lines.append(
             f"restarts: {status.restarts_in_window} in the last"
-            f" {duration(status.restart_window)}, {status.max_restarts} are allowed"
+            f" {duration(status.restart_window)}, {status.max_restarts} are allowed to each worker"
         )
     if status.reload is not None:
         ago = duration(status.since + status.uptime - status.reload.at)

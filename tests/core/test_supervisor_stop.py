@@ -223,7 +223,7 @@ def test_an_end_with_70_stays_one_when_it_is_hurried() -> None:
     assert daemon.tell(stop(quick=True, ticket=1)) == [quick(2)]
     assert daemon.tell(left(2)) == [
         finished("stop", ticket=1),
-        Exit(70, "1 workers died within 60 s"),
+        Exit(70, "worker 1 died once within 60 s"),
     ]
 
 
@@ -290,7 +290,7 @@ def test_a_start_is_not_waited_for() -> None:
 
 def test_an_end_of_its_own_accord_is_not_delayed() -> None:
     daemon = started(1, policy=replace(DELAYED, max_restarts=0))
-    assert daemon.tell(died(1)) == [GateAll(), Exit(70, "1 workers died within 60 s")]
+    assert daemon.tell(died(1)) == [GateAll(), Exit(70, "worker 1 died once within 60 s")]
 
 
 def test_a_worker_that_dies_during_the_delay_is_replaced() -> None:
