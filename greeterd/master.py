@@ -18,14 +18,16 @@ from typing import Final
 
 from greeterd import __version__, signals
 from greeterd.activation import Allotment
+from greeterd.channel import DrainMessage
 from greeterd.config import Config
-from greeterd.core.events import Event, Exit, Scale, Stop, Tick, Ticket
+from greeterd.core.events import Event, Exit, How, Scale, Stop, Tick, Ticket
 from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.crew import Crew
 from greeterd.daemon import Readiness
 from greeterd.escrow import Escrow
 from greeterd.forking import Forks
 from greeterd.generations import Generations, fixed_settings, policy_of, set_limits
+from greeterd.handshakes import Sweeps
 from greeterd.legacy import adopt_supervisor, bequeath
 from greeterd.listener import effective_backlog
 from greeterd.loop import Loop
@@ -101,6 +103,10 @@ class Master:
             log=self._log,
             feed=self._feed,
         )
+        settled = DrainMessage(How.SWEEP.value, settled=True)
+        self._sweeps = Sweeps(
+            self._escrow.addresses, lambda worker: self._crew.send(worker, settled)
+        )
         self._forks = Forks(
             self._crew.nursery,
             generations=self._generations,
@@ -136,6 +142,7 @@ class Master:
             crew=self._crew,
             forks=self._forks,
             escrow=self._escrow,
+            sweeps=self._sweeps,
             manager=self._manager,
             orders=self._orders,
             upgrading=self._upgrading,
@@ -199,6 +206,7 @@ class Master:
         deadlines = [
             self._next_tick,
             self._supervisor.next_deadline(),
+            self._sweeps.next_deadline(),
             self._orders.control.deadline(),
             self._manager.next_deadline(),
         ]
@@ -215,6 +223,7 @@ class Master:
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
+        self._sweeps.attend(self._generations.current, now)
         self._orders.attend()
         self._manager.attend(
             self._supervisor, started=self._performer.started, figures=self._figures, now=now
