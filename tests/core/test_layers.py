@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
-    frozenset({"activation", "escrow", "intake", "manager", "nursery", "seat"}),
+    frozenset({"activation", "escrow", "handshakes", "intake", "manager", "nursery", "seat"}),
     frozenset({"generations", "legacy", "masterlog", "reception"}),
     frozenset({"crew", "dispatcher", "service", "upgrading"}),  # parts of master and worker
     frozenset({"leaving", "survey"}),
