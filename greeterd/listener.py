@@ -114,6 +114,20 @@ def open_member(address: Address) -> socket.socket:
     return sock
 
 
+def listen_again(sock: socket.socket, address: Address, *, backlog: int) -> None:
+    """Let a TCP listener that was shut down listen at its address again.
+
+    What was queued is lost.  Raises: OSError if it cannot, or only elsewhere.
+    """
+    # A port that the kernel had chosen was given back. EINVAL: this one was not.
+    with contextlib.suppress(OSError):
+        sock.bind((address.host, address.port))
+    sock.listen(backlog)
+    if local_address(sock) != address:
+        sock.shutdown(socket.SHUT_RDWR)
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
 def local_address(sock: socket.socket) -> Address:
     """Return the address that the socket is bound to, with its real port."""
     name = sock.getsockname()

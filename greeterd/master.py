@@ -33,6 +33,7 @@ from greeterd.listener import effective_backlog
 from greeterd.loop import Loop
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
+from greeterd.mending import Mender
 from greeterd.orders import Orders
 from greeterd.performing import Performer
 from greeterd.privileges import resolve
@@ -116,6 +117,14 @@ class Master:
             log=self._log,
             feed=self._feed,
         )
+        self._mender = Mender(
+            config,
+            escrow=self._escrow,
+            supervisor=self._supervisor,
+            manager=self._manager,
+            log=self._log,
+            feed=self._feed,
+        )
         self._orders = Orders(
             self._loop.selector,
             config.run_dir / "control.sock",
@@ -124,6 +133,7 @@ class Master:
             generations=self._generations,
             crew=self._crew,
             escrow=self._escrow,
+            mender=self._mender,
             manager=self._manager,
             status=self._status,
             log=self._log,
@@ -220,6 +230,7 @@ class Master:
         if now >= self._next_tick:
             policy = self._supervisor.policy
             self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
+            self._mender.look()
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
@@ -276,7 +287,9 @@ class Master:
     # The whole ------------------------------------------------------------------------------
 
     def _figures(self) -> str:
-        return describe(self._supervisor, self._board, self._escrow)
+        figures = describe(self._supervisor, self._board, self._escrow)
+        trouble = self._mender.trouble
+        return f"{figures}; {trouble}" if trouble else figures
 
     def _status(self) -> object:
         return survey(
@@ -291,6 +304,7 @@ class Master:
                 longest_stall=self._loop.longest_stall,
                 config=self._generations.current,
                 config_file=self._source.file,
+                trouble=self._mender.trouble or None,
                 last_error=self._log.last_error,
                 reload=self._generations.result,
             ),

@@ -40,6 +40,7 @@ class Circumstances:
     longest_stall: float
     config: Config
     config_file: Path | None
+    trouble: str | None
     last_error: str | None
     reload: ReloadResult | None
 
@@ -77,6 +78,7 @@ def survey(
         max_restarts=supervisor.policy.max_restarts,
         restart_window=supervisor.policy.restart_window,
         longest_stall=about.longest_stall,
+        trouble=about.trouble,
         last_error=about.last_error,
         reload=about.reload,
         log_dir=str(about.config.log_dir),

@@ -17,6 +17,8 @@ Ticket = NewType("Ticket", int)
 """Names the command that an answer belongs to; 0 when nobody waits for one."""
 
 NO_TICKET = Ticket(0)
+MENDING = Ticket(-1)
+"""Of a restart that nobody has asked for but the master: a listener was renewed."""
 
 DISPATCHER = SlotIndex(0)
 """The slot of mode handoff whose worker accepts for all, and hands on what it has accepted."""
@@ -212,6 +214,13 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No listener accepts any longer, and none can be had."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the daemon."""
 
@@ -238,6 +247,7 @@ Event = (
     | Returned
     | TrialEnded
     | Command
+    | Unreachable
     | Stop
     | Tick
 )

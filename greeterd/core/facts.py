@@ -28,6 +28,7 @@ from greeterd.core.events import (
     Stop,
     Tick,
     TrialEnded,
+    Unreachable,
     Upgrade,
     WorkerId,
     name_of,
@@ -63,6 +64,9 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
                 worker.accepts = False
         case Returned():
             _note_returned(state, event)
+        case Unreachable(reason):
+            if state.stopping is None:
+                state.end(Exit(69, reason))
         case Stop():
             _note_stop(state, event, now)
         case Reload() | Restart() | Scale() | Upgrade():

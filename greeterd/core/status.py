@@ -155,6 +155,8 @@ class Status(Struct, frozen=True, kw_only=True):
     longest_stall: float = 0.0
     """The longest time for which the master's loop was deaf: busy, or woken late. Since its start
     or the latest upgrade, whose own exec is not in it."""
+    trouble: str | None = None
+    """Which addresses do not accept, and why; None if all do."""
     last_error: str | None = None
     reload: ReloadResult | None = None
     """The latest; None before the first."""
@@ -219,6 +221,8 @@ def heading(status: Status) -> list[str]:
     )
     origin = ", passed by the service manager" if status.passed else ""
     lines = [daemon, f"listening on {', '.join(addresses) or 'nothing'}{origin}"]
+    if status.trouble:
+        lines.append(f"trouble: {status.trouble}")
     if status.restarts_in_window:
         lines.append(
             f"restarts: {status.restarts_in_window} in the last"

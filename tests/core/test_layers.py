@@ -20,8 +20,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
+    frozenset({"inspection"}),
     frozenset({"activation", "escrow", "handshakes", "intake", "manager", "nursery", "seat"}),
     frozenset({"generations", "legacy", "masterlog", "reception"}),
+    frozenset({"mending"}),
     frozenset({"crew", "dispatcher", "service", "upgrading"}),  # parts of master and worker
     frozenset({"leaving", "survey"}),
     frozenset({"workloop"}),
