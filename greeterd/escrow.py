@@ -27,7 +27,6 @@ from greeterd.core.stored import Stored, label_of
 from greeterd.cpus import cpu_of
 from greeterd.errors import ListenError
 from greeterd.handoff import QUEUE_LIMIT, Pair, waiting
-from greeterd.inspection import listens
 from greeterd.sockdiag import Queue, queue_length
 from greeterd.succession import InheritedListeners
 
@@ -354,8 +353,8 @@ class Escrow:
         ]
         return [*shared, *own]
 
-    def renew(self, place: Place, backlog: int) -> None:
-        """Have an address listened on again, whatever a worker has done; its queue is lost.
+    def renew(self, place: Place, backlog: int, *, anew: bool) -> None:
+        """Have an address listened on again, by another socket if `anew`; its queue is lost.
 
         A slot's own listeners are opened anew at each address, so that their order stays the same
         everywhere; when that fails the slot has none, and its next worker opens them.
@@ -371,7 +370,7 @@ class Escrow:
             self._close_members(slot)
             self.admit(slot, [listener.open_member(each).detach() for each in self.addresses])
             return
-        if not address.is_unix and not listens(sock):
+        if not address.is_unix and not anew:
             with contextlib.suppress(OSError):
                 listener.listen_again(sock, address, backlog=backlog)
                 if slot in self._slots:

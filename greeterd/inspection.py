@@ -76,13 +76,13 @@ class Terms:
     options: dict[str, bytes]
 
 
-def terms_of(sock: socket.socket, like: socket.socket | None = None) -> Terms:
-    """Return how a listener is, but for the options: those are of `like`, if it is given."""
+def terms_of(sock: socket.socket) -> Terms:
+    """Return how a listener is."""
     try:
         backlog = queue_length(sock).limit
     except OSError:
         backlog = None
-    return Terms(_blocks(sock), backlog, dict(_options_of(like or sock)))
+    return Terms(_blocks(sock), backlog, dict(_options_of(sock)))
 
 
 def listens(sock: socket.socket) -> bool:

@@ -9,8 +9,10 @@ service manager starts it anew.
 """
 
 import contextlib
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -25,9 +27,12 @@ from greeterd.escrow import BLOCKING_TIMEOUT, Escrow, Place
 from greeterd.inspection import Terms, listens, set_right, terms_of
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
+from greeterd.sockdiag import spoiled_listeners
 
 INSPECTED_AT_ONCE: Final = 32
 """Listeners of which all is looked at in one look, by turns."""
+SPOILED_EVERY: Final = 1.0
+"""Seconds between two questions of the kernel which listeners are spoiled."""
 RETRY_AFTER: Final = 5.0
 """Seconds until a replacement of workers that has failed is tried again."""
 WARNING_PERIOD: Final = 10.0
@@ -58,6 +63,8 @@ class Mender:
         self._feed = feed
         self._terms: WeakKeyDictionary[socket.socket, Terms] = WeakKeyDictionary()
         self._turn = 0
+        self._spoiled: set[int] = set()
+        self._next_spoiled = 0.0
         self._warnings = RateLimit(WARNING_PERIOD)
         self._troubles: dict[tuple[SlotIndex | None, str], str] = {}
         self._outdated: dict[SlotIndex, WorkerId] = {}
@@ -72,10 +79,10 @@ class Mender:
         whys = {address: why for (_, address), why in self._troubles.items()}
         return "; ".join(f"{address} does not accept: {why}" for address, why in whys.items())
 
-    def look(self, *, replace: bool = True) -> None:
+    def look(self, *, follow: bool = True) -> None:
         """Look once, mend, and have done what follows from that.
 
-        `replace`: False when every worker is about to be replaced anyway.
+        `follow`: False when every worker is about to be replaced anyway.
         """
         now = monotonic()
         renewed = False
@@ -86,6 +93,10 @@ class Mender:
             # Whether a worker has attached another selection to its group, no socket option tells.
             with contextlib.suppress(OSError):
                 self._escrow.steer()
+        if now >= self._next_spoiled:
+            self._next_spoiled = now + SPOILED_EVERY
+            with contextlib.suppress(OSError):  # the kernel does not tell
+                self._spoiled = spoiled_listeners()
         for number, place in enumerate(places):
             if place.sock.fileno() >= 0:  # else it was closed meanwhile, with another of its slot
                 in_turn = first <= number < first + INSPECTED_AT_ONCE
@@ -98,7 +109,7 @@ class Mender:
         slots = self._supervisor.slots
         for key in [key for key in self._troubles if key[0] and key[0] not in slots]:
             del self._troubles[key]
-        if replace:
+        if follow:
             self._replace(now)
         self._give_up(now)
 
@@ -114,18 +125,24 @@ class Mender:
         slot, sock = place.slot, place.sock
         address = self._escrow.addresses[place.address]
         terms = self._terms_of(sock)
-        what = "shut down"
+        what, anew = "shut down", False
+        inode = os.fstat(sock.fileno()).st_ino
         try:
-            if listens(sock) and listener.local_address(sock) == address:
+            if (
+                listens(sock)
+                and listener.local_address(sock) == address
+                and inode not in self._spoiled
+            ):
                 if in_turn:
                     if changed := set_right(sock, terms):
                         self._warn(slot, str(address), f"changed: {', '.join(changed)}")
                     self._troubles.pop((slot, str(address)), None)
                 return False
         except OSError as error:
-            what = f"changed for good: {reason_of(error)}"
+            what, anew = f"changed for good: {reason_of(error)}", True
+        self._spoiled.discard(inode)
         try:
-            self._escrow.renew(place, terms.backlog or self._backlog)
+            self._escrow.renew(place, terms.backlog or self._backlog, anew=anew)
         except (GreeterdError, OSError) as error:
             why = reason_of(error) if isinstance(error, OSError) else str(error)
             if self._troubles.get((slot, str(address))) != why:
@@ -140,17 +157,22 @@ class Mender:
         return True
 
     def _terms_of(self, sock: socket.socket) -> Terms:
-        """Return how a listener is to be: for our own as if it had just been opened."""
+        """Return how a listener is to be.
+
+        That of a socket unit: as it was before a worker had it.  Ours: as one that nobody has had.
+        """
         if sock not in self._terms:
-            if self._escrow.passed:
-                self._terms[sock] = terms_of(sock)
-            else:
+            terms = terms_of(sock)
+            if not self._escrow.passed:
                 with socket.socket(sock.family, socket.SOCK_STREAM) as fresh:
+                    fresh.setblocking(False)
                     if self._blocking:
                         listener.set_blocking_accept(fresh, BLOCKING_TIMEOUT)
-                    else:
-                        fresh.setblocking(False)
-                    self._terms[sock] = terms_of(sock, fresh)
+                    ours = terms_of(fresh)
+                known = terms.backlog is not None
+                backlog = listener.effective_backlog(self._backlog) if known else None
+                terms = replace(ours, backlog=backlog)
+            self._terms[sock] = terms
         return self._terms[sock]
 
     def _renewed(self, slot: SlotIndex | None, address: str, what: str) -> None:

@@ -165,7 +165,7 @@ class Orders:
 
     def begin_reload(self, config: Config, ticket: Ticket, name: str) -> None:
         """Have every worker replaced by one of this configuration; `name` is the command's."""
-        self._mender.look(replace=False)
+        self._mender.look(follow=False)
         generation = self._generations.begin(config)
         policy = policy_of(config, self._escrow.most_slots)
         self._feed(Reload(generation, config.worker_count, policy, ticket, name))
@@ -173,7 +173,7 @@ class Orders:
     def upgrade(self, ticket: Ticket = NO_TICKET) -> None:
         """Replace the program by what is installed now."""
         self._manager.begin()
-        self._mender.look(replace=False)
+        self._mender.look(follow=False)
         self._feed(Upgrade(ticket=ticket))
 
     def reopen(self, request: Request | None = None) -> None:

@@ -43,6 +43,11 @@ _INET_ID: Final = struct.Struct("!HH16s16s12s")
 _INET_ID_OFFSET: Final = 4
 _INET_STATE_OFFSET: Final = 1
 _ANY_HOST: Final = bytes(16)
+_TCP_LISTEN: Final = 10
+_ALL_INET_IDS: Final = bytes(48)
+_INET_ANSWER_BYTES: Final = 72
+_INODE: Final = struct.Struct("=I")  # the last field of the answer
+_INET_DIAG_SHUTDOWN: Final = 8
 
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")  # family, -, -, states, inode, show, cookie
 _UNIX_ANSWER_BYTES: Final = 16
@@ -147,19 +152,44 @@ def is_under_way(handshake: Handshake) -> bool:
     return answer[_INET_STATE_OFFSET] == _TCP_SYN_RECV
 
 
+def spoiled_listeners() -> set[int]:
+    """Return the inodes of the TCP listeners, of anybody, whose connections are dead on arrival.
+
+    A socket that was shut down twice, and then listens again, says that all is well.
+
+    Raises: OSError as `handshakes`.
+    """
+    found = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN)
+        for answers in _ask(request + _ALL_INET_IDS, _NLM_F_DUMP):
+            for answer in answers:
+                mark = _attribute(answer, _INET_ANSWER_BYTES, _INET_DIAG_SHUTDOWN)
+                if mark is not None and mark != b"\0":
+                    found.add(_INODE.unpack_from(answer, _INET_ANSWER_BYTES - _INODE.size)[0])
+    return found
+
+
 def _unix_queue(listener: socket.socket) -> Queue:
     inode = os.fstat(listener.fileno()).st_ino
     request = _UNIX_REQUEST.pack(
         socket.AF_UNIX, 0, 0, _ALL, inode & _ALL, _UDIAG_SHOW_RQLEN, _ALL, _ALL
     )
     for [answer] in _ask(request, 0):
-        offset = _UNIX_ANSWER_BYTES
-        while offset < len(answer):
-            size, kind = _ATTRIBUTE.unpack_from(answer, offset)
-            if kind == _UNIX_DIAG_RQLEN:
-                return Queue(*struct.unpack_from("=II", answer, offset + _ATTRIBUTE.size))
-            offset += _aligned(size)
+        queue = _attribute(answer, _UNIX_ANSWER_BYTES, _UNIX_DIAG_RQLEN)
+        if queue is not None:
+            return Queue(*struct.unpack("=II", queue))
     raise OSError("the kernel does not tell the queue of a unix socket")
+
+
+def _attribute(answer: bytes, offset: int, wanted: int) -> bytes | None:
+    """Return the value of an attribute that follows the fixed part of an answer, if it is there."""
+    while offset < len(answer):
+        size, kind = _ATTRIBUTE.unpack_from(answer, offset)
+        if kind == wanted:
+            return answer[offset + _ATTRIBUTE.size : offset + size]
+        offset += _aligned(size)
+    return None
 
 
 def _ask(request: bytes, flags: int) -> Iterator[list[bytes]]:
