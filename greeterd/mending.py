@@ -135,7 +135,7 @@ class Mender:
             ):
                 if in_turn:
                     if changed := set_right(sock, terms):
-                        self._warn(slot, str(address), f"changed: {', '.join(changed)}")
+                        self._report(slot, str(address), f"changed: {', '.join(changed)}")
                     self._troubles.pop((slot, str(address)), None)
                 return False
         except OSError as error:
@@ -147,7 +147,7 @@ class Mender:
             why = reason_of(error) if isinstance(error, OSError) else str(error)
             if self._troubles.get((slot, str(address))) != why:
                 self._troubles[slot, str(address)] = why
-                self._warn(slot, str(address), what, trouble=why)
+                self._report(slot, str(address), what, trouble=why)
             if slot is not None and self._escrow.for_slot(slot) is None:
                 self._outdate(slot)  # its next worker opens its listeners
                 return True
@@ -176,10 +176,10 @@ class Mender:
         return self._terms[sock]
 
     def _renewed(self, slot: SlotIndex | None, address: str, what: str) -> None:
-        self._warn(slot, address, what)
+        self._report(slot, address, what)
         self._outdate(slot)
 
-    def _warn(
+    def _report(
         self, slot: SlotIndex | None, address: str, what: str, trouble: str | None = None
     ) -> None:
         """Tell what was done to a listener; `trouble` is why it could not be undone."""

@@ -259,6 +259,11 @@ def test_a_heading_tells_of_restarts_the_last_reload_and_the_last_error() -> Non
     ]
 
 
+def test_a_heading_tells_which_address_does_not_accept() -> None:
+    trouble = "127.0.0.1:80 does not accept: another process uses this address"
+    assert heading(a_status(trouble=trouble))[2:] == [f"trouble: {trouble}"]
+
+
 def test_a_reload_that_worked_is_told_too() -> None:
     done = ReloadResult(ok=True, generation=3, at=1_700_000_000.0 + 3725, took=0.5)
     assert heading(a_status(reload=done))[2:] == ["last reload: 0s ago, done"]
