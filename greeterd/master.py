@@ -230,7 +230,7 @@ class Master:
         if now >= self._next_tick:
             policy = self._supervisor.policy
             self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
-            self._mender.look()
+            self._mender.look(everywhere=False)
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
