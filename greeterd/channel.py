@@ -57,9 +57,14 @@ class GoMessage(msgspec.Struct, frozen=True, tag="go"):
 
 
 class DrainMessage(msgspec.Struct, frozen=True, tag="drain"):
-    """Master: leave; `how` is the value of a `core.events.How`."""
+    """Master: leave; `how` is the value of a `core.events.How`.
+
+    `settled` is of a sweep: whether no handshake is in flight any more.  After False the same
+    message comes with True; None, by an earlier version: find that out yourself.
+    """
 
     how: str
+    settled: bool | None = None
 
 
 class LendMessage(msgspec.Struct, frozen=True, tag="lend"):

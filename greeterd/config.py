@@ -135,7 +135,8 @@ class Config:
         default=30.0, metadata=_about("Time in which a worker must become ready.")
     )
     max_restarts: Annotated[int, _SUPERVISION, count("COUNT", 0)] = field(
-        default=20, metadata=_about("Restarts in the window before the daemon gives up.")
+        default=8,
+        metadata=_about("Restarts of one worker in the window before the daemon gives up."),
     )
     restart_window: Annotated[float, _SUPERVISION, seconds()] = field(
         default=60.0, metadata=_about("Span over which restarts are counted.")

@@ -41,7 +41,7 @@ class StartError(GreeterdError):
 
 
 class RestartIntensityError(GreeterdError):
-    """Workers died more often than `max_restarts` in `restart_window` (EX_SOFTWARE)."""
+    """A worker died more often than `max_restarts` in `restart_window` (EX_SOFTWARE)."""
 
     exit_code = 70
 

@@ -10,11 +10,13 @@ Only the master writes this; workers that are forked inherit what `for_slot` ret
 """
 
 import contextlib
+import errno
 import socket
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from greeterd import listener, steering
@@ -31,6 +33,16 @@ from greeterd.succession import InheritedListeners
 
 BLOCKING_TIMEOUT = 0.1
 """Seconds that a blocking accept lasts at most: how late such a worker notices anything else."""
+
+
+class Place(NamedTuple):
+    """Where a listener is."""
+
+    slot: SlotIndex | None
+    """None: all share it."""
+    address: int
+    """The index of its address."""
+    sock: socket.socket
 
 
 class Escrow:
@@ -69,6 +81,8 @@ class Escrow:
         """The slots that retire, and of passed listeners those that have."""
         self._unix_files: dict[Path, FileId] = {}
         self._longest: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
+        self._gated = False
+        """By this process, for good."""
         self._steering, self._cpus = config.steering, config.pinned_cpus
         self._bind = config.bind
         self.passed = given.passed
@@ -151,7 +165,7 @@ class Escrow:
                 sock.setblocking(False)
             if not self.passed:
                 sock.listen(self._backlog)  # it listens already: this changes the length only
-        self._steer()
+        self.steer()
 
     def bequest(self) -> InheritedListeners:
         """Return what a successor needs to take all of this over."""
@@ -229,12 +243,12 @@ class Escrow:
                 listener.set_blocking_accept(sock, BLOCKING_TIMEOUT)
         self._slots[slot] = socks
         self._order.append(slot)
-        self._steer()
+        self.steer()
 
     def steer_as(self, config: Config) -> None:
         """Choose listeners as this configuration says, from the next connection on."""
         self._steering, self._cpus = config.steering, config.pinned_cpus
-        self._steer()
+        self.steer()
 
     def steer_away(self, slot: SlotIndex) -> None:
         """Let new connections go to the other slots' listeners only."""
@@ -243,7 +257,7 @@ class Escrow:
             self._pairs[slot].close_entry()
             return
         self._avoided.add(slot)
-        self._steer()
+        self.steer()
 
     @property
     def most_slots(self) -> int | None:
@@ -265,7 +279,7 @@ class Escrow:
             return self._pairs[slot]
         if slot in self._avoided:
             self._avoided.discard(slot)
-            self._steer()
+            self.steer()
         return None
 
     def close_slot(self, slot: SlotIndex) -> None:
@@ -279,15 +293,15 @@ class Escrow:
                 pair.close_entry()
         if slot in self._pairs:
             self._pairs.pop(slot).close()
-        if self.passed:
-            return
-        if slot not in self._slots:
-            return
+        if slot in self._slots and not self.passed:
+            self._close_members(slot)
+
+    def _close_members(self, slot: SlotIndex) -> None:
         # When this one leaves, the last takes its index. Until the kernel is told that, it would
         # look for the last where nobody is, and choose by its hash, also who retires and closes a
         # moment later. So to neither of the two is anybody sent meanwhile, if there are others.
         hole, last = self._order.index(slot), len(self._order) - 1
-        self._steer(unsettled={hole, last})
+        self.steer(unsettled={hole, last})
         socks = self._slots.pop(slot)
         for sock in socks:
             # close() alone would leave the group's order to whoever closes last; shutdown() takes
@@ -298,13 +312,14 @@ class Escrow:
         self._order[hole] = self._order[last]
         self._order.pop()
         self._avoided.discard(slot)
-        self._steer()
+        self.steer()
 
     def gate(self) -> None:
         """Let no new connection in anywhere; what is under way arrives in the accept queues.
 
         Into the listeners of a socket unit they are let: whoever is not served wakes the service.
         """
+        self._gated = True
         if self.passed:
             return
         self._remove_unix_files()
@@ -352,6 +367,76 @@ class Escrow:
         """Return the longest queue of a listener that `look` has seen in this process."""
         return self._longest.get(sock, 0)
 
+    def places(self) -> list[Place]:
+        """Return every listener that is to accept; none when all are gated."""
+        if self._gated:
+            return []
+        everyone = DISPATCHER if self._handoff else None
+        shared = [Place(everyone, n, sock) for n, sock in enumerate(self._shared)]
+        own = [
+            Place(slot, n, sock)
+            for slot, socks in self._slots.items()
+            if slot not in self._avoided
+            for n, sock in enumerate(socks)
+        ]
+        return [*shared, *own]
+
+    def renew(self, place: Place, backlog: int, *, anew: bool) -> None:
+        """Have an address listened on again, by another socket if `anew`; its queue is lost.
+
+        A slot's own listeners are opened anew at each address, so that their order stays the same
+        everywhere; when that fails the slot has none, and its next worker opens them.
+
+        Raises:
+            GreeterdError: the address cannot be had.
+            OSError: as that, or only the socket unit can open it.
+
+        """
+        slot, n, sock = place
+        address = self.addresses[n]
+        if slot in self._slots and not self.passed:
+            self._close_members(slot)
+            self.admit(slot, [listener.open_member(each).detach() for each in self.addresses])
+            return
+        if not address.is_unix and not anew:
+            with contextlib.suppress(OSError):
+                listener.listen_again(sock, address, backlog=backlog)
+                if slot in self._slots:
+                    self._move_last(slot)
+                return
+        if self.passed:
+            raise OSError(errno.EPERM, "only the socket unit can open it again")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.shutdown(socket.SHUT_RDWR)
+        self._shared[n] = self._open_shared(address)
+        sock.close()
+
+    def _move_last(self, slot: SlotIndex) -> None:
+        """Follow the kernel, for whom a listener that listens again is a new one."""
+        hole = self._order.index(slot)
+        self._order[hole] = self._order[-1]
+        self._order[-1] = slot
+        self.steer()
+
+    def renew_pairs(self) -> list[SlotIndex]:
+        """Replace the pairs that a worker has shut; return their slots, whose workers need it.
+
+        What waits in them is moved.
+        """
+        shut = []
+        for slot in sorted(self._routed):
+            old = self._pairs[slot]
+            old.set_right()
+            if old.shut:
+                self._pairs[slot] = Pair.make()
+                old.pour_into(self._pairs[slot])
+                old.close_entry()
+                old.close()
+                shut.append(slot)
+        self._routed.difference_update(shut)  # until their workers have them
+        return shut
+
     def close(self) -> None:
         """Close everything here; workers that hold a listener keep it."""
         self._remove_unix_files()
@@ -364,7 +449,7 @@ class Escrow:
         for pair in self._pairs.values():
             pair.close()
 
-    def _steer(self, unsettled: Collection[int] = ()) -> None:
+    def steer(self, unsettled: Collection[int] = ()) -> None:
         """Have the kernel choose; `unsettled` are indexes to avoid, too, if others are left."""
         if not self._order:
             return

@@ -8,6 +8,7 @@ after it, while whoever hands on is told at once.
 """
 
 import array
+import contextlib
 import errno
 import fcntl
 import os
@@ -61,6 +62,27 @@ class Pair:
         self.entry.shutdown(socket.SHUT_RDWR)
 
     @property
+    def shut(self) -> bool:
+        """One of the two ends was shut down, so that no more arrives."""
+        return receives_no_more(self.exit)
+
+    def set_right(self) -> None:
+        """Have both ends non-blocking, whatever a worker has made of them."""
+        self.entry.setblocking(False)
+        self.exit.setblocking(False)
+
+    def pour_into(self, other: "Pair") -> None:
+        """Move the connections that wait here to another pair, as far as it has room."""
+        take = taker(self.exit)
+        with contextlib.suppress(OSError):
+            while True:
+                fd, client = take()
+                try:
+                    hand_over(other.entry, fd, client)
+                finally:
+                    os.close(fd)
+
+    @property
     def closed(self) -> bool:
         """Nothing more can be handed over."""
         poll = select.poll()
@@ -110,6 +132,13 @@ def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
         return int.from_bytes(ancillary[0][2], "little"), record.rstrip(b"\0").decode()
 
     return take
+
+
+def receives_no_more(sock: socket.socket) -> bool:
+    """Tell whether a unix socket, or its peer, was shut down in the direction of `sock`."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def waiting(exit_: socket.socket) -> int:

@@ -1,7 +1,7 @@
 """Empties and closes a worker's listeners: all of them when it leaves, and those that were lent.
 
-A listener that others hold is left at once.  One that nobody takes over is swept: the grace passes,
-then the handshakes that have begun before the gate or the steering, then its queue is emptied.
+A listener that others hold is left at once.  One that nobody takes over is swept: its queue is
+emptied when the handshakes are over that began before the gate or the steering (`handshakes`).
 What is handed connections is told when there are no more, and that is waited for.
 The loop calls `go_on` at the latest at the soonest of `deadlines`, and never while it is paused.
 """
@@ -13,18 +13,15 @@ from typing import Final
 
 from greeterd.core.events import How
 from greeterd.dispatcher import Dispatcher
+from greeterd.handshakes import Settling, limit_of
 from greeterd.intake import Intake, Source
 from greeterd.seat import Seat
 from greeterd.service import Service
-from greeterd.sockdiag import handshakes
 from greeterd.steering import is_gated_by_ttl
 from greeterd.titles import title_worker
 
-HANDSHAKE_LIMIT: Final = 5.0
-"""Seconds that a closing listener waits for handshakes in flight at most.  A client's lost ACK is
-repeated after a second, then after two more: two losses in a row are covered."""
-HANDSHAKE_POLL: Final = 0.1
-"""Seconds between two looks at them; one look costs the kernel some milliseconds."""
+PATIENCE: Final = 1.0
+"""Seconds beyond the time that handshakes may take, after which the master's word comes no more."""
 
 Take = Callable[[int, Source], int | None]
 """Accepts a burst from a listener; returns how many it took, None when the worker had to pause."""
@@ -43,34 +40,41 @@ class Leaving:
         self.how: How | None = None
         """None while the worker is to stay."""
         self._sweep_at: float | None = None
-        self._sweep_limit = 0.0
+        self._settling: Settling | None = None
+        """The wait that goes before a sweep, where the master does not wait for us."""
         self._to_the_end = False
-        self._in_flight: frozenset[bytes] | None = None
         self._returns: dict[int, float] = {}
         """When the listeners that a slot has lent are emptied and closed."""
 
-    def begin(self, how: How, *, to_the_end: bool = True) -> None:
+    def begin(self, how: How, *, to_the_end: bool = True, settled: bool | None = None) -> None:
         """Leave, from now on, in this way; a later order overrides an earlier one.
 
         `to_the_end`: until nothing more is handed over; otherwise others take what comes.
+        `settled`: as DrainMessage.
         """
         title_worker(self._seat.slot, self._seat.generation, "draining")
         self.how = how
         self._to_the_end = to_the_end
+        self._sweep_at = self._settling = None
         match how:
             case How.HAND_OVER:
-                self._sweep_at = None
                 self._intake.close(list(self._intake.sources))
             case How.SWEEP:
                 now = monotonic()
                 if any(map(_may_be_gated, self._intake.sources.values())):
                     self._service.open_gates()
-                self._sweep_at = now + self._seat.config.drain_grace
-                self._sweep_limit = now + HANDSHAKE_LIMIT
+                if settled is None:
+                    self._settling = Settling(self._seat.addresses, self._seat.config, now)
+                else:
+                    self._sweep_at = now + limit_of(self._seat.config) + PATIENCE
             case How.QUICK:
-                self._sweep_at = None
                 self._intake.close(list(self._intake.sources))
                 self._service.abandon()
+
+    def settle(self) -> None:
+        """Sweep now, if that is what is waited for: no handshake is in flight any more."""
+        if self._sweep_at is not None:
+            self._sweep_at = monotonic()
 
     def give_back(self, slot: int) -> None:
         """Empty and close, after the grace, the listeners that this slot has lent."""
@@ -79,7 +83,8 @@ class Leaving:
     def deadlines(self) -> list[float]:
         """Return when there is something to do."""
         sweep = [] if self._sweep_at is None else [self._sweep_at]
-        return [*self._returns.values(), *sweep]
+        settling = [] if self._settling is None else [self._settling.due]
+        return [*self._returns.values(), *sweep, *settling]
 
     def go_on(self, now: float) -> list[int]:
         """Sweep what is due; return the slots whose listeners are given back by that."""
@@ -88,36 +93,18 @@ class Leaving:
             if self._swept(self._intake.lent_from(slot)):
                 del self._returns[slot]
                 returned.append(slot)
-        if self._sweep_at is None or now < self._sweep_at:
-            return returned
-        if self._handshakes_in_flight(now):
-            self._sweep_at = now + HANDSHAKE_POLL
-        elif self._swept([fd for fd, source in self._intake.sources.items() if self._ours(source)]):
-            self._sweep_at = None
+        if self._settling is not None and self._settling.over(now):
+            self._settling = None
+            self._sweep_at = now
+        if self._sweep_at is not None and now >= self._sweep_at:
+            fds = [fd for fd, source in self._intake.sources.items() if self._ours(source)]
+            if self._swept(fds):
+                self._sweep_at = None
         return returned
 
     def _ours(self, source: Source) -> bool:
         """Tell a source that we end from one that ends by itself."""
         return not (source.ends and self._to_the_end)
-
-    def _handshakes_in_flight(self, now: float) -> bool:
-        """Whether a client has begun to connect before the gate or the steering was in force.
-
-        Handshakes that begin later go elsewhere, so only those of the first look are waited for.
-        """
-        if now >= self._sweep_limit:
-            return False
-        try:
-            current = frozenset(
-                client
-                for address in self._seat.addresses
-                if not address.is_unix
-                for client in handshakes(address)
-            )
-        except OSError:
-            return False  # the kernel does not tell: the grace has to do
-        self._in_flight = current if self._in_flight is None else self._in_flight & current
-        return bool(self._in_flight)
 
     def _swept(self, fds: list[int]) -> bool:
         """Take all that is queued, then close; False when the worker had to pause before that."""

@@ -128,6 +128,25 @@ def open_member(address: Address) -> socket.socket:
     return sock
 
 
+def listen_again(sock: socket.socket, address: Address, *, backlog: int) -> None:
+    """Let a TCP socket that was a listener listen at its address again, whatever was done to it.
+
+    What was queued is lost.  Raises: OSError if it cannot, or only elsewhere.
+    """
+    # Twice: shutdown() of one that does not listen marks it, and the connections that are accepted
+    # from it later inherit the mark, and are reset. Shutdown of one that listens takes it off.
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        # A port that the kernel had chosen was given back. EINVAL: this one was not.
+        with contextlib.suppress(OSError):
+            sock.bind((address.host, address.port))
+        sock.listen(backlog)
+    if local_address(sock) != address:
+        sock.shutdown(socket.SHUT_RDWR)
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
 def local_address(sock: socket.socket) -> Address:
     """Return the address that the socket is bound to, with its real port."""
     name = sock.getsockname()

@@ -18,9 +18,10 @@ from typing import Final
 
 from greeterd import __version__, signals
 from greeterd.activation import Allotment
+from greeterd.channel import DrainMessage
 from greeterd.config import Config
 from greeterd.core.address import Address
-from greeterd.core.events import Event, Exit, Scale, Stop, Tick, Ticket
+from greeterd.core.events import Event, Exit, How, Scale, Stop, Tick, Ticket
 from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.crew import Crew
 from greeterd.daemon import Readiness
@@ -28,11 +29,13 @@ from greeterd.escrow import Escrow
 from greeterd.files import Identity
 from greeterd.forking import Forks
 from greeterd.generations import Generations, fixed_settings, policy_of, set_limits
+from greeterd.handshakes import Sweeps
 from greeterd.legacy import adopt_board, adopt_supervisor, bequeath, bequeath_rows
 from greeterd.listener import effective_backlog
 from greeterd.loop import Loop
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
+from greeterd.mending import Mender
 from greeterd.names import Names
 from greeterd.orders import Orders
 from greeterd.performing import Performer
@@ -109,12 +112,24 @@ class Master:
             log=self._log,
             feed=self._feed,
         )
+        settled = DrainMessage(How.SWEEP.value, settled=True)
+        self._sweeps = Sweeps(
+            self._escrow.addresses, lambda worker: self._crew.send(worker, settled)
+        )
         self._forks = Forks(
             self._crew.nursery,
             generations=self._generations,
             board=self._board,
             escrow=self._escrow,
             identity=identity,
+            log=self._log,
+            feed=self._feed,
+        )
+        self._mender = Mender(
+            config,
+            escrow=self._escrow,
+            supervisor=self._supervisor,
+            manager=self._manager,
             log=self._log,
             feed=self._feed,
         )
@@ -126,6 +141,7 @@ class Master:
             generations=self._generations,
             crew=self._crew,
             escrow=self._escrow,
+            mender=self._mender,
             manager=self._manager,
             status=self._status,
             require_listeners=self._require_listeners,
@@ -155,6 +171,7 @@ class Master:
             crew=self._crew,
             forks=self._forks,
             escrow=self._escrow,
+            sweeps=self._sweeps,
             manager=self._manager,
             orders=self._orders,
             upgrading=self._upgrading,
@@ -228,6 +245,7 @@ class Master:
         deadlines = [
             self._next_tick,
             self._supervisor.next_deadline(),
+            self._sweeps.next_deadline(),
             self._orders.control.deadline(),
             self._manager.next_deadline(),
         ]
@@ -247,9 +265,11 @@ class Master:
             self._log.look()
             if self._crew.nursery.any_ended():  # and nobody has told: see signals
                 self._reap()
+            self._mender.look(everywhere=False)
             self._feed(Tick(self._crew.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
+        self._sweeps.attend(self._generations.current, now)
         self._orders.attend()
         self._manager.attend(
             self._supervisor, started=self._performer.started, figures=self._figures, now=now
@@ -305,7 +325,9 @@ class Master:
     # The whole ------------------------------------------------------------------------------
 
     def _figures(self) -> str:
-        return describe(self._supervisor, self._board, self._escrow)
+        figures = describe(self._supervisor, self._board, self._escrow)
+        trouble = self._mender.trouble
+        return f"{figures}; {trouble}" if trouble else figures
 
     def _status(self) -> object:
         return survey(
@@ -320,6 +342,7 @@ class Master:
                 longest_stall=self._loop.longest_stall,
                 config=self._generations.current,
                 config_file=self._source.file,
+                trouble=self._mender.trouble or None,
                 last_error=self._log.last_error,
                 warnings=self._names.lost,
                 reload=self._generations.result,

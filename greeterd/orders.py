@@ -9,11 +9,14 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from greeterd.config import Config, fixed_differences
 from greeterd.control import ControlServer, Request
 from greeterd.core.events import (
+    MENDING,
     NO_TICKET,
     Event,
     Finished,
@@ -32,7 +35,11 @@ from greeterd.escrow import Escrow
 from greeterd.generations import Generations, policy_of, set_limits
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
+from greeterd.mending import Mender
 from greeterd.succession import Estate
+
+SERVING: Final = frozenset({"reload", "restart", "scale", "upgrade"})
+"""The commands that have not done what was asked while an address accepts nobody."""
 
 
 class Orders:
@@ -48,6 +55,7 @@ class Orders:
         generations: Generations,
         crew: Crew,
         escrow: Escrow,
+        mender: Mender,
         manager: Manager,
         status: Callable[[], object],
         require_listeners: Callable[[], None],
@@ -62,6 +70,7 @@ class Orders:
         self._generations = generations
         self._crew = crew
         self._escrow = escrow
+        self._mender = mender
         self._manager = manager
         self._status = status
         self._require_listeners = require_listeners
@@ -98,8 +107,9 @@ class Orders:
         match request.command:
             case "ping":
                 stops = self._supervisor.stopping is not None
-                failure = {"error": "the daemon is stopping"} if stops else {}
-                request.answer(not stops, pid=os.getpid(), **failure)
+                reason = "the daemon is stopping" if stops else self._mender.trouble
+                failure = {"error": reason} if reason else {}
+                request.answer(not reason, pid=os.getpid(), **failure)
             case "status":
                 request.answer(True, status=self._status())
             case "reload":
@@ -168,6 +178,7 @@ class Orders:
 
     def begin_reload(self, config: Config, ticket: Ticket, name: str) -> None:
         """Have every worker replaced by one of this configuration; `name` is the command's."""
+        self._mender.look(follow=False)
         generation = self._generations.begin(config)
         policy = policy_of(config, self._escrow.most_slots)
         self._feed(Reload(generation, config.worker_count, policy, ticket, name))
@@ -180,6 +191,7 @@ class Orders:
         except GreeterdError as error:
             self._refuse("upgrade", ticket, str(error))
             return
+        self._mender.look(follow=False)
         self._feed(Upgrade(ticket=ticket))
 
     def reopen(self, request: Request | None = None) -> None:
@@ -197,7 +209,13 @@ class Orders:
 
     def finish(self, action: Finished) -> None:
         """Tell how a command has ended, and draw the consequences."""
-        if action.command == "reload" or (action.command == "upgrade" and not action.reason):
+        reloaded = action.command == "reload" or (action.command == "upgrade" and not action.reason)
+        if action.ticket == MENDING:
+            self._mender.finished(action.reason)
+        if action.command in SERVING and not action.reason:
+            self._mender.look()
+            action = replace(action, reason=self._mender.trouble)
+        if reloaded:
             self._conclude_reload(action.reason)
         record = self._log.logger
         if action.reason:

@@ -14,6 +14,7 @@ from greeterd.core.events import (
     Exit,
     Finished,
     GateAll,
+    How,
     Kill,
     Lend,
     Replace,
@@ -30,6 +31,7 @@ from greeterd.daemon import Readiness
 from greeterd.escrow import Escrow
 from greeterd.forking import Forks
 from greeterd.generations import Generations
+from greeterd.handshakes import Sweeps
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
 from greeterd.orders import Orders
@@ -48,6 +50,7 @@ class Performer:
         crew: Crew,
         forks: Forks,
         escrow: Escrow,
+        sweeps: Sweeps,
         manager: Manager,
         orders: Orders,
         upgrading: Upgrading,
@@ -60,6 +63,7 @@ class Performer:
         self._crew = crew
         self._forks = forks
         self._escrow = escrow
+        self._sweeps = sweeps
         self._manager = manager
         self._orders = orders
         self._upgrading = upgrading
@@ -76,6 +80,10 @@ class Performer:
         match action:
             case Spawn():
                 self._forks.order(action)
+            case Drain(ident, How.SWEEP as how):
+                if not self._forks.renounce(ident):
+                    self._crew.send(ident, DrainMessage(how.value, settled=False))
+                    self._sweeps.add(ident)
             case Drain(ident, how):
                 if not self._forks.renounce(ident):
                     self._crew.send(ident, DrainMessage(how.value))

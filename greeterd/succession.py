@@ -59,6 +59,7 @@ class InheritedSlot(Struct, frozen=True, kw_only=True):
     served: bool
     failures: int
     restarts: int
+    deaths: list[float] = []
     retry_at: float
     served_since: float
     unserved_since: float

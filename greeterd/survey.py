@@ -42,6 +42,7 @@ class Circumstances:
     longest_stall: float
     config: Config
     config_file: Path | None
+    trouble: str | None
     last_error: str | None
     warnings: list[str]
     reload: ReloadResult | None
@@ -80,6 +81,7 @@ def survey(
         max_restarts=supervisor.policy.max_restarts,
         restart_window=supervisor.policy.restart_window,
         longest_stall=about.longest_stall,
+        trouble=about.trouble,
         last_error=about.last_error,
         warnings=about.warnings,
         reload=about.reload,

@@ -350,8 +350,12 @@ class Worker:
 
     def _obey(self, message: FromMaster | FromWorker, fds: list[int]) -> None:
         match message:
-            case DrainMessage(how):
-                self._drain(How(how))
+            case DrainMessage(how, True):
+                if self._leaving.how is How(how):
+                    self._leaving.settle()
+                    self._next_upkeep = 0.0
+            case DrainMessage(how, settled):
+                self._drain(How(how), settled=settled)
             case ReopenMessage():
                 self._reopen()
             case LendMessage(slot):
@@ -375,8 +379,8 @@ class Worker:
             os.close(fd)
         self._seat.log.error("route without descriptors", to=slot)
 
-    def _drain(self, how: How, *, to_the_end: bool = True) -> None:
-        self._leaving.begin(how, to_the_end=to_the_end)
+    def _drain(self, how: How, *, to_the_end: bool = True, settled: bool | None = None) -> None:
+        self._leaving.begin(how, to_the_end=to_the_end, settled=settled)
         if how is How.HAND_OVER:
             self._tell(ClosedMessage())
         self._next_upkeep = 0.0

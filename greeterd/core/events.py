@@ -17,6 +17,8 @@ Ticket = NewType("Ticket", int)
 """Names the command that an answer belongs to; 0 when nobody waits for one."""
 
 NO_TICKET = Ticket(0)
+MENDING = Ticket(-1)
+"""Of a restart that nobody has asked for but the master: a listener was renewed."""
 
 DISPATCHER = SlotIndex(0)
 """The slot of mode handoff whose worker accepts for all, and hands on what it has accepted."""
@@ -72,7 +74,8 @@ class Policy:
     graceful_timeout: float = 30.0
     start_timeout: float = 30.0
     worker_timeout: float = 30.0
-    max_restarts: int = 20
+    max_restarts: int = 8
+    """So often the worker of one slot may die within `restart_window`."""
     restart_window: float = 60.0
     shutdown_delay: float = 0.0
     """For how long the daemon goes on serving when it was told to stop."""
@@ -213,6 +216,13 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No listener accepts any longer, and none can be had."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the daemon."""
 
@@ -239,6 +249,7 @@ Event = (
     | Returned
     | TrialEnded
     | Command
+    | Unreachable
     | Stop
     | Tick
 )

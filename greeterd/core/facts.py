@@ -28,6 +28,7 @@ from greeterd.core.events import (
     Stop,
     Tick,
     TrialEnded,
+    Unreachable,
     Upgrade,
     WorkerId,
     name_of,
@@ -63,6 +64,9 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
                 worker.accepts = False
         case Returned():
             _note_returned(state, event)
+        case Unreachable(reason):
+            if state.stopping is None:
+                state.end(Exit(69, reason))
         case Stop():
             _note_stop(state, event, now)
         case Reload() | Restart() | Scale() | Upgrade():
@@ -156,12 +160,14 @@ def _count_death(state: State, slot: Slot, now: float) -> None:
     slot.retry_at = now + backoff_delay(slot.failures, state.jitter())
     slot.restarts += 1
     slot.died = True
+    # By slot: when all workers are killed at once, none of them is in a crash loop.
     horizon = now - state.policy.restart_window
-    state.restarts = [when for when in state.restarts if when > horizon]
-    state.restarts.append(now)
-    if len(state.restarts) > state.policy.max_restarts and state.stopping is None:
+    slot.deaths = [when for when in slot.deaths if when > horizon]
+    slot.deaths.append(now)
+    if len(slot.deaths) > state.policy.max_restarts and state.stopping is None:
         window = f"{state.policy.restart_window:g} s"
-        state.end(Exit(70, f"{len(state.restarts)} workers died within {window}"))
+        times = f"{len(slot.deaths)} times" if len(slot.deaths) > 1 else "once"
+        state.end(Exit(70, f"{name_of(slot.index)} died {times} within {window}"))
 
 
 def _note_returned(state: State, event: Returned) -> None:

@@ -48,8 +48,6 @@ class State:
     """Every worker that is not gone: the same records as in the slots."""
     highest_slot: SlotIndex = field(default=SlotIndex(0))
     """The highest number that a slot has had: slots that are gone have counted, too."""
-    restarts: list[float] = field(default_factory=list)
-    """When workers were found dead, within the last `restart_window`."""
     commands: deque[Command] = field(default_factory=deque)
     """What is to be done after the operation."""
     operation: Operation | None = field(default_factory=Launch)

@@ -154,11 +154,15 @@ class Status(Struct, frozen=True, kw_only=True):
     """What the dispatcher has counted; its connections are counted again where they are served."""
     listeners: list[ListenerStatus] = []
     restarts_in_window: int = 0
+    """Of all workers."""
     max_restarts: int = 0
+    """Of each worker."""
     restart_window: float = 0.0
     longest_stall: float = 0.0
     """The longest time for which the master's loop was deaf: busy, or woken late. Since its start
     or the latest upgrade, whose own exec is not in it."""
+    trouble: str | None = None
+    """Which addresses do not accept, and why; None if all do."""
     last_error: str | None = None
     warnings: list[str] = []
     """What is wrong at this moment, a line each, such as a control socket that was removed."""
@@ -226,10 +230,12 @@ def heading(status: Status) -> list[str]:
     )
     origin = ", passed by the service manager" if status.passed else ""
     lines = [daemon, f"listening on {', '.join(addresses) or 'nothing'}{origin}"]
+    if status.trouble:
+        lines.append(f"trouble: {status.trouble}")
     if status.restarts_in_window:
         lines.append(
             f"restarts: {status.restarts_in_window} in the last"
-            f" {duration(status.restart_window)}, {status.max_restarts} are allowed"
+            f" {duration(status.restart_window)}, {status.max_restarts} are allowed to each worker"
         )
     if status.reload is not None:
         ago = duration(status.since + status.uptime - status.reload.at)

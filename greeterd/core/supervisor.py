@@ -6,7 +6,7 @@ twice, or late, leads to the same world.  Instants come in with each call, and r
 `jitter`, so a history can be replayed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from greeterd.core import commands, ending, facts, loans, serving
 from greeterd.core.events import (
@@ -122,15 +122,10 @@ class Supervisor:
         """Return the worker of this name, None when it is gone."""
         return self._state.worker(ident)
 
-    @property
-    def restarts(self) -> Sequence[float]:
-        """When workers were found dead, within the last `restart_window` before the last one."""
-        return self._state.restarts
-
     def recent_restarts(self, now: float) -> int:
-        """Return how many workers were found dead within the last `restart_window`."""
+        """Return how many workers, of all slots, died within the last `restart_window`."""
         horizon = now - self.policy.restart_window
-        return sum(when > horizon for when in self.restarts)
+        return sum(when > horizon for slot in self.slots.values() for when in slot.deaths)
 
     @property
     def stopping(self) -> Stop | None:

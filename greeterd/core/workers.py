@@ -91,6 +91,8 @@ class Slot:
     """Deaths in a row, none of them after a `restart_window` in which the slot was served."""
     restarts: int = 0
     """Workers that were started in the place of a dead one, since the slot exists."""
+    deaths: list[float] = field(default_factory=list)
+    """When its workers were found dead, within the last `restart_window` before the last one."""
     retry_at: float = 0.0
     served_since: float = 0.0
     """Since when one ready worker has followed the other."""

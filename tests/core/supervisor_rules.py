@@ -3,7 +3,7 @@
 The rules keep records of their own, made from events and actions alone, and compare.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from greeterd.core import recycling
@@ -85,6 +85,8 @@ class Rules:
     asked: Counter[Ticket] = field(default_factory=Counter)
     answered: Counter[Ticket] = field(default_factory=Counter)
     failures: Counter[SlotIndex] = field(default_factory=Counter)
+    deaths: dict[SlotIndex, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """When the workers of a slot were found dead."""
     served_since: dict[SlotIndex, float] = field(default_factory=dict)
     vacant_since: dict[SlotIndex, float] = field(default_factory=dict)
     close_from: dict[SlotIndex, float] = field(default_factory=dict)
@@ -193,6 +195,7 @@ class Rules:
                 if served >= self.policy.restart_window:
                     self.failures[record.slot] = 0
             self.failures[record.slot] += 1
+            self.deaths[record.slot].append(now)
             self.vacant_since[record.slot] = now
 
     def _lives(self, slot: SlotIndex, life: Life) -> list[WorkerId]:
@@ -340,7 +343,8 @@ class Rules:
     def _kill_from(self, record: Record) -> float:
         if self.stopped_at is None:
             return record.kill_from
-        return min(record.kill_from, self.stopped_at + self.policy.graceful_timeout)
+        share = 0.5 if record.slot == DISPATCHER else 1.0  # the others have the other half
+        return min(record.kill_from, self.stopped_at + share * self.policy.graceful_timeout)
 
     def _check_close(self, slot: SlotIndex, now: float) -> None:
         assert not any(record.slot == slot for record in self.alive.values())
@@ -354,6 +358,7 @@ class Rules:
         self.listening.discard(slot)
         self.holders = {each for each in self.holders if each[0] != slot}
         self.failures.pop(slot, None)
+        self.deaths.pop(slot, None)
 
     # What is, after the actions -------------------------------------------------------------
 
@@ -373,3 +378,7 @@ class Rules:
         assert (self.final is not None) <= (not supervisor.slots or not self.alive)
         if self.final is None and not self.leaving(now):
             assert supervisor.live_slots
+            horizon = now - self.policy.restart_window
+            for deaths in self.deaths.values():
+                recent = sum(when > horizon for when in deaths)
+                assert recent <= self.policy.max_restarts or self.stopping, "a crash loop ends"

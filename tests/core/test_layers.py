@@ -21,8 +21,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({"inheritance", "limits"}),  # what a process begins with
     frozenset({FACILITIES}),  # every module that is not named here
-    frozenset({"activation", "escrow", "intake", "manager", "nursery", "seat"}),
+    frozenset({"inspection"}),
+    frozenset({"activation", "escrow", "handshakes", "intake", "manager", "nursery", "seat"}),
     frozenset({"generations", "legacy", "masterlog", "reception"}),
+    frozenset({"mending"}),
     frozenset({"crew", "dispatcher", "service", "upgrading"}),  # parts of master and worker
     frozenset({"leaving", "survey"}),
     frozenset({"workloop"}),

@@ -15,6 +15,11 @@ NOON = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 names = st.binary(min_size=1, max_size=60).map(lambda b: b.decode("utf-8", "backslashreplace"))
 
 
+MOST_BYTES_A_NAME_BYTE = 12
+"""As README.md says: a control character is six bytes of JSON, and a name stands in two fields."""
+MOST_OTHER_BYTES = 300
+
+
 def turn(batch: list[tuple[str, str]], *, seq: int = 17, at: datetime = NOON) -> dict[str, Any]:
     return {
         "timestamp": at,
@@ -40,6 +45,26 @@ def test_a_record_is_exactly_this_line() -> None:
 def test_a_timestamp_always_has_six_decimals(microsecond: int) -> None:
     line = render_turn(turn([("Alice", "c")], at=NOON.replace(microsecond=microsecond)))
     assert json.loads(line)["timestamp"] == f"2026-01-01T12:00:00.{microsecond:06}Z"
+
+
+@given(st.binary(min_size=1, max_size=60))
+@example(b"\x00" * 4096)
+@example(b"\x7f" * 4096)
+@example(b"\xff" * 4096)
+@example("\x9b".encode() * 2048)
+@example("\U000e0001".encode() * 1024)
+def test_a_record_has_no_more_bytes_than_is_said(sent: bytes) -> None:
+    name = sent.decode("utf-8", "backslashreplace")
+    widest = "[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535"
+    event = turn([(name, widest)], seq=2**64 - 1) | {
+        "worker": 512, "generation": 2**32, "pid": 2**22,
+    }  # fmt: skip
+    assert len(render_turn(event)) <= MOST_BYTES_A_NAME_BYTE * len(sent) + MOST_OTHER_BYTES
+
+
+def test_no_smaller_bound_would_hold_for_control_characters() -> None:
+    longer, shorter = (render_turn(turn([("\x01" * count, "c")])) for count in (2, 1))
+    assert len(longer) - len(shorter) == MOST_BYTES_A_NAME_BYTE
 
 
 def test_a_turn_is_numbered_upwards() -> None:

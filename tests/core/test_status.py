@@ -249,14 +249,19 @@ def test_an_older_daemon_tells_no_longest_queue_and_no_drops() -> None:
 def test_a_heading_tells_of_restarts_the_last_reload_and_the_last_error() -> None:
     failed = ReloadResult(ok=False, generation=3, at=1_700_000_000.0 + 3605, took=0.5, error="bad")
     status = a_status(
-        restarts_in_window=3, max_restarts=20, restart_window=60.0, reload=failed,
+        restarts_in_window=3, max_restarts=8, restart_window=60.0, reload=failed,
         last_error="worker 2 died",
     )  # fmt: skip
     assert heading(status)[2:] == [
-        "restarts: 3 in the last 1m00s, 20 are allowed",
+        "restarts: 3 in the last 1m00s, 8 are allowed to each worker",
         "last reload: 2m00s ago, failed: bad",
         "last error: worker 2 died",
     ]
+
+
+def test_a_heading_tells_which_address_does_not_accept() -> None:
+    trouble = "127.0.0.1:80 does not accept: another process uses this address"
+    assert heading(a_status(trouble=trouble))[2:] == [f"trouble: {trouble}"]
 
 
 def test_a_reload_that_worked_is_told_too() -> None:

@@ -157,7 +157,7 @@ def test_a_replacement_that_fails_leaves_the_old_worker_and_is_tried_again_later
         attempt += 1
         assert daemon.tell(due, after=0.1) == [spawn(attempt, slot=1, place=1)]
         delay = min(60.0, 2 * delay)
-    assert daemon.supervisor.restarts == []
+    assert daemon.supervisor.recent_restarts(daemon.now) == 0
     daemon.tell(ready(attempt), left(1))
     after = look(has(attempt, greetings=11))
     assert daemon.tell(after) == [spawn(attempt + 1, slot=1)]

@@ -279,4 +279,4 @@ def test_the_restart_intensity_ends_a_reload() -> None:
         sweep(1),
         sweep(3),
     ]
-    assert daemon.tell(left(1), left(3)) == [Exit(70, "1 workers died within 60 s")]
+    assert daemon.tell(left(1), left(3)) == [Exit(70, "worker 2 died once within 60 s")]

@@ -8,6 +8,7 @@ from greeterd.core.events import (
     Life,
     Policy,
     Say,
+    SlotIndex,
     Spawn,
     SpawnFailed,
     Started,
@@ -128,7 +129,7 @@ def test_a_worker_that_retires_while_others_start_is_not_waited_for() -> None:
 
 
 def test_the_first_restart_is_immediate_and_the_next_ones_wait_twice_as_long_each() -> None:
-    daemon = started(1)
+    daemon = started(1, policy=Policy(max_restarts=20))
     assert daemon.tell(died(1)) == [spawn(2, slot=1)]
     waits = [fails_again(daemon, worker) for worker in range(2, 13)]
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0])
@@ -199,21 +200,51 @@ def test_a_slot_counts_its_restarts() -> None:
 # Restart intensity
 
 
-def test_more_deaths_than_max_restarts_end_the_daemon_with_70() -> None:
+def test_more_deaths_of_one_slot_than_max_restarts_end_the_daemon_with_70() -> None:
     daemon = started(3, policy=Policy(max_restarts=2, restart_window=60.0))
     daemon.tell(died(1), ready(4))
-    daemon.tell(died(2), ready(5), after=30.0)
-    actions = daemon.tell(died(3), after=29.0)
-    assert actions == [GateAll(), sweep(4), sweep(5)]
-    assert daemon.tell(left(4), left(5)) == [Exit(70, "3 workers died within 60 s")]
+    daemon.tell(died(4), Tick(), ready(5), after=30.0)
+    daemon.tell(Tick(), ready(5), after=1.0)
+    actions = daemon.tell(died(5), after=28.0)
+    assert actions == [GateAll(), sweep(2), sweep(3)]
+    assert daemon.tell(left(2), left(3)) == [Exit(70, "worker 1 died 3 times within 60 s")]
+
+
+def test_with_no_restarts_allowed_one_death_ends_the_daemon() -> None:
+    daemon = started(1, policy=Policy(max_restarts=0, restart_window=5.0))
+    assert daemon.tell(died(1)) == [GateAll(), Exit(70, "worker 1 died once within 5 s")]
+
+
+def test_deaths_of_different_slots_are_not_added_up() -> None:
+    daemon = started(24, policy=Policy(max_restarts=1))
+    actions = daemon.tell(*(died(worker) for worker in range(1, 25)))
+    assert actions == [spawn(24 + slot, slot=slot) for slot in range(1, 25)]
+    assert daemon.supervisor.recent_restarts(daemon.now) == 24
+    assert daemon.supervisor.stopping is None
+
+
+@pytest.mark.parametrize("life", [0.0, 0.5, 5.0])
+def test_by_default_a_crash_loop_of_one_worker_of_many_ends_the_daemon(life: float) -> None:
+    daemon = started(24)
+    began, worker = daemon.now, 1
+    for _ in range(Policy().max_restarts):
+        daemon.tell(died(worker), after=life)
+        daemon.wait(max(0.0, daemon.supervisor.slots[SlotIndex(1)].retry_at - daemon.now))
+        worker = int(daemon.supervisor.last_worker)
+        daemon.tell(ready(worker))
+        assert daemon.supervisor.stopping is None
+    assert GateAll() in daemon.tell(died(worker), after=life)
+    assert daemon.now - began < Policy().restart_window
 
 
 def test_deaths_before_the_restart_window_are_forgotten() -> None:
-    daemon = started(3, policy=Policy(max_restarts=2, restart_window=60.0))
-    daemon.tell(died(1), ready(4))
-    daemon.tell(died(2), ready(5), after=30.0)
-    assert daemon.tell(died(3), after=30.0) == [spawn(6, slot=3)]
-    assert len(daemon.supervisor.restarts) == 2
+    daemon = started(1, policy=Policy(max_restarts=2, restart_window=60.0))
+    daemon.tell(died(1), ready(2))
+    daemon.tell(died(2), after=30.0)
+    daemon.tell(Tick(), ready(3), after=1.0)
+    daemon.tell(died(3), after=29.0)
+    assert daemon.supervisor.stopping is None
+    assert daemon.supervisor.slots[SlotIndex(1)].deaths == [daemon.now - 30.0, daemon.now]
     assert daemon.supervisor.recent_restarts(daemon.now) == 2
     assert daemon.supervisor.recent_restarts(daemon.now + 29.9) == 2
     assert daemon.supervisor.recent_restarts(daemon.now + 30.0) == 1

@@ -13,6 +13,7 @@ from greeterd.core.events import (
     Say,
     SlotIndex,
     Tick,
+    Unreachable,
 )
 from tests.core.supervised import (
     Daemon,
@@ -223,7 +224,7 @@ def test_an_end_with_70_stays_one_when_it_is_hurried() -> None:
     assert daemon.tell(stop(quick=True, ticket=1)) == [quick(2)]
     assert daemon.tell(left(2)) == [
         finished("stop", ticket=1),
-        Exit(70, "1 workers died within 60 s"),
+        Exit(70, "worker 1 died once within 60 s"),
     ]
 
 
@@ -290,7 +291,20 @@ def test_a_start_is_not_waited_for() -> None:
 
 def test_an_end_of_its_own_accord_is_not_delayed() -> None:
     daemon = started(1, policy=replace(DELAYED, max_restarts=0))
-    assert daemon.tell(died(1)) == [GateAll(), Exit(70, "1 workers died within 60 s")]
+    assert daemon.tell(died(1)) == [GateAll(), Exit(70, "worker 1 died once within 60 s")]
+
+
+def test_a_daemon_that_nobody_can_reach_ends_with_69_and_without_delay() -> None:
+    daemon = started(1, policy=DELAYED)
+    assert daemon.tell(Unreachable("it is gone")) == [GateAll(), sweep(1)]
+    assert daemon.tell(left(1)) == [Exit(69, "it is gone")]
+
+
+def test_what_stops_already_is_not_made_a_failure_by_being_unreachable() -> None:
+    daemon = started(1, policy=DELAYED)
+    daemon.tell(stop(), Unreachable("it is gone"))
+    assert daemon.wait(5.0) == [GateAll(), sweep(1)]
+    assert daemon.tell(left(1)) == [Exit(0, "")]
 
 
 def test_a_worker_that_dies_during_the_delay_is_replaced() -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from greeterd import steering
 from greeterd.core.address import Address
 from greeterd.listener import guard_address, local_address, open_member, open_shared
+from greeterd.sockdiag import handshakes
 
 ANY_PORT = Address(host="127.0.0.1", port=0)
 _TCP_SYN_SENT = 2
@@ -75,6 +76,11 @@ def connected(client: socket.socket) -> bool:
     if error:
         raise OSError(error, "the connection was refused")
     return not unanswered(client)
+
+
+def half_open(*addresses: Address) -> int:
+    """Return how many handshakes with these addresses are under way."""
+    return sum(map(len, handshakes(addresses)))
 
 
 def unanswered(client: socket.socket) -> bool:

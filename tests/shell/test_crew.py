@@ -154,6 +154,7 @@ def test_whatever_a_worker_says_the_master_and_its_readers_go_on(
         now=time.monotonic(),
         longest_stall=0.0,
         warnings=[],
+        trouble=None,
         config=Config(),
         config_file=None,
         last_error=None,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from greeterd import sockdiag
 from greeterd.core.address import Address
 from greeterd.listener import local_address
-from greeterd.sockdiag import Queue, drops, half_open, handshakes, queue_length
-from tests.shell.sockets import connected, connecting, group, hear, shared
+from greeterd.sockdiag import Queue, drops, handshakes, is_under_way, queue_length
+from tests.shell.sockets import connected, connecting, group, half_open, hear, shared
 from tests.support import until
 
 
@@ -89,15 +90,65 @@ def test_handshakes_with_other_addresses_are_not_counted(opened: ExitStack) -> N
     assert half_open(Address(host="127.0.0.2", port=local_address(busy).port)) == 0
 
 
-def test_handshakes_of_before_can_be_told_from_those_that_came_later(opened: ExitStack) -> None:
-    members = group(opened, 2)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_handshake_is_under_way_until_its_client_answers(opened: ExitStack, host: str) -> None:
+    members = group(opened, 2, Address(host=host, port=0))
     address = local_address(members[0])
     early = connecting(opened, members[0], deaf=True)
-    before = until(lambda: handshakes(address))
+    [before] = until(lambda: [each for portion in handshakes([address]) for each in portion])
+    assert is_under_way(before)
     late = connecting(opened, members[0], deaf=True)
     until(lambda: half_open(address) == 2)
     hear(early)
     until(lambda: connected(early))
-    assert not before & handshakes(address)
+    assert not is_under_way(before)
     assert not connected(late)
     assert half_open(address) == 1
+
+
+def test_a_handshake_over_ipv4_with_a_listener_for_both_can_be_looked_up(opened: ExitStack) -> None:
+    listener = opened.enter_context(
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    )
+    client = connecting(opened, listener, deaf=True, over=("127.0.0.1", listener.getsockname()[1]))
+    address = local_address(listener)
+    [found] = until(lambda: [each for portion in handshakes([address]) for each in portion])
+    assert is_under_way(found)
+    hear(client)
+    until(lambda: not is_under_way(found))
+
+
+def test_one_dump_a_family_answers_for_all_addresses(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listeners = [shared(opened) for _ in range(8)]
+    listeners += [shared(opened, Address(host="::1", port=0)) for _ in range(2)]
+    for listener in listeners:
+        connecting(opened, listener, deaf=True)
+    addresses = [*map(local_address, listeners)]
+    until(lambda: half_open(*addresses) == 10)
+    asked: list[int] = []
+    ask = sockdiag._ask
+
+    def counted(request: bytes, flags: int) -> Iterator[list[bytes]]:
+        asked.append(request[0])
+        return ask(request, flags)
+
+    monkeypatch.setattr(sockdiag, "_ask", counted)
+    assert half_open(*addresses) == 10
+    assert half_open(*addresses[:3]) == 3
+    assert asked == [socket.AF_INET, socket.AF_INET6, socket.AF_INET]
+
+
+def test_a_dump_ends_when_nobody_wants_more_of_it(opened: ExitStack) -> None:
+    listener = shared(opened)
+    for _ in range(3):
+        connecting(opened, listener, deaf=True)
+    until(lambda: half_open(local_address(listener)) == 3)
+    with Path("/proc/net/netlink").open() as before:
+        count = len(before.readlines())
+    look = handshakes([local_address(listener)])
+    assert len(next(look)) == 3
+    look.close()
+    with Path("/proc/net/netlink").open() as after:
+        assert len(after.readlines()) == count

@@ -11,7 +11,7 @@ import pytest
 from greeterd import steering
 from greeterd.core.address import Address
 from greeterd.listener import local_address
-from greeterd.sockdiag import drops, half_open, queue_length
+from greeterd.sockdiag import drops, queue_length
 from greeterd.steering import (
     HASH,
     choose,
@@ -26,6 +26,7 @@ from tests.shell.sockets import (
     connected,
     connecting,
     group,
+    half_open,
     hear,
     keep_port,
     shared,

@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +31,42 @@ def listeners(pid: int) -> dict[int, str]:
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 found[fd] = str(local_address(sock))
     return found
+
+
+def listener_of(pid: int, address: str = "") -> socket.socket:
+    """Return a duplicate of the process's listener at an address, or of its first."""
+    return _first(
+        pid,
+        lambda sock: (
+            bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            and address in {"", str(local_address(sock))}
+        ),
+    )
+
+
+def pair_exit_of(pid: int, master: int) -> socket.socket:
+    """Return a duplicate of the end at which a worker of mode handoff is handed connections."""
+    # Its end of the channel is such a socket, too, but the master does not hold that.
+    held = {entry.readlink().name for entry in Path(f"/proc/{master}/fd").iterdir()}
+    return _first(
+        pid,
+        lambda sock: (
+            sock.type == socket.SOCK_SEQPACKET
+            and Path(f"/proc/self/fd/{sock.fileno()}").readlink().name in held
+        ),
+    )
+
+
+def _first(pid: int, wanted: Callable[[socket.socket], bool]) -> socket.socket:
+    found = []
+    for _, sock in _sockets(pid):
+        if wanted(sock):
+            found.append(sock)
+        else:
+            sock.close()
+    for other in found[1:]:
+        other.close()
+    return found[0]
 
 
 def inodes(pid: int) -> set[str]:

@@ -55,7 +55,7 @@ STATUS = Status(
     totals=total(COUNTERS.values()),
     listeners=[ListenerStatus(address="127.0.0.1:12345", slot=2, queued=17, limit=4096)],
     restarts_in_window=12,
-    max_restarts=20,
+    max_restarts=8,
     restart_window=60.0,
     last_error="worker 2 died: \x1b[31msignal 11",
 )
@@ -359,7 +359,7 @@ def test_status_begins_with_the_daemon(ctl: Ctl) -> None:
     assert lines[:5] == [
         "greeterd 1.2.3: running, reuseport (epoll), pid 4194303, up 1d01h, generation 3",
         "listening on 127.0.0.1:12345",
-        "restarts: 12 in the last 1m00s, 20 are allowed",
+        "restarts: 12 in the last 1m00s, 8 are allowed to each worker",
         r"last error: worker 2 died: \x1b[31msignal 11",
         "",
     ]

@@ -179,9 +179,22 @@ def test_too_many_deaths_in_the_window_end_the_daemon_with_70(
     assert one.wait() == 70
     last = one.events("stopped")[-1]
     assert (last["code"], last["level"]) == (70, "error")
-    assert "4 workers died within 60 s" in last["reason"]
+    assert "worker 1 died 4 times within 60 s" in last["reason"]
     other = [each for each in one.events("worker exited") if each["worker"] == 2]
     assert [each["reason"] for each in other] == ["exit status 0"], "the healthy one was drained"
+
+
+@both_modes
+def test_all_workers_killed_at_once_are_replaced(daemon: StartDaemon, mode: str) -> None:
+    one = daemon(f"--mode={mode}", "--workers=24", "--reply")
+    old = {slot: worker_of(one, slot) for slot in range(1, 25)}
+    for pid in old.values():
+        os.kill(pid, signal.SIGKILL)
+    for slot, pid in old.items():
+        wait_replaced(one, slot, pid)
+    assert greet(one.address, "Alice") == "Hello, Alice\n"
+    assert one.status()["restarts_in_window"] == 24
+    assert one.stop() == 0
 
 
 @pytest.mark.parametrize("daemonize", [False, True])

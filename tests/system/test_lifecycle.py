@@ -235,3 +235,20 @@ def test_as_pid_1_it_reaps_the_orphans_of_strangers(daemon: StartDaemon) -> None
     init.terminate()
     assert server.wait() == 0
     assert server.events("stopped")[0]["pid"] == 1
+
+
+@pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+def test_at_a_stop_workers_leave_by_themselves_when_the_master_hangs(
+    daemon: StartDaemon, mode: str
+) -> None:
+    server = daemon("--mode", mode, "--workers=2", "--drain-grace=1", "--graceful-timeout=4")
+    children = psutil.Process(server.pid).children()
+    server.signal(signal.SIGTERM)
+    until(lambda: all("[draining]" in title(child.pid) for child in children))
+    server.signal(signal.SIGSTOP)
+    try:
+        until(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in children))
+    finally:
+        server.signal(signal.SIGCONT)
+    assert server.wait() == 0
+    assert server.events("worker is ended") == []
