@@ -47,6 +47,12 @@ def has_failed(daemon: Daemon, count: int) -> bool:
     return bool(daemon.status()["totals"]["log_errors"] >= count)
 
 
+def has_another(daemon: Daemon, victim: int) -> bool:
+    """Tell whether both slots have a worker again, which is not this one."""
+    workers = {worker_of(daemon, 1), worker_of(daemon, 2)}
+    return not workers & {0, victim}
+
+
 def greeted(data: bytes) -> Counter[str]:
     """Return how often each name was greeted, of lines that are all whole."""
     assert not data or data.endswith(b"\n")
@@ -195,8 +201,9 @@ def test_beside_a_full_disk_a_replaced_worker_leaves_no_torn_or_glued_line(
             errors = one.status()["totals"]["log_errors"]
             until(partial(has_failed, one, errors + 3), what="a worker is out of room")
             if kind == "kill":
-                os.kill(worker_of(one, 1 + turn % 2), signal.SIGKILL)
-                until(partial(worker_of, one, 1 + turn % 2), what="the next worker")
+                victim = until(partial(worker_of, one, 1 + turn % 2), what="a worker")
+                os.kill(victim, signal.SIGKILL)
+                until(partial(has_another, one, victim), what="the next worker")
                 disk.clear(one)
             else:
                 generation = one.status()["generation"]
