@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from greeterd import listener, steering
+from greeterd import listener, signals, steering
 from greeterd.config import Config
 from greeterd.core.address import Address, parse_address
 from greeterd.core.events import DISPATCHER, SlotIndex
@@ -180,8 +180,17 @@ class Escrow:
         """The pairs that a dispatcher which is forked now has to know."""
         return {slot: self._pairs[slot] for slot in self._routed}
 
+    def flaw_of(self, fds: list[int]) -> str:
+        """Return what is wrong with descriptors that a worker has opened, one an address."""
+        if len(fds) != len(self.addresses):
+            return f"{len(fds)} listeners for {len(self.addresses)} addresses"
+        for address, fd in zip(self.addresses, fds, strict=True):
+            if not listener.is_member(fd, address):
+                return f"a descriptor that is no listener to be of {address}"
+        return ""
+
     def admit(self, slot: SlotIndex, fds: list[int]) -> None:
-        """Take a slot's new listeners, one an address, and let them listen.
+        """Take a slot's new listeners, which have no flaw, and let them listen.
 
         Raises:
             ListenError: one of them cannot listen.
@@ -239,6 +248,10 @@ class Escrow:
             self._steer()
         return None
 
+    def do_not_use(self, slot: SlotIndex) -> None:
+        """Let no dispatcher that is forked from now on hand connections on to a slot."""
+        self._routed.discard(slot)
+
     def close_slot(self, slot: SlotIndex) -> None:
         """Close a slot's listeners for every process that holds them.
 
@@ -249,7 +262,8 @@ class Escrow:
             for pair in self._pairs.values():
                 pair.close_entry()
         if slot in self._pairs:
-            self._pairs.pop(slot).close()
+            with signals.prodded():
+                self._pairs.pop(slot).close()
         if self.passed:
             return
         if slot not in self._slots:
@@ -260,12 +274,13 @@ class Escrow:
         hole, last = self._order.index(slot), len(self._order) - 1
         self._steer(unsettled={hole, last})
         socks = self._slots.pop(slot)
-        for sock in socks:
-            # close() alone would leave the group's order to whoever closes last; shutdown() takes
-            # the listener out of it now.
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+        with signals.prodded():  # a worker may have made anything of them
+            for sock in socks:
+                # close() alone would leave the group's order to whoever closes last; shutdown()
+                # takes the listener out of it now.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
         self._order[hole] = self._order[last]
         self._order.pop()
         self._avoided.discard(slot)
@@ -330,10 +345,11 @@ class Escrow:
             for member in self._slots[self._order[0]]:
                 with contextlib.suppress(OSError):  # also when this was closed before
                     steering.steer(member, None)
-        for sock in self.listeners() + self._guards:
-            sock.close()
-        for pair in self._pairs.values():
-            pair.close()
+        with signals.prodded():
+            for sock in self.listeners() + self._guards:
+                sock.close()
+            for pair in self._pairs.values():
+                pair.close()
 
     def _steer(self, unsettled: Collection[int] = ()) -> None:
         """Have the kernel choose; `unsettled` are indexes to avoid, too, if others are left."""

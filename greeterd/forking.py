@@ -8,10 +8,11 @@ from functools import partial
 
 from greeterd import worker
 from greeterd.channel import Channel
+from greeterd.core.conversation import Conversation
 from greeterd.core.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
 from greeterd.escrow import Escrow
 from greeterd.files import Identity
-from greeterd.generations import Generations
+from greeterd.generations import Generations, may_exit
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Nursery
 from greeterd.scoreboard import GREETINGS, Scoreboard
@@ -72,8 +73,15 @@ class Forks:
         if spawn.slot == DISPATCHER:
             keep += [fd for pair in self._escrow.routes.values() for fd in pair.fds]
         try:
-            keep += [sock.fileno() for sock in self._escrow.for_slot(spawn.slot) or []]
-            child = self._nursery.fork(spawn, partial(self._live, spawn), keep=keep, log=log)
+            listeners = self._escrow.for_slot(spawn.slot)
+            keep += [sock.fileno() for sock in listeners or []]
+            conversation = Conversation(
+                listeners=0 if listeners else len(self._escrow.addresses),
+                may_exit=may_exit(spawn.slot, self._generations[spawn.generation]),
+            )
+            child = self._nursery.fork(
+                spawn, partial(self._live, spawn), keep=keep, conversation=conversation, log=log
+            )
         except OSError as error:
             self._log.logger.warning("cannot fork", worker=spawn.slot, reason=error.strerror)
             self._feed(SpawnFailed(spawn.worker, f"fork: {error.strerror}"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from greeterd.config import FIXED, Config
-from greeterd.core.events import Generation, Policy
+from greeterd.core.events import DISPATCHER, Generation, Policy
 from greeterd.core.status import ReloadResult
 from greeterd.core.supervisor import Supervisor
 from greeterd.files import Identity
@@ -119,6 +119,11 @@ def policy_of(config: Config, most_slots: int | None) -> Policy:
         max_age=config.max_age,
         max_rss_bytes=config.max_rss * 2**20,
     )
+
+
+def may_exit(slot: int, config: Config) -> bool:
+    """Tell whether clients of this slot's worker can ask it to exit."""
+    return config.allow_exit and slot != DISPATCHER
 
 
 def fixed_settings(config: Config) -> list[tuple[str, str]]:

@@ -208,6 +208,7 @@ class Master:
     def _tick(self) -> None:
         now = time.monotonic()
         self._orders.control.expire(now)
+        self._crew.attend(self._upgrading.pids(), now)
         deadline = self._supervisor.next_deadline()
         if now >= self._next_tick:
             policy = self._supervisor.policy
@@ -311,11 +312,11 @@ class Master:
     def _succeed(self, estate: Estate) -> None:
         """Go on where the predecessor in this process has stopped: its workers serve meanwhile."""
         self._since, self._began, self._performer.started = estate.since, estate.started, True
-        self._crew.adopt(estate)
         for slot in estate.slots:
             self._generations.adopt(
                 [slot.generation, *(worker.generation for worker in slot.workers)]
             )
+        self._crew.adopt(estate)
         ticket = self._orders.adopt(estate)
         config = self._generations.current
         self._escrow.steer_as(config)

@@ -8,22 +8,32 @@ strangers reaped, too.
 
 import contextlib
 import faulthandler
+import fcntl
 import gc
 import os
 import resource
 import selectors
 import signal
-import socket
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from greeterd import signals, systemd
-from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker
+from greeterd import rights, signals, systemd
+from greeterd.channel import Channel
+from greeterd.core.conversation import Conversation
 from greeterd.core.events import Pid, Spawn, WorkerId
+from greeterd.core.messages import Breach, FailedMessage, FromMaster, Message, ReadyMessage
+from greeterd.core.printable import escape_lines
+
+RECORDS_A_TURN: Final = 64
+"""Messages that are read from one child before others have their turn."""
+HANG_UP_GRACE: Final = 1.0
+"""Seconds that a child may live on after it has closed its channel, which only its end does."""
+MAX_STACK_BYTES: Final = 64 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,9 +43,13 @@ class Child:
     pid: Pid
     spawn: Spawn
     channel: Channel
+    conversation: Conversation
     stack_fd: int
     """An anonymous file into which faulthandler writes the stack when the worker is aborted."""
     failure: FailedMessage | None = None
+    """Why it ends, where that is known better than by how."""
+    hung_up: float | None = None
+    """When it has closed its channel, or was heard for the last time."""
     turns: int = 0
     """Turns of the worker's loop at the last tick."""
     greetings_before: int = 0
@@ -76,7 +90,8 @@ class Life(Protocol):
         """Live, in the child, with its own end of the channel and its own signals."""
 
 
-Listener = Callable[[Child, FromWorker | FromMaster, list[int]], None]
+Listener = Callable[[Child, Message, list[int]], None]
+"""Is called with what is due, and owns the descriptors."""
 
 
 class Nursery:
@@ -95,7 +110,13 @@ class Nursery:
         return self._children.get(ident)
 
     def fork(
-        self, spawn: Spawn, live: Life, *, keep: Collection[int], log: FilteringBoundLogger
+        self,
+        spawn: Spawn,
+        live: Life,
+        *,
+        keep: Collection[int],
+        conversation: Conversation,
+        log: FilteringBoundLogger,
     ) -> Child:
         """Fork a child that calls `live`; of the descriptors only `keep` goes with it.
 
@@ -103,8 +124,12 @@ class Nursery:
             OSError: the kernel refuses.
 
         """
-        ours, theirs = Channel.pair()
-        stack_fd = os.memfd_create("greeterd-stack", os.MFD_CLOEXEC)
+        stack_fd = _open_stack()
+        try:
+            ours, theirs = Channel.pair()
+        except OSError:
+            os.close(stack_fd)
+            raise
         # What exists now is not looked at again by the children's garbage collectors, so that its
         # pages stay shared, and so that no dead object of ours closes a descriptor of theirs.
         gc.freeze()
@@ -119,36 +144,51 @@ class Nursery:
             raise
         finally:
             theirs.close()
-        child = Child(pid=Pid(pid), spawn=spawn, channel=ours, stack_fd=stack_fd)
-        self._enter(child)
+        child = Child(
+            pid=Pid(pid), spawn=spawn, channel=ours, conversation=conversation, stack_fd=stack_fd
+        )
+        self.enter(child)
         return child
 
-    def adopt(self, spawn: Spawn, pid: Pid, channel_fd: int, stack_fd: int) -> None:
-        """Take over a child that a predecessor in this process has forked."""
-        channel = Channel(socket.socket(fileno=channel_fd))
-        self._enter(Child(pid=pid, spawn=spawn, channel=channel, stack_fd=stack_fd))
-
-    def _enter(self, child: Child) -> None:
+    def enter(self, child: Child) -> None:
+        """Care for a child, also for one that a predecessor in this process has forked."""
         self._children[child.spawn.worker] = child
         self._selector.register(
             child.channel, selectors.EVENT_READ, lambda _mask: self._listen(child)
         )
 
-    def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> bool:
-        """Send a message; False when the child lives but does not read."""
+    def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> str:
+        """Send a message; return why the child cannot have it though it lives, or nothing."""
         child = self._children.get(ident)
         if child is None or child.channel.fileno() < 0:
-            return True
-        return child.channel.send(message, fds)
+            return ""
+        reason = child.channel.send(message, fds)
+        if not reason:
+            child.conversation.told(message)
+        return reason
 
     def broadcast(self, message: FromMaster) -> list[WorkerId]:
         """Send a message to every child; return those that it was sent to."""
         living = [each for each in self._children.values() if each.channel.fileno() >= 0]
-        return [each.spawn.worker for each in living if each.channel.send(message)]
+        return [each.spawn.worker for each in living if not self.send(each.spawn.worker, message)]
 
     def kill(self, child: Child, number: signal.Signals) -> None:
         """Send a signal; the pid cannot be another's, since it is not reaped."""
         os.kill(child.pid, number)
+
+    def end(self, child: Child, code: int, reason: str) -> None:
+        """Kill a child, for the first reason that is given, and listen to it no more."""
+        child.failure = child.failure or FailedMessage(code, reason)
+        self._hang_up(child)
+        self.kill(child, signal.SIGKILL)
+
+    def end_breach(self, child: Child, what: str) -> None:
+        """Kill a child that does not keep the protocol."""
+        self.end(child, 70, f"protocol error: {what}")
+
+    def mute(self) -> list[Child]:
+        """Return the children whose channel is closed, and who are not reaped."""
+        return [each for each in self._children.values() if each.hung_up is not None]
 
     def reap(self, others: Collection[int] = ()) -> Iterator[Death]:
         """Yield the children that have ended, each after its last messages were heard.
@@ -156,31 +196,46 @@ class Nursery:
         `others` are children that somebody else waits for.
         """
         for ident, child in list(self._children.items()):
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if pid:
-                self._listen(child)
-                self._hang_up(child)
-                del self._children[ident]
-                stack = _read_all(child.stack_fd)
-                os.close(child.stack_fd)
-                yield Death(child, os.waitstatus_to_exitcode(status), stack)
+            # Reaped last, so that until then the pid is its own.
+            if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            self._listen(child)
+            self._hang_up(child)
+            del self._children[ident]
+            _, status = os.waitpid(child.pid, 0)
+            stack = _read_stack(child.stack_fd)
+            os.close(child.stack_fd)
+            yield Death(child, os.waitstatus_to_exitcode(status), stack)
         if os.getpid() == 1:
             self._reap_strangers({child.pid for child in self._children.values()} | {*others})
 
     def _listen(self, child: Child) -> None:
-        """Read all that the child has sent; an event that came too late finds it closed."""
-        while child.channel.fileno() >= 0:
-            try:
-                message, fds = child.channel.receive()
-            except BlockingIOError:
+        """Read what the child has sent; an event that came too late finds it closed."""
+        for _ in range(RECORDS_A_TURN):
+            if child.channel.fileno() < 0:
                 return
-            if message is None:
+            received = child.channel.receive(child.conversation.descriptors_due)
+            if received is None:
+                return
+            if received.message is None:
                 self._hang_up(child)
-                return
+            elif isinstance(received.message, Breach):
+                self.end_breach(child, received.message.reason)
+            elif received.lost and isinstance(received.message, ReadyMessage):
+                self.end(child, 71, "the master has no descriptors free for its listeners")
+            else:
+                self._weigh(child, received.message, received.fds)
+
+    def _weigh(self, child: Child, message: Message, fds: list[int]) -> None:
+        if breach := child.conversation.heard(message, len(fds)):
+            rights.close_all(fds)
+            self.end_breach(child, breach)
+        else:
             self._on_message(child, message, fds)
 
     def _hang_up(self, child: Child) -> None:
         if child.channel.fileno() >= 0:
+            child.hung_up = time.monotonic()
             self._selector.unregister(child.channel)
             child.channel.close()
 
@@ -221,6 +276,19 @@ def _close_others(keep: set[int]) -> None:
                 os.close(fd)
 
 
-def _read_all(fd: int) -> str:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, size, 0).decode("utf-8", "backslashreplace") if size else ""
+def _open_stack() -> int:
+    """Return the file for a worker's stack, which nobody can make larger."""
+    fd = os.memfd_create("greeterd-stack", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, MAX_STACK_BYTES)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _read_stack(fd: int) -> str:
+    """Return what was written, up to the zeros that follow; also of a file without seals."""
+    written, _, _ = os.pread(fd, MAX_STACK_BYTES, 0).partition(b"\0")
+    return escape_lines(written.decode("ascii", "backslashreplace"))[:MAX_STACK_BYTES]

@@ -45,6 +45,8 @@ class InheritedWorker(Struct, frozen=True, kw_only=True):
     accepts: bool = True
     channel_fd: int
     stack_fd: int
+    credit: dict[str, int] | None = None
+    """What it may still say: see core.conversation. None: the version before kept no books."""
 
 
 class InheritedSlot(Struct, frozen=True, kw_only=True):

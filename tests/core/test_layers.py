@@ -15,13 +15,14 @@ FACILITIES = "facilities"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors"}),  # "" is the package itself: its version
     frozenset({"core"}),
-    frozenset({"files"}),
-    frozenset({"cpus", "kinds", "linefile"}),  # parts of one module above each
+    frozenset({"files", "signals"}),
+    frozenset({"cpus", "kinds", "linefile", "rights"}),  # parts of one module above each
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"activation", "escrow", "intake", "manager", "nursery", "seat"}),
-    frozenset({"generations", "legacy", "masterlog", "reception"}),
+    frozenset({"generations", "masterlog", "reception"}),
+    frozenset({"legacy"}),
     frozenset({"crew", "dispatcher", "service", "upgrading"}),  # parts of master and worker
     frozenset({"leaving", "survey"}),
     frozenset({"workloop"}),
