@@ -179,8 +179,9 @@ class Nursery:
     def end(self, child: Child, code: int, reason: str) -> None:
         """Kill a child, for the first reason that is given, and listen to it no more."""
         child.failure = child.failure or FailedMessage(code, reason)
-        self._hang_up(child)
+        # First: who finds the channel closed takes the master for dead, and shuts the listeners.
         self.kill(child, signal.SIGKILL)
+        self._hang_up(child)
 
     def end_breach(self, child: Child, what: str) -> None:
         """Kill a child that does not keep the protocol."""
