@@ -41,7 +41,7 @@ def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
                     credit=child.conversation.credit,
                 )
                 for worker in slot.workers
-                if (child := nursery.get(worker.id)) is not None and child.channel.fileno() >= 0
+                if (child := nursery.get(worker.id)) is not None
             ],
         )
         for slot in supervisor.slots.values()

@@ -49,7 +49,8 @@ class Child:
     failure: FailedMessage | None = None
     """Why it ends, where that is known better than by how."""
     hung_up: float | None = None
-    """When it has closed its channel, or was heard for the last time."""
+    """When it has closed its channel, or was ended; it is not heard any more. Ours stays open until
+    its end, since it would take the master for dead, and shut its listeners."""
     turns: int = 0
     """Turns of the worker's loop at the last tick."""
     greetings_before: int = 0
@@ -160,7 +161,7 @@ class Nursery:
     def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> str:
         """Send a message; return why the child cannot have it though it lives, or nothing."""
         child = self._children.get(ident)
-        if child is None or child.channel.fileno() < 0:
+        if child is None or child.hung_up is not None:
             return ""
         reason = child.channel.send(message, fds)
         if not reason:
@@ -169,7 +170,7 @@ class Nursery:
 
     def broadcast(self, message: FromMaster) -> list[WorkerId]:
         """Send a message to every child; return those that it was sent to."""
-        living = [each for each in self._children.values() if each.channel.fileno() >= 0]
+        living = [each for each in self._children.values() if each.hung_up is None]
         return [each.spawn.worker for each in living if not self.send(each.spawn.worker, message)]
 
     def kill(self, child: Child, number: signal.Signals) -> None:
@@ -179,16 +180,15 @@ class Nursery:
     def end(self, child: Child, code: int, reason: str) -> None:
         """Kill a child, for the first reason that is given, and listen to it no more."""
         child.failure = child.failure or FailedMessage(code, reason)
-        # First: who finds the channel closed takes the master for dead, and shuts the listeners.
-        self.kill(child, signal.SIGKILL)
         self._hang_up(child)
+        self.kill(child, signal.SIGKILL)
 
     def end_breach(self, child: Child, what: str) -> None:
         """Kill a child that does not keep the protocol."""
         self.end(child, 70, f"protocol error: {what}")
 
     def mute(self) -> list[Child]:
-        """Return the children whose channel is closed, and who are not reaped."""
+        """Return the children who are not heard any more, and not reaped."""
         return [each for each in self._children.values() if each.hung_up is not None]
 
     def reap(self, others: Collection[int] = ()) -> Iterator[Death]:
@@ -202,6 +202,7 @@ class Nursery:
                 continue
             self._listen(child)
             self._hang_up(child)
+            child.channel.close()
             del self._children[ident]
             _, status = os.waitpid(child.pid, 0)
             stack = _read_stack(child.stack_fd)
@@ -213,7 +214,7 @@ class Nursery:
     def _listen(self, child: Child) -> None:
         """Read what the child has sent; an event that came too late finds it closed."""
         for _ in range(RECORDS_A_TURN):
-            if child.channel.fileno() < 0:
+            if child.hung_up is not None:
                 return
             received = child.channel.receive(child.conversation.descriptors_due)
             if received is None:
@@ -235,10 +236,9 @@ class Nursery:
             self._on_message(child, message, fds)
 
     def _hang_up(self, child: Child) -> None:
-        if child.channel.fileno() >= 0:
+        if child.hung_up is None:
             child.hung_up = time.monotonic()
             self._selector.unregister(child.channel)
-            child.channel.close()
 
     def _reap_strangers(self, known: set[int]) -> None:
         """As PID 1, end the zombies that the kernel gave us for their dead parents."""

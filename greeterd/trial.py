@@ -74,7 +74,7 @@ def _start(spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog) -> Mess
         own = 0 if escrow.for_slot(spawn.slot) else len(escrow.addresses)
         conversation = Conversation(listeners=own)
         child = nursery.fork(spawn, live, keep=keep, conversation=conversation, log=log.logger)
-        while not said and child.channel.fileno() >= 0:
+        while not said and child.hung_up is None:
             ready = selector.select(config.start_timeout)
             if not ready:
                 return None  # the whole process ends now, and with it the channel

@@ -173,7 +173,7 @@ def test_a_breach_ends_the_worker_once_and_nothing_more_is_read() -> None:
         one.turn()
         assert (one.killed, one.heard) == ([signal.SIGKILL], [])
         assert one.reason == "protocol error: not JSON"
-        assert one.child.channel.fileno() == -1
+        assert one.mute() == [one.child]
 
 
 @pytest.mark.parametrize("data", [b'{"type":"leaving"}', b"", b"x" * 100_000])
