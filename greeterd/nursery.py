@@ -34,6 +34,8 @@ RECORDS_A_TURN: Final = 64
 HANG_UP_GRACE: Final = 1.0
 """Seconds that a child may live on after it has closed its channel, which only its end does."""
 MAX_STACK_BYTES: Final = 64 * 1024
+SPARE_FDS: Final = 5
+"""The channel's two, those of a child's signals, and one to look which others there are."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,6 +129,7 @@ class Nursery:
         """
         stack_fd = _open_stack()
         try:
+            _look_for_room()
             ours, theirs = Channel.pair()
         except OSError:
             os.close(stack_fd)
@@ -275,6 +278,17 @@ def _close_others(keep: set[int]) -> None:
         if fd > 2 and fd not in keep:  # noqa: PLR2004 - stderr
             with contextlib.suppress(OSError):  # the listing's own descriptor
                 os.close(fd)
+
+
+def _look_for_room() -> None:
+    """Raise OSError unless a child can begin, which has all of our descriptors for a moment."""
+    spare: list[int] = []
+    try:
+        while len(spare) < SPARE_FDS:
+            spare.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+    finally:
+        for fd in spare:
+            os.close(fd)
 
 
 def _open_stack() -> int:

@@ -50,7 +50,7 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
             if worker := state.worker(event.worker):
                 worker.pid = event.pid
         case SpawnFailed():
-            _bury(state, event.worker, event.reason, 70, now)
+            _bury(state, event.worker, event.reason, 71, now)
         case Ready():
             _note_ready(state, event, now)
         case Exited():

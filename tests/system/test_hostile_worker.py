@@ -74,9 +74,10 @@ class Stage:
 
     def worker(self) -> int:
         """Return the pid of the slot's worker, 0 while none is ready."""
+        status = self.daemon.status()
         found = [
             one["pid"]
-            for one in self.daemon.status()["workers"]
+            for one in [*status["workers"], *status["dispatcher"]]
             if one["slot"] == self.slot and one["state"] == "ready"
         ]
         return int(found[0]) if len(found) == 1 else 0
