@@ -1,109 +1,38 @@
-"""The socketpair between the master and one worker: typed messages, with descriptors.
+"""The socketpair between the master and one worker: messages, with descriptors.
 
 One message is one SOCK_SEQPACKET record, so nothing is ever half read.  Closing it is a message,
 too: the worker that reads end-of-file knows that the master is gone, and drains.  Neither side
-ever blocks on a send: a worker that does not read its few, small messages is hung, and is ended
-by its heartbeat.
+ever blocks: a worker that does not read its few, small messages is hung, and is ended by its
+heartbeat; what the worker sends is looked at before it is taken, and closed in bounded time.
 """
 
-import array
+import errno
+import os
 import socket
-from typing import Final
+from dataclasses import dataclass, field
 
 import msgspec
 
-MAX_MESSAGE_BYTES: Final = 64 * 1024
-MAX_FDS: Final = 253
-"""SCM_MAX_FD of the kernel: descriptors in one message."""
+from greeterd import rights, signals
+from greeterd.core.messages import MAX_MESSAGE_BYTES, Breach, Message, decode
 
 
-class ReadyMessage(msgspec.Struct, frozen=True, tag="ready"):
-    """Worker: serves now; the descriptors are the listeners it has opened, one an address."""
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What has come."""
 
+    message: Message | Breach | None
+    """None: end-of-file."""
+    fds: list[int] = field(default_factory=list)
+    """Are the receiver's to close."""
+    lost: bool = False
+    """It had descriptors that found no room in this process; none of them is open."""
 
-class FailedMessage(msgspec.Struct, frozen=True, tag="failed"):
-    """Worker: cannot start, for this reason."""
-
-    code: int
-    reason: str
-
-
-class ExitMessage(msgspec.Struct, frozen=True, tag="exit"):
-    """Worker: a client has sent `exit`."""
-
-
-class LeavingMessage(msgspec.Struct, frozen=True, tag="leaving"):
-    """Worker: was sent TERM, and leaves without having been told by the master."""
-
-
-class ClosedMessage(msgspec.Struct, frozen=True, tag="closed"):
-    """Worker: accepts no more, as it was told to hand over; what it has accepted it serves."""
-
-
-class ReopenedMessage(msgspec.Struct, frozen=True, tag="reopened"):
-    """Worker: has opened its log files anew; `reason` tells why not, if it could not."""
-
-    reason: str
-
-
-class ReturnedMessage(msgspec.Struct, frozen=True, tag="returned"):
-    """Worker: the lent listener of this slot is emptied and closed here."""
-
-    slot: int
-
-
-class GoMessage(msgspec.Struct, frozen=True, tag="go"):
-    """Master: your listeners listen."""
-
-
-class DrainMessage(msgspec.Struct, frozen=True, tag="drain"):
-    """Master: leave; `how` is the value of a `core.events.How`.
-
-    `settled` is of a sweep: whether no handshake is in flight any more.  After False the same
-    message comes with True; None, by an earlier version: find that out yourself.
-    """
-
-    how: str
-    settled: bool | None = None
-
-
-class LendMessage(msgspec.Struct, frozen=True, tag="lend"):
-    """Master: serve this slot's listeners, too; the descriptors are duplicates."""
-
-    slot: int
-
-
-class TakeBackMessage(msgspec.Struct, frozen=True, tag="take-back"):
-    """Master: empty and close the listeners that were lent from this slot."""
-
-    slot: int
-
-
-class RouteMessage(msgspec.Struct, frozen=True, tag="route"):
-    """Master to the dispatcher: hand on to this slot, too.
-
-    The descriptors are its pair's ends, and its newest worker's row unless an older build has it.
-    """
-
-    slot: int
-
-
-class ReopenMessage(msgspec.Struct, frozen=True, tag="reopen"):
-    """Master: open the log file anew."""
-
-
-FromWorker = (
-    ReadyMessage
-    | FailedMessage
-    | ExitMessage
-    | LeavingMessage
-    | ClosedMessage
-    | ReopenedMessage
-    | ReturnedMessage
-)
-FromMaster = GoMessage | DrainMessage | LendMessage | TakeBackMessage | RouteMessage | ReopenMessage
-
-_DECODER: Final = msgspec.json.Decoder(FromWorker | FromMaster)
+    def take(self) -> list[int]:
+        """Return the descriptors.  Raises: OSError when they were lost."""
+        if self.lost:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return self.fds
 
 
 class Channel:
@@ -120,43 +49,45 @@ class Channel:
         return cls(left), cls(right)
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on."""
+        """Return the descriptor to wait on; -1 once it is closed."""
         return self._socket.fileno()
 
-    def send(self, message: FromWorker | FromMaster, fds: list[int] | None = None) -> bool:
-        """Send one record; False when the peer is gone or does not read."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            self._socket.sendmsg([msgspec.json.encode(message)], rights, socket.MSG_NOSIGNAL)
-        except OSError:
-            return False
-        return True
+    def send(self, message: Message, fds: list[int] | None = None) -> str:
+        """Send a message; return why it cannot be sent, nothing if it was.
 
-    def receive(self) -> tuple[FromWorker | FromMaster | None, list[int]]:
-        """Return one message and its descriptors (close-on-exec); None at end-of-file.
-
-        Raises:
-            BlockingIOError: nothing waits.
-
+        The peer may be gone, not read, or have too many descriptors on their way.
         """
-        # socket.recv_fds of CPython 3.11 ignores its flags, so that the descriptors would leak
-        # into every program that is executed.
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                MAX_MESSAGE_BYTES,
-                socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize),
-                socket.MSG_CMSG_CLOEXEC,
-            )
-        except ConnectionResetError:
-            return None, []  # the peer has gone without reading all that we sent
-        fds = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-        if not data:
-            return None, []
-        return _DECODER.decode(data), list(fds)
+            rights.send(self._socket, msgspec.json.encode(message), fds or ())
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def receive(self, most_fds: int = rights.MAX_FDS) -> Received | None:
+        """Return what has come, None for nothing; so many descriptors may come with it at most.
+
+        A breach is left where it was, or was taken; whoever gets one reads no more.
+        """
+        try:
+            if most_fds == 0:
+                parcel = rights.peek(self._socket, MAX_MESSAGE_BYTES)
+                if parcel.lost:
+                    return Received(Breach("descriptors that are not due"))
+            parcel = rights.receive(self._socket, MAX_MESSAGE_BYTES, most_fds)
+        except BlockingIOError:
+            return None
+        except OSError:  # the peer has gone without reading all that we sent
+            return Received(None)
+        if not parcel.data:
+            rights.close_all(parcel.fds)
+            return Received(None)
+        message = Breach("too long a message") if parcel.cut else decode(parcel.data)
+        if isinstance(message, Breach):
+            rights.close_all(parcel.fds)
+            return Received(message)
+        return Received(message, parcel.fds, parcel.lost)
 
     def close(self) -> None:
-        """Close this end."""
-        self._socket.close()
+        """Close this end, and what waits in it unread."""
+        with signals.prodded():
+            self._socket.close()

@@ -31,6 +31,7 @@ from greeterd.kinds import (
     directory,
     seconds,
 )
+from greeterd.rights import MAX_FDS
 
 MAX_WORKERS: Final = 512
 MAX_MIB: Final = 2**30
@@ -289,6 +290,12 @@ def _of_the_mode(config: Config, addresses: list[Address]) -> Iterator[Contradic
         yield Contradiction(
             ("mode", "steering"),
             f"steering chooses between listeners, and {config.mode} has one",
+        )
+    if config.mode != "inherit" and len(addresses) > MAX_FDS:
+        yield Contradiction(
+            ("mode", "bind"),
+            f"{config.mode} passes a listener of each address between processes,"
+            f" and so has {MAX_FDS} addresses at most",
         )
     if config.mode == "handoff":
         if config.wait not in {"auto", "epoll"}:

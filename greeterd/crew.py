@@ -1,27 +1,11 @@
 """Speaks with the workers, and buries them: what they say and their deaths become events."""
 
-import os
 import selectors
 import signal
 from collections.abc import Callable, Collection
 from typing import Final
 
-from greeterd.channel import (
-    ClosedMessage,
-    ExitMessage,
-    FailedMessage,
-    FromMaster,
-    FromWorker,
-    GoMessage,
-    LeavingMessage,
-    LendMessage,
-    ReadyMessage,
-    ReopenedMessage,
-    ReopenMessage,
-    ReturnedMessage,
-    RouteMessage,
-    TakeBackMessage,
-)
+from greeterd import rights
 from greeterd.core.events import (
     DISPATCHER,
     Closed,
@@ -30,6 +14,7 @@ from greeterd.core.events import (
     ExitRequested,
     Leaving,
     Life,
+    LoanRefused,
     Pulse,
     Ready,
     Returned,
@@ -38,14 +23,33 @@ from greeterd.core.events import (
     WorkerId,
     name_of,
 )
+from greeterd.core.messages import (
+    ClosedMessage,
+    ExitMessage,
+    FailedMessage,
+    FromMaster,
+    GoMessage,
+    LeavingMessage,
+    LendMessage,
+    Message,
+    ReadyMessage,
+    RefusedMessage,
+    ReopenedMessage,
+    ReopenMessage,
+    ReturnedMessage,
+    RoutedMessage,
+    RouteMessage,
+    TakeBackMessage,
+)
 from greeterd.core.supervisor import Supervisor
 from greeterd.errors import GreeterdError
 from greeterd.escrow import Escrow
 from greeterd.generations import Generations
+from greeterd.handoff import Pair
 from greeterd.legacy import adopt_children
 from greeterd.manager import Manager
 from greeterd.masterlog import MasterLog
-from greeterd.nursery import Child, Death, Nursery
+from greeterd.nursery import HANG_UP_GRACE, Child, Death, Nursery
 from greeterd.reopening import Reopening
 from greeterd.scoreboard import Scoreboard
 from greeterd.succession import Estate
@@ -76,27 +80,34 @@ class Crew:
         self._log = log
         self._feed = feed
         self._reopening = Reopening()
+        self._unrouted: dict[SlotIndex, tuple[Child, set[WorkerId]]] = {}
+        """The workers that are ready but for these dispatchers, which do not hand on to them yet.
+        """
         self.nursery = Nursery(selector, self._hear)
 
     def adopt(self, estate: Estate) -> None:
         """Go on with the workers that a predecessor in this process has forked."""
-        adopt_children(estate, self.nursery)
+        adopt_children(estate, self.nursery, self._generations)
 
     # To the workers -------------------------------------------------------------------------
 
-    def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> None:
-        """Send a message; it is told in the log when the worker lives but does not read."""
-        if not self.nursery.send(ident, message, fds):
+    def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> str:
+        """Send a message; return why the worker cannot have it, which the log tells, or nothing."""
+        if reason := self.nursery.send(ident, message, fds):
             self._log.logger.warning(
                 "worker does not listen",
                 worker=self._slot_of(ident),
                 message=type(message).__name__,
+                reason=reason,
             )
+        return reason
 
     def lend(self, slot: SlotIndex, ident: WorkerId) -> None:
-        """Lend a slot's listeners to a worker of another one."""
+        """Lend a slot's listeners to a worker of another one; it answers only if it refuses."""
         fds = [sock.fileno() for sock in self._escrow.for_slot(slot) or []]
-        self.send(ident, LendMessage(slot), fds)
+        if self.send(ident, LendMessage(slot), fds):
+            self._feed(LoanRefused(slot, ident))
+            return
         self._log.logger.warning("listener lent", worker=slot, to=self._slot_of(ident))
 
     def take_back(self, slot: SlotIndex, ident: WorkerId) -> None:
@@ -122,7 +133,7 @@ class Crew:
 
     # From the workers -----------------------------------------------------------------------
 
-    def _hear(self, child: Child, message: FromWorker | FromMaster, fds: list[int]) -> None:
+    def _hear(self, child: Child, message: Message, fds: list[int]) -> None:
         match message:
             case ReadyMessage():
                 self._admit(child, fds)
@@ -138,37 +149,104 @@ class Crew:
                 self._feed(ExitRequested(child.spawn.worker))
             case ReturnedMessage(slot):
                 self._feed(Returned(SlotIndex(slot), child.spawn.worker))
+            case RefusedMessage(slot, reason):
+                to = child.spawn.slot
+                self._log.logger.warning("loan refused", worker=slot, to=to, reason=reason)
+                self._feed(LoanRefused(SlotIndex(slot), child.spawn.worker))
+            case RoutedMessage(slot, reason):
+                self._note_route(SlotIndex(slot), child.spawn.worker, reason)
             case _:
-                self._log.logger.error("unexpected message", worker=child.spawn.slot)
+                raise AssertionError("the conversation lets no other in")
 
     def _admit(self, child: Child, fds: list[int]) -> None:
         """Let the listeners that a worker has opened listen: it serves."""
         ident = child.spawn.worker
         record = self._supervisor.worker(ident)
         if record is None or record.life is not Life.STARTING:
-            for fd in fds:
-                os.close(fd)
+            rights.close_all(fds)
             return
         if fds:
+            if flaw := self._escrow.flaw_of(fds):
+                rights.close_all(fds)
+                self.nursery.end_breach(child, flaw)
+                return
             try:
                 self._escrow.admit(child.spawn.slot, fds)
             except GreeterdError as error:
-                child.failure = FailedMessage(error.exit_code, str(error))
-                self.nursery.kill(child, signal.SIGKILL)
+                self.nursery.end(child, error.exit_code, str(error))
                 return
             self._manager.keep(self._escrow.holdings())
             self.nursery.send(ident, GoMessage())
         pair = self._escrow.use(child.spawn.slot)
         if pair is not None:
-            row_fd = self._board.row_fd(child.spawn.slot, child.spawn.place)
-            for dispatcher in self._supervisor.slots[DISPATCHER].workers:
-                # One of an older build takes the pair only.
-                knows_rows = self._board.row_fd(DISPATCHER, dispatcher.place) is not None
-                fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
-                self.send(dispatcher.id, RouteMessage(child.spawn.slot), fds)
+            self._route(child, pair)
+        if child.spawn.slot not in self._unrouted:
+            self._note_ready(child)
+
+    def _note_ready(self, child: Child) -> None:
+        if child.failure is not None:
+            return
         self._log.logger.info("worker ready", **_facts(child))
         wants_rss = self._generations[child.spawn.generation].max_rss
-        self._feed(Ready(ident, child.rss_bytes() if wants_rss else 0))
+        self._feed(Ready(child.spawn.worker, child.rss_bytes() if wants_rss else 0))
+
+    # Routes ---------------------------------------------------------------------------------
+
+    def _route(self, child: Child, pair: Pair) -> None:
+        """Have the dispatchers hand on to a slot that is served for the first time.
+
+        Those that are forked from now on know of it.
+        """
+        slot = child.spawn.slot
+        row_fd = self._board.row_fd(slot, child.spawn.place)
+        asked = set()
+        for dispatcher in self._supervisor.slots[DISPATCHER].workers:
+            # One of an older build takes the pair only.
+            knows_rows = self._board.row_fd(DISPATCHER, dispatcher.place) is not None
+            fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
+            reason = self.send(dispatcher.id, RouteMessage(slot), fds)
+            living = self.nursery.get(dispatcher.id)
+            if dispatcher.life is Life.DRAINING or living is None:
+                continue  # it has nothing to hand on
+            if reason:
+                self._give_up_route(child, reason)
+                return
+            if living.conversation.answers_routes and living.hung_up is None:
+                asked.add(dispatcher.id)
+        if asked:
+            self._unrouted[slot] = child, asked
+
+    def _note_route(self, slot: SlotIndex, dispatcher: WorkerId, reason: str) -> None:
+        """Note that a dispatcher hands on to a slot, or why not."""
+        child, asked = self._unrouted.get(slot, (None, set[WorkerId]()))
+        if child is None:
+            return
+        asked.discard(dispatcher)
+        if reason:
+            self._give_up_route(child, reason)
+        elif not asked:
+            del self._unrouted[slot]
+            self._note_ready(child)
+
+    def _give_up_route(self, child: Child, reason: str) -> None:
+        """End a worker that nothing would ever be handed to."""
+        self._forget_route(child)
+        self.nursery.end(child, 71, f"the dispatcher cannot hand on to it: {reason}")
+
+    def _forget_route(self, child: Child) -> None:
+        """Let the slot's next worker ask again."""
+        self._unrouted.pop(child.spawn.slot, None)
+        self._escrow.do_not_use(child.spawn.slot)
+
+    def _note_end(self, ident: WorkerId) -> None:
+        """Wait for no answer of a worker that is dead, and for no other's to one that is."""
+        for slot, (child, _) in list(self._unrouted.items()):
+            if child.spawn.worker == ident:
+                self._forget_route(child)
+            else:
+                self._note_route(slot, ident, "")
+
+    # Their ends -----------------------------------------------------------------------------
 
     def pulses(self, now: float) -> tuple[Pulse, ...]:
         """Return how each ready worker fares, by what it says; end those who say what cannot be.
@@ -198,15 +276,22 @@ class Crew:
 
     def _distrust(self, child: Child, doubt: str) -> None:
         """End a worker whose row says what cannot be."""
-        if child.distrusted:
-            return
-        child.distrusted = True
-        reason = f"its counters cannot be: {doubt}"
-        child.failure = FailedMessage(70, reason)
-        self._log.logger.warning(
-            "worker is ended", signal="SIGKILL", reason=reason, **_facts(child)
-        )
-        self.nursery.kill(child, signal.SIGKILL)
+        if child.hung_up is None:
+            reason = f"its counters cannot be: {doubt}"
+            name = signal.SIGKILL.name
+            self._log.logger.warning("worker is ended", signal=name, reason=reason, **_facts(child))
+            self.nursery.end(child, 70, reason)
+
+    def attend(self, others: Collection[int], now: float) -> None:
+        """End those who have closed their channel and live on: they would hear no order.
+
+        Those who have closed it by their end are found, too, when no signal told of that.
+        """
+        if self.nursery.mute():
+            self.reap(others)
+        for child in self.nursery.mute():
+            if child.hung_up is not None and now - child.hung_up >= HANG_UP_GRACE:
+                self.nursery.end_breach(child, "it has closed its channel")
 
     def reap(self, others: Collection[int]) -> None:
         """Bury the workers that have ended; `others` are children that somebody else waits for."""
@@ -216,6 +301,7 @@ class Crew:
     def _bury(self, death: Death) -> None:
         child = death.child
         self._reopening.gone(child.spawn.worker)
+        self._note_end(child.spawn.worker)
         lost = self._board.settle(child.spawn.slot, child.spawn.place)
         reason, code = death.reason, 70 if death.exitcode else 0
         if child.failure is not None:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from greeterd import listener, steering
+from greeterd import listener, signals, steering
 from greeterd.config import Config
 from greeterd.core.address import Address, parse_address
 from greeterd.core.events import DISPATCHER, SlotIndex
@@ -223,8 +223,17 @@ class Escrow:
         """The pairs that a dispatcher which is forked now has to know."""
         return {slot: self._pairs[slot] for slot in self._routed}
 
+    def flaw_of(self, fds: list[int]) -> str:
+        """Return what is wrong with descriptors that a worker has opened, one an address."""
+        if len(fds) != len(self.addresses):
+            return f"{len(fds)} listeners for {len(self.addresses)} addresses"
+        for address, fd in zip(self.addresses, fds, strict=True):
+            if not listener.is_member(fd, address):
+                return f"a descriptor that is no listener to be of {address}"
+        return ""
+
     def admit(self, slot: SlotIndex, fds: list[int]) -> None:
-        """Take a slot's new listeners, one an address, and let them listen.
+        """Take a slot's new listeners, which have no flaw, and let them listen.
 
         Raises:
             ListenError: one of them cannot listen.
@@ -282,6 +291,10 @@ class Escrow:
             self.steer()
         return None
 
+    def do_not_use(self, slot: SlotIndex) -> None:
+        """Let no dispatcher that is forked from now on hand connections on to a slot."""
+        self._routed.discard(slot)
+
     def close_slot(self, slot: SlotIndex) -> None:
         """Close a slot's listeners for every process that holds them.
 
@@ -292,7 +305,8 @@ class Escrow:
             for pair in self._pairs.values():
                 pair.close_entry()
         if slot in self._pairs:
-            self._pairs.pop(slot).close()
+            with signals.prodded():
+                self._pairs.pop(slot).close()
         if slot in self._slots and not self.passed:
             self._close_members(slot)
 
@@ -303,12 +317,13 @@ class Escrow:
         hole, last = self._order.index(slot), len(self._order) - 1
         self.steer(unsettled={hole, last})
         socks = self._slots.pop(slot)
-        for sock in socks:
-            # close() alone would leave the group's order to whoever closes last; shutdown() takes
-            # the listener out of it now.
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+        with signals.prodded():  # a worker may have made anything of them
+            for sock in socks:
+                # close() alone would leave the group's order to whoever closes last; shutdown()
+                # takes the listener out of it now.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
         self._order[hole] = self._order[last]
         self._order.pop()
         self._avoided.discard(slot)
@@ -444,10 +459,11 @@ class Escrow:
             for member in self._slots[self._order[0]]:
                 with contextlib.suppress(OSError):  # also when this was closed before
                     steering.steer(member, None)
-        for sock in self.listeners() + self._guards:
-            sock.close()
-        for pair in self._pairs.values():
-            pair.close()
+        with signals.prodded():
+            for sock in self.listeners() + self._guards:
+                sock.close()
+            for pair in self._pairs.values():
+                pair.close()
 
     def steer(self, unsettled: Collection[int] = ()) -> None:
         """Have the kernel choose; `unsettled` are indexes to avoid, too, if others are left."""

@@ -239,7 +239,7 @@ def _private_directory(place: int) -> Iterator[int]:
             os.rmdir(name, dir_fd=place)
 
 
-def open_memory(name: str) -> int:
+def open_memory(name: str, flags: int = 0) -> int:
     """Return a descriptor of an anonymous file in memory; it is close-on-exec.
 
     Raises:
@@ -247,6 +247,6 @@ def open_memory(name: str) -> int:
 
     """
     try:
-        return os.memfd_create(name, os.MFD_CLOEXEC)
+        return os.memfd_create(name, flags | os.MFD_CLOEXEC)
     except OSError as error:
         raise OSError(error.errno, error.strerror, "memfd_create") from None

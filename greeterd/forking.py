@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 
 from greeterd import worker
-from greeterd.channel import Channel, FailedMessage
+from greeterd.channel import Channel
+from greeterd.core.conversation import Conversation
 from greeterd.core.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
+from greeterd.core.messages import FailedMessage
 from greeterd.errors import GreeterdError, reason_of
 from greeterd.escrow import Escrow
 from greeterd.files import Identity
-from greeterd.generations import Generations
+from greeterd.generations import Generations, may_exit
 from greeterd.masterlog import MasterLog
 from greeterd.nursery import Nursery
 from greeterd.scoreboard import Row, Scoreboard
@@ -72,13 +74,20 @@ class Forks:
         routes = self._escrow.routes if spawn.slot == DISPATCHER else {}
         keep += [fd for pair in routes.values() for fd in pair.fds]
         try:
-            keep += [sock.fileno() for sock in self._escrow.for_slot(spawn.slot) or []]
+            listeners = self._escrow.for_slot(spawn.slot)
+            keep += [sock.fileno() for sock in listeners or []]
+            conversation = Conversation(
+                listeners=0 if listeners else len(self._escrow.addresses),
+                may_exit=may_exit(spawn.slot, self._generations[spawn.generation]),
+            )
             with (
                 self._board.open_row(spawn.slot, spawn.place) as row,
                 self._board.views(routes) as rows,
             ):
                 live = partial(self._live, spawn, row, Handoff(routes, rows))
-                child = self._nursery.fork(spawn, live, keep=keep, log=log)
+                child = self._nursery.fork(
+                    spawn, live, keep=keep, conversation=conversation, log=log
+                )
         except OSError as error:
             reason = reason_of(error)
             self._log.logger.warning("cannot fork", worker=spawn.slot, reason=reason)

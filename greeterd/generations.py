@@ -11,7 +11,7 @@ from typing import Final
 
 from greeterd import limits
 from greeterd.config import FIXED, Config
-from greeterd.core.events import Generation, Policy
+from greeterd.core.events import DISPATCHER, Generation, Policy
 from greeterd.core.openfiles import most_workers, needed
 from greeterd.core.status import ReloadResult
 from greeterd.core.supervisor import Supervisor
@@ -136,6 +136,11 @@ def policy_of(config: Config, most_slots: int | None) -> Policy:
         max_age=config.max_age,
         max_rss_bytes=config.max_rss * 2**20,
     )
+
+
+def may_exit(slot: int, config: Config) -> bool:
+    """Tell whether clients of this slot's worker can ask it to exit."""
+    return config.allow_exit and slot != DISPATCHER
 
 
 def fixed_settings(config: Config) -> list[tuple[str, str]]:

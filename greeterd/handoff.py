@@ -18,6 +18,8 @@ import termios
 from collections.abc import Callable
 from typing import Final
 
+from greeterd import rights
+
 RECORD_BYTES: Final = 64
 """All records are of one length, so that the bytes that wait tell how many they are."""
 QUEUE_LIMIT: Final = 128
@@ -26,7 +28,6 @@ listener can still go to any slot, and one that waits in a pair cannot."""
 _RECORD_COST: Final = 768
 """Bytes that the kernel counts for a record, sk_buff included."""
 _INT_BYTES: Final = array.array("i").itemsize
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_INT_BYTES)
 
 
 class Pair:
@@ -104,9 +105,9 @@ def hand_over(entry: socket.socket, fd: int, client: str) -> None:
 
     """
     record = client.encode("ascii", "replace")[:RECORD_BYTES].ljust(RECORD_BYTES, b"\0")
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_INT_BYTES, "little"))
+    right = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_INT_BYTES, "little"))
     try:
-        entry.sendmsg((record,), (rights,), socket.MSG_NOSIGNAL)
+        entry.sendmsg((record,), (right,), socket.MSG_NOSIGNAL)
     except OSError as error:
         # ETOOMANYREFS: this user has more descriptors on their way than RLIMIT_NOFILE.
         if error.errno in {errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}:
@@ -121,15 +122,15 @@ def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
     BlockingIOError when nothing waits, OSError with EINVAL when the pair is at its end, with EMFILE
     when a connection came and no descriptor was free: then that connection is lost.
     """
-    receive = exit_.recvmsg
+    receive = rights.receiver_of_one(exit_, RECORD_BYTES)
 
     def take() -> tuple[int, str]:
-        record, ancillary, _, _ = receive(RECORD_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
-        if not ancillary:
+        record, fd = receive()
+        if fd is None:
             if record:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             raise OSError(errno.EINVAL, "nothing more is handed over")
-        return int.from_bytes(ancillary[0][2], "little"), record.rstrip(b"\0").decode()
+        return fd, record.rstrip(b"\0").decode("ascii", "replace")
 
     return take
 

@@ -82,7 +82,7 @@ class Sweeps:
     wait that has begun.
     """
 
-    def __init__(self, addresses: Sequence[Address], tell: Callable[[WorkerId], None]) -> None:
+    def __init__(self, addresses: Sequence[Address], tell: Callable[[WorkerId], object]) -> None:
         """`tell` is called once for each worker, when its wait is over."""
         self._addresses = addresses
         self._tell = tell

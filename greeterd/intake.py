@@ -59,7 +59,12 @@ class Intake:
         """By descriptor."""
 
     def add(self, sock: socket.socket, lender: int | None = None) -> None:
-        """Accept from this listener, or exit of a pair, too; the intake owns it from now on."""
+        """Accept from this listener, or exit of a pair, too; the intake owns it from now on.
+
+        Raises:
+            OSError: epoll does not take it; it is closed.
+
+        """
         if is_exit(sock):
             source = Source(sock, taker(sock), str, lender, ends=True)
         else:
@@ -67,7 +72,11 @@ class Intake:
             source = Source(sock, accept, NAMES[sock.family], lender)
         self.sources[sock.fileno()] = source
         if self._registered:
-            self._register(sock.fileno())
+            try:
+                self._register(sock.fileno())
+            except OSError:
+                self.sources.pop(sock.fileno()).sock.close()
+                raise
 
     def close(self, fds: list[int]) -> None:
         """Accept from these no longer; a listener lives on where others hold it."""

@@ -1,12 +1,16 @@
 """Turns the supervisor's records and the children into an estate, and back."""
 
+import socket
 from collections.abc import Callable
 
+from greeterd.channel import Channel
+from greeterd.core.conversation import Conversation
 from greeterd.core.events import Generation, How, Life, Pid, Policy, SlotIndex, Spawn, WorkerId
 from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.core.workers import Slot, Worker
 from greeterd.errors import StartError
-from greeterd.nursery import Nursery
+from greeterd.generations import Generations, may_exit
+from greeterd.nursery import Child, Nursery
 from greeterd.scoreboard import Claim, Scoreboard
 from greeterd.succession import Estate, InheritedRow, InheritedSlot, InheritedWorker
 
@@ -38,9 +42,10 @@ def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
                     channel_fd=child.channel.fileno(),
                     stack_fd=child.stack_fd,
                     log_lock_fd=child.log_lock_fd,
+                    credit=child.conversation.credit,
                 )
                 for worker in slot.workers
-                if (child := nursery.get(worker.id)) is not None and child.channel.fileno() >= 0
+                if (child := nursery.get(worker.id)) is not None
             ],
         )
         for slot in supervisor.slots.values()
@@ -100,13 +105,27 @@ def adopt_supervisor(estate: Estate, policy: Policy, jitter: Callable[[], float]
     )
 
 
-def adopt_children(estate: Estate, nursery: Nursery) -> None:
+def adopt_children(estate: Estate, nursery: Nursery, generations: Generations) -> None:
     """Take over the processes in the estate."""
+    slots = [slot.index for slot in estate.slots]
     for slot in estate.slots:
         for each in slot.workers:
             generation = Generation(each.generation)
-            spawn = Spawn(WorkerId(each.worker), SlotIndex(slot.index), each.place, generation)
-            nursery.adopt(spawn, Pid(each.pid), each.channel_fd, each.stack_fd, each.log_lock_fd)
+            conversation = Conversation.go_on(
+                each.credit, may_exit=may_exit(slot.index, generations[generation]), slots=slots
+            )
+            nursery.enter(
+                Child(
+                    pid=Pid(each.pid),
+                    spawn=Spawn(
+                        WorkerId(each.worker), SlotIndex(slot.index), each.place, generation
+                    ),
+                    channel=Channel(socket.socket(fileno=each.channel_fd)),
+                    conversation=conversation,
+                    stack_fd=each.stack_fd,
+                    log_lock_fd=each.log_lock_fd,
+                )
+            )
 
 
 def _slot(each: InheritedSlot) -> Slot:

@@ -36,6 +36,8 @@ _PRIVILEGED_PORTS: Final = 1024  # net.ipv4.ip_unprivileged_port_start, unless a
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 s: close(2) sends RST instead of FIN."""
 
+TCP_CLOSE: Final = 7  # include/net/tcp_states.h: neither connected nor listening
+
 _REASONS: Final = {
     errno.EACCES: "permission denied",
     errno.EADDRINUSE: "another process uses this address",
@@ -145,6 +147,36 @@ def listen_again(sock: socket.socket, address: Address, *, backlog: int) -> None
     if local_address(sock) != address:
         sock.shutdown(socket.SHUT_RDWR)
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def is_member(fd: int, address: Address) -> bool:
+    """Tell whether a descriptor that a stranger has sent is what `open_member` returns.
+
+    Nothing here blocks, or does anything to what it is.
+    """
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    try:
+        return (
+            sock.family in {socket.AF_INET, socket.AF_INET6}
+            and sock.type == socket.SOCK_STREAM
+            and sock.proto == socket.IPPROTO_TCP
+            and local_address(sock) == address
+            and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+            and _tcp_state(sock) == TCP_CLOSE
+        )
+    except OSError:
+        return False
+    finally:
+        sock.detach()
+
+
+def _tcp_state(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def local_address(sock: socket.socket) -> Address:

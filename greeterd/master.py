@@ -18,10 +18,10 @@ from typing import Final
 
 from greeterd import __version__, signals
 from greeterd.activation import Allotment
-from greeterd.channel import DrainMessage
 from greeterd.config import Config
 from greeterd.core.address import Address
 from greeterd.core.events import Event, Exit, How, Scale, Stop, Tick, Ticket
+from greeterd.core.messages import DrainMessage
 from greeterd.core.supervisor import MAX_SLOTS, Supervisor
 from greeterd.crew import Crew
 from greeterd.daemon import Readiness
@@ -254,10 +254,9 @@ class Master:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._crew.nursery.hung_up:
-            self._reap()
         self._orders.control.expire(now)
         self._names.attend(now)
+        self._crew.attend(self._upgrading.pids(), now)
         deadline = self._supervisor.next_deadline()
         if now >= self._next_tick:
             policy = self._supervisor.policy
@@ -376,11 +375,11 @@ class Master:
     def _succeed(self, estate: Estate) -> None:
         """Go on where the predecessor in this process has stopped: its workers serve meanwhile."""
         self._since, self._began, self._performer.started = estate.since, estate.started, True
-        self._crew.adopt(estate)
         for slot in estate.slots:
             self._generations.adopt(
                 [slot.generation, *(worker.generation for worker in slot.workers)]
             )
+        self._crew.adopt(estate)
         ticket = self._orders.adopt(estate)
         config = self._generations.current
         self._escrow.steer_as(config)

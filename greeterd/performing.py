@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import assert_never
 
-from greeterd.channel import DrainMessage
 from greeterd.core.events import (
     DISPATCHER,
     Action,
@@ -25,6 +24,7 @@ from greeterd.core.events import (
     SteerAway,
     TakeBack,
 )
+from greeterd.core.messages import DrainMessage
 from greeterd.core.supervisor import Supervisor
 from greeterd.crew import Crew
 from greeterd.daemon import Readiness

@@ -295,7 +295,7 @@ class Scoreboard:
 
         """
         self.settle(slot, place)  # of a worker that a predecessor has forked and not reaped
-        fd = os.memfd_create("greeterd-row", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = open_memory("greeterd-row", os.MFD_ALLOW_SEALING)
         try:
             # Not ftruncate(2): a page that is not there may be refused when it is touched.
             os.posix_fallocate(fd, 0, mmap.PAGESIZE)

@@ -46,6 +46,9 @@ WORKER_SIGNALS: Final = (signal.SIGTERM,)
 """A worker drains on TERM; the rest of the master's signals it ignores, since a terminal sends
 INT and QUIT to the whole foreground group and the master alone decides what they mean."""
 
+PROD: Final = 0.02
+"""Seconds that a call of the kernel waits at most in `prodded`."""
+
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _LIBC: Final = ctypes.CDLL(None)  # opened once: some call prctl(2) in a process a connection
 
@@ -81,6 +84,8 @@ class SignalPipe:
             return []
         arrived: list[signal.Signals] = []
         for number in map(signal.Signals, numbers):
+            if number is signal.SIGALRM:
+                continue  # of `prodded`, which has had its effect
             if number in COUNTED or number not in arrived:
                 arrived.append(number)
         return arrived
@@ -140,6 +145,25 @@ def blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def prodded() -> Iterator[None]:
+    """Interrupt every wait in the kernel that lasts for longer than PROD.
+
+    close(2) of a socket whose sender is a stranger waits for as long as he likes: SO_LINGER, and a
+    peer that does not read. It also waits where the socket has not been taken out of a message yet,
+    and the last who holds that closes. A signal ends the wait, and the kernel goes on without.
+    """
+    before = signal.signal(signal.SIGALRM, _ignore_in_python)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.setitimer(signal.ITIMER_REAL, PROD, PROD)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGALRM, before)
 
 
 def hold() -> None:

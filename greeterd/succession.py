@@ -49,6 +49,8 @@ class InheritedWorker(Struct, frozen=True, kw_only=True):
     stack_fd: int
     log_lock_fd: int | None = None
     """None: it was forked by a version whose workers lock the log itself."""
+    credit: dict[str, int] | None = None
+    """What it may still say: see core.conversation. None: the version before kept no books."""
 
 
 class InheritedSlot(Struct, frozen=True, kw_only=True):

@@ -3,10 +3,12 @@
 import os
 import selectors
 
-from greeterd import worker
-from greeterd.channel import Channel, FailedMessage, FromMaster, FromWorker, ReadyMessage
+from greeterd import rights, worker
+from greeterd.channel import Channel
 from greeterd.config import Config
+from greeterd.core.conversation import Conversation
 from greeterd.core.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId, name_of
+from greeterd.core.messages import FailedMessage, Message, ReadyMessage
 from greeterd.errors import StartError
 from greeterd.escrow import Escrow
 from greeterd.generations import prepare_log_dir
@@ -46,13 +48,12 @@ def rehearse(config: Config, estate: Estate) -> None:
             raise StartError(f"{name_of(slot.index)} ended, or said nothing, before it was ready")
 
 
-def _start(
-    spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog
-) -> FromWorker | FromMaster | None:
+def _start(spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog) -> Message | None:
     """Return the first thing that the worker says, None if it ends or the time is up first."""
-    said: list[FromWorker | FromMaster] = []
+    said: list[Message] = []
 
-    def hear(_child: Child, message: FromWorker | FromMaster, _fds: list[int]) -> None:
+    def hear(_child: Child, message: Message, fds: list[int]) -> None:
+        rights.close_all(fds)
         said.append(message)
 
     def live(channel: Channel, pipe: SignalPipe, log_lock: int) -> int:
@@ -78,12 +79,14 @@ def _start(
     with selectors.DefaultSelector() as selector:
         nursery = Nursery(selector, hear)
         keep = [log.fd, *(sock.fileno() for sock in escrow.for_slot(spawn.slot) or [])]
-        child = nursery.fork(spawn, live, keep=keep, log=log.logger)
-        while not said and child.channel.fileno() >= 0:
+        own = 0 if escrow.for_slot(spawn.slot) else len(escrow.addresses)
+        conversation = Conversation(listeners=own)
+        child = nursery.fork(spawn, live, keep=keep, conversation=conversation, log=log.logger)
+        while not said and child.hung_up is None:
             ready = selector.select(config.start_timeout)
             if not ready:
                 return None  # the whole process ends now, and with it the channel
             for key, mask in ready:
                 key.data(mask)
         os.waitpid(child.pid, 0)
-    return said[0] if said else None
+    return said[0] if said else child.failure

@@ -7,7 +7,8 @@ import os
 import select
 import socket
 
-from greeterd.channel import Channel, DrainMessage, FailedMessage, GoMessage, ReadyMessage
+from greeterd.channel import Channel
+from greeterd.core.messages import DrainMessage, FailedMessage, GoMessage, ReadyMessage
 from greeterd.cpus import cpu_of
 from greeterd.environment import reduce_environment
 from greeterd.errors import GreeterdError, failure_of
@@ -42,7 +43,9 @@ def main(seat: Seat) -> int:
     os.close(seat.log_lock)  # the log has opened it anew
     if greetings is not None and greetings.repaired_bytes:
         seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
-    seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened])
+    if refused := seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened]):
+        seat.channel.send(FailedMessage(71, f"cannot pass its listeners: {refused}"))
+        return 71
     if not seat.rehearsal and (not opened or _await_go(seat.channel)):
         worker.run()
     return 0
@@ -84,8 +87,10 @@ def _await_go(channel: Channel) -> bool:
         poll = select.poll()
         poll.register(channel.fileno(), select.POLLIN)
         poll.poll()
-        message, _ = channel.receive()
-        if message is None or isinstance(message, DrainMessage):
-            return False
-        if isinstance(message, GoMessage):
+        received = channel.receive()
+        if received is None:
+            continue
+        if isinstance(received.message, GoMessage):
             return True
+        if received.message is None or isinstance(received.message, DrainMessage):
+            return False

@@ -14,22 +14,25 @@ import socket
 from time import monotonic
 from typing import Final
 
-from greeterd import scoreboard
-from greeterd.channel import (
+from greeterd import rights, scoreboard
+from greeterd.channel import Received
+from greeterd.core.conversation import MAX_EXITS
+from greeterd.core.events import How
+from greeterd.core.messages import (
     ClosedMessage,
     DrainMessage,
     ExitMessage,
-    FromMaster,
     FromWorker,
     LeavingMessage,
     LendMessage,
+    RefusedMessage,
     ReopenedMessage,
     ReopenMessage,
     ReturnedMessage,
+    RoutedMessage,
     RouteMessage,
     TakeBackMessage,
 )
-from greeterd.core.events import How
 from greeterd.core.ratelimit import RateLimit
 from greeterd.dispatcher import Dispatcher
 from greeterd.errors import reason_of
@@ -85,6 +88,7 @@ class Worker:
         # A second accept on a blocking listener would wait for what may never come.
         self._burst_limit = 1 if self._blocking else BURST
         self._full = False
+        self._exits = 0
         self._orphaned_since: float | None = None
         """When the master was found to be gone; None while it is there."""
         self._now = 0.0
@@ -106,7 +110,7 @@ class Worker:
             greetings=greetings,
             row=self._row,
             warn=self._warn,
-            on_exit=lambda: self._tell(ExitMessage()),
+            on_exit=self._tell_exit,
         )
 
     def _most_connections(self) -> int:
@@ -338,18 +342,14 @@ class Worker:
             return
         if fd != self._seat.channel.fileno() or self._orphaned_since is not None:
             return  # it was reported in the same turn in which its matter was settled
-        while True:
-            try:
-                message, fds = self._seat.channel.receive()
-            except BlockingIOError:
-                return
-            if message is None:
+        while (received := self._seat.channel.receive()) is not None:
+            if received.message is None:
                 self._orphaned()
                 return
-            self._obey(message, fds)
+            self._obey(received)
 
-    def _obey(self, message: FromMaster | FromWorker, fds: list[int]) -> None:
-        match message:
+    def _obey(self, received: Received) -> None:
+        match received.message:
             case DrainMessage(how, True):
                 if self._leaving.how is How(how):
                     self._leaving.settle()
@@ -359,25 +359,36 @@ class Worker:
             case ReopenMessage():
                 self._reopen()
             case LendMessage(slot):
-                for fd in fds:
-                    self._intake.add(socket.socket(fileno=fd), slot)
+                self._borrow(slot, received)
             case TakeBackMessage(slot):
                 self._leaving.give_back(slot)
                 self._next_upkeep = 0.0
             case RouteMessage(slot) if isinstance(self._service, Dispatcher):
-                self._add_route(self._service, slot, fds)
-            case _:
-                self._seat.log.error("unexpected message", message=type(message).__name__)
+                self._tell(RoutedMessage(slot, self._add_route(self._service, slot, received)))
+            case other:
+                rights.close_all(received.fds)
+                self._seat.log.error("unexpected message", message=type(other).__name__)
 
-    def _add_route(self, dispatcher: Dispatcher, slot: int, fds: list[int]) -> None:
-        ends, rest = fds[: len(Pair.ENDS)], fds[len(Pair.ENDS) :]
-        if len(ends) == len(Pair.ENDS) and len(rest) <= 1:
+    def _borrow(self, slot: int, received: Received) -> None:
+        """Serve what is lent, all of it or nothing."""
+        try:
+            for fd in received.take():
+                self._intake.add(socket.socket(fileno=fd), slot)
+        except OSError as error:
+            taken = self._intake.lent_from(slot)
+            self._intake.close(taken)
+            rights.close_all(set(received.fds).difference(taken))
+            self._tell(RefusedMessage(slot, error.strerror or str(error)))
+
+    def _add_route(self, dispatcher: Dispatcher, slot: int, received: Received) -> str:
+        """Hand on to a slot; return why that cannot be, or nothing."""
+        try:
+            ends, rest = received.take()[: len(Pair.ENDS)], received.fds[len(Pair.ENDS) :]
             row = scoreboard.adopt_view(rest[0]) if rest else None
             dispatcher.add_route(slot, Pair.adopt(*ends), row)
-            return
-        for fd in fds:  # the kernel keeps back what finds no descriptor free
-            os.close(fd)
-        self._seat.log.error("route without descriptors", to=slot)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def _drain(self, how: How, *, to_the_end: bool = True, settled: bool | None = None) -> None:
         self._leaving.begin(how, to_the_end=to_the_end, settled=settled)
@@ -414,9 +425,17 @@ class Worker:
         if late and self._leaving.how is not How.QUICK:
             self._drain(How.QUICK)
 
+    def _tell_exit(self) -> None:
+        # More would say nothing, and the master ends who says it.
+        if self._exits < MAX_EXITS:
+            self._exits += 1
+            self._tell(ExitMessage())
+
     def _tell(self, message: FromWorker) -> None:
-        if not self._seat.channel.send(message):
-            self._seat.log.error("the master does not listen", message=type(message).__name__)
+        if reason := self._seat.channel.send(message):
+            self._seat.log.error(
+                "the master does not listen", message=type(message).__name__, reason=reason
+            )
 
     def _warn(self, event: str, **fields: object) -> None:
         suppressed = self._warnings.admit(event, monotonic())

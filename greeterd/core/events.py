@@ -170,6 +170,14 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
+class LoanRefused:
+    """The worker cannot serve this slot's listener, which was to be lent to it."""
+
+    slot: SlotIndex
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class Reload:
     """Replace every worker by one of a new generation; the configuration is already validated."""
 
@@ -247,6 +255,7 @@ Event = (
     | Leaving
     | Closed
     | Returned
+    | LoanRefused
     | TrialEnded
     | Command
     | Unreachable
@@ -306,7 +315,7 @@ class GateAll:
 
 @dataclass(frozen=True, slots=True)
 class Lend:
-    """Lend the slot's listener to this worker of another slot."""
+    """Lend the slot's listener to this worker of another slot; LoanRefused if it cannot have it."""
 
     slot: SlotIndex
     worker: WorkerId

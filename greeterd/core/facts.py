@@ -17,6 +17,7 @@ from greeterd.core.events import (
     How,
     Leaving,
     Life,
+    LoanRefused,
     Pulse,
     Ready,
     Reload,
@@ -37,6 +38,8 @@ from greeterd.core.operations import Launch, Resize, Roll, Trial
 from greeterd.core.state import State
 from greeterd.core.workers import Slot, Worker, backoff_delay
 
+REFUSED_FOR: Final = 5.0
+"""Seconds for which a worker that could not serve another's listener is not asked again."""
 STUCK_AFTER: Final = 0.4
 """Seconds of waiting connections without a turn of the loop that make a worker stuck."""
 
@@ -48,7 +51,7 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
             if worker := state.worker(event.worker):
                 worker.pid = event.pid
         case SpawnFailed():
-            _bury(state, event.worker, event.reason, 70, now)
+            _bury(state, event.worker, event.reason, 71, now)
         case Ready():
             _note_ready(state, event, now)
         case Exited():
@@ -67,6 +70,8 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
         case Unreachable(reason):
             if state.stopping is None:
                 state.end(Exit(69, reason))
+        case LoanRefused():
+            _note_refused(state, event, now)
         case Stop():
             _note_stop(state, event, now)
         case Reload() | Restart() | Scale() | Upgrade():
@@ -114,7 +119,7 @@ def _note_leaving(state: State, ident: WorkerId, now: float) -> None:
     worker.end_by(now + state.timeout(How.SWEEP))
     slot = state.slots[worker.slot]
     if slot.ready is None:
-        slot.unserved_since = now
+        _lose(state, slot, now)
 
 
 def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> None:
@@ -134,9 +139,9 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
         _note_failed_start(state, worker, reason, code)
     if slot.ready is None:
         if life is Life.READY:
-            slot.unserved_since = now
-            if now - slot.served_since >= state.policy.restart_window:
-                slot.failures = 0
+            _lose(state, slot, now)
+        else:
+            _back_off(state, slot, now)
         _count_death(state, slot, now)
 
 
@@ -155,9 +160,20 @@ def _note_failed_start(state: State, worker: Worker, reason: str, code: int) -> 
             pass
 
 
-def _count_death(state: State, slot: Slot, now: float) -> None:
+def _lose(state: State, slot: Slot, now: float) -> None:
+    """Note that nobody is ready in the slot any more, and when the next may be started."""
+    slot.unserved_since = now
+    if now - slot.served_since >= state.policy.restart_window:
+        slot.failures = 0
+    _back_off(state, slot, now)
+
+
+def _back_off(state: State, slot: Slot, now: float) -> None:
     slot.failures += 1
     slot.retry_at = now + backoff_delay(slot.failures, state.jitter())
+
+
+def _count_death(state: State, slot: Slot, now: float) -> None:
     slot.restarts += 1
     slot.died = True
     # By slot: when all workers are killed at once, none of them is in a crash loop.
@@ -177,6 +193,15 @@ def _note_returned(state: State, event: Returned) -> None:
     slot.borrower = None
     slot.returning = False
     slot.swept = slot.steered
+
+
+def _note_refused(state: State, event: LoanRefused, now: float) -> None:
+    if worker := state.worker(event.worker):
+        worker.borrows_from = now + REFUSED_FOR
+    slot = state.slots.get(event.slot)
+    if slot is not None and slot.borrower == event.worker:
+        slot.borrower = None
+        slot.returning = False
 
 
 def _note_stop(state: State, event: Stop, now: float) -> None:

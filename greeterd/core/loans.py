@@ -2,9 +2,9 @@
 
 Only where each slot has a listener of its own, or what stands for one: the socketpair by which the
 dispatcher hands connections to it.  The dispatcher's slot is lent as well, but its worker borrows
-nothing.  A slot has one borrower at a time; one that is stuck or gone is forgotten, and another
-takes its place.  A slot that retires and has no worker to empty its listener is lent, too, and
-called back at once: a borrower empties what it gives back.
+nothing.  A slot has one borrower at a time; one that refuses, is stuck or gone is forgotten, and
+another takes its place.  A slot that retires and has no worker to empty its listener is lent, too,
+and called back at once: a borrower empties what it gives back.
 """
 
 from typing import Final
@@ -38,7 +38,7 @@ def lend(state: State, now: float) -> None:
     for slot in state.slots.values():
         rescue = not slot.steered and _needs_rescue(state, slot, now)
         if slot.borrower is None:
-            sibling = _find_sibling(state, slot) if rescue or slot.unswept else None
+            sibling = _find_sibling(state, slot, now) if rescue or slot.unswept else None
             if sibling is not None:
                 slot.borrower = sibling.id
                 state.do(Lend(slot.index, sibling.id))
@@ -47,14 +47,17 @@ def lend(state: State, now: float) -> None:
             state.do(TakeBack(slot.index, slot.borrower))
 
 
-def _find_sibling(state: State, slot: Slot) -> Worker | None:
-    """Return the ready worker of another slot that carries the fewest loans."""
+def _find_sibling(state: State, slot: Slot, now: float) -> Worker | None:
+    """Return the ready worker of another slot, that has not refused, with the fewest loans."""
     loans = [other.borrower for other in state.slots.values()]
     return min(
         (
             other.ready
             for other in state.live_slots
-            if other is not slot and other.ready is not None and other.ready.able
+            if other is not slot
+            and other.ready is not None
+            and other.ready.able
+            and now >= other.ready.borrows_from
         ),
         key=lambda worker: (loans.count(worker.id), worker.slot),
         default=None,

@@ -18,7 +18,8 @@ def respawn(state: State, now: float) -> None:
             slot.died = False
             restart_in = round(slot.retry_at - now, 3)
             state.say("warning", "worker died", worker=slot.index, restart_in=restart_in)
-        if slot.vacant and now >= slot.retry_at:
+        # Two may be on their way out, and then the first place that is free is waited for.
+        if slot.vacant and slot.free_place is not None and now >= slot.retry_at:
             state.spawn(slot, slot.generation, now)
 
 

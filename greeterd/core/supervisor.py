@@ -80,7 +80,7 @@ class Supervisor:
             for slot in self._state.slots.values():
                 if slot.close_by is not None:
                     yield slot.close_by
-                elif slot.vacant and not slot.retiring:
+                elif slot.vacant and slot.free_place is not None and not slot.retiring:
                     yield slot.retry_at
 
     @property

@@ -43,6 +43,8 @@ class Worker:
     """How it was told to leave."""
     accepts: bool = True
     """It may accept connections; once it was told to hand over, until it says that it has."""
+    borrows_from: float = 0.0
+    """When it is asked again to serve another's listener, which it has refused."""
     stalled_since: float | None = None
     """Since when connections wait while it does not turn its loop."""
     stuck: bool = False
@@ -135,7 +137,7 @@ class Slot:
 
     @property
     def vacant(self) -> bool:
-        """Nobody serves this slot, or is to; so one worker at most is left here, and drains."""
+        """Nobody serves this slot, or is to; who is left here drains."""
         return self.ready is None and self.starting is None
 
     @property

@@ -22,8 +22,10 @@ from greeterd.core.events import (
     Generation,
     How,
     Kill,
+    Leaving,
     Lend,
     Life,
+    LoanRefused,
     Pid,
     Policy,
     Pulse,
@@ -273,6 +275,15 @@ class Kernel:
             self.queues[process.spawn.slot] = 0
         self.feed(Exited(worker, f"exit status {code}", code))
 
+    def leave_unasked(self, worker: WorkerId) -> None:
+        """Let a worker leave that somebody else has told to."""
+        process = self.processes[worker]
+        if process.serving and not process.hung and process.leaving is None:
+            process.leaving = How.SWEEP
+            process.serving = self.chance(0.5)
+            self.later(0.0, 3.0, lambda: self._leave(worker, 0))
+            self.feed(Leaving(worker))
+
     def resume(self, worker: WorkerId) -> None:
         """Let a hung process go on with what it was told meanwhile."""
         process = self.processes.get(worker)
@@ -294,7 +305,10 @@ class Kernel:
                 if how is How.QUICK or not self.chance(0.2):
                     self.later(0.0, 1.5, lambda: self._leave(worker, code))
             case Lend(slot):
-                process.lent.add(slot)
+                if self.chance(0.1):
+                    self.later(0.0, 0.1, lambda: self._refuse(worker, slot))
+                else:
+                    process.lent.add(slot)
             case TakeBack(slot):
                 self.later(0.25, 0.3, lambda: self._return(worker, slot))
             case _:
@@ -321,6 +335,10 @@ class Kernel:
         self.queues[slot] = 0
         process.lent.discard(slot)
         self.feed(Returned(slot, worker))
+
+    def _refuse(self, worker: WorkerId, slot: SlotIndex) -> None:
+        if worker in self.processes:
+            self.feed(LoanRefused(slot, worker))
 
     def _close(self, slot: SlotIndex) -> None:
         """Close a listener; connections are lost only where nobody has taken them for long."""

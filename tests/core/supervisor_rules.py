@@ -26,6 +26,7 @@ from greeterd.core.events import (
     Leaving,
     Lend,
     Life,
+    LoanRefused,
     Policy,
     Ready,
     Reload,
@@ -163,12 +164,14 @@ class Rules:
                 if record is not None and record.life is Life.READY:
                     record.life = Life.DRAINING
                     record.kill_from = min(record.kill_from, now + policy.graceful_timeout)
+                    if not self._lives(record.slot, Life.READY):
+                        self._vacate(record, Life.READY, now)
             case Closed(worker):
                 if worker in self.alive:
                     self.alive[worker].accepts = False
             case TrialEnded(reason):
                 self.trial = "passed" if self.trial == "running" and not reason else ""
-            case Returned(slot, worker):
+            case Returned(slot, worker) | LoanRefused(slot, worker):
                 self.holders.discard((slot, worker))
             case Stop(quick, ticket):
                 self.asked[ticket] += 1
@@ -190,13 +193,16 @@ class Rules:
         self.holders = {each for each in self.holders if each[1] != ident}
         self.close_from[record.slot] = now + self.policy.graceful_timeout
         if record.life is not Life.DRAINING and not self._lives(record.slot, Life.READY):
-            if record.life is Life.READY:
-                served = now - self.served_since[record.slot]
-                if served >= self.policy.restart_window:
-                    self.failures[record.slot] = 0
-            self.failures[record.slot] += 1
+            self._vacate(record, record.life, now)
             self.deaths[record.slot].append(now)
-            self.vacant_since[record.slot] = now
+
+    def _vacate(self, record: Record, before: Life, now: float) -> None:
+        if before is Life.READY:
+            served = now - self.served_since[record.slot]
+            if served >= self.policy.restart_window:
+                self.failures[record.slot] = 0
+        self.failures[record.slot] += 1
+        self.vacant_since[record.slot] = now
 
     def _lives(self, slot: SlotIndex, life: Life) -> list[WorkerId]:
         return [

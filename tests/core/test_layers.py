@@ -15,15 +15,16 @@ FACILITIES = "facilities"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"", "errors"}),  # "" is the package itself: its version
     frozenset({"core"}),
-    frozenset({"files", "socketfiles", "strictmodes"}),
-    frozenset({"cpus", "kinds", "linefile", "signals"}),  # parts of one module above each
+    frozenset({"files", "socketfiles", "strictmodes", "signals"}),
+    frozenset({"cpus", "kinds", "linefile", "rights"}),  # parts of one module above each
     frozenset({"config"}),
     frozenset({"settings"}),
     frozenset({"inheritance", "limits"}),  # what a process begins with
     frozenset({FACILITIES}),  # every module that is not named here
     frozenset({"inspection"}),
     frozenset({"activation", "escrow", "handshakes", "intake", "manager", "nursery", "seat"}),
-    frozenset({"generations", "legacy", "masterlog", "reception"}),
+    frozenset({"generations", "masterlog", "reception"}),
+    frozenset({"legacy"}),
     frozenset({"mending"}),
     frozenset({"crew", "dispatcher", "service", "upgrading"}),  # parts of master and worker
     frozenset({"leaving", "survey"}),

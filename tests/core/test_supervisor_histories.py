@@ -122,6 +122,11 @@ def ask_to_exit(story: Story) -> None:
         story.kernel.feed(ExitRequested(worker))
 
 
+def leave(story: Story) -> None:
+    if worker := story.anyone():
+        story.kernel.leave_unasked(worker)
+
+
 def repeat(story: Story) -> None:
     """Tell again what was told before; of a loan only where that cannot be news."""
     event = story.kernel.rng.choice([*story.kernel.past, None])
@@ -149,6 +154,7 @@ WHAT_HAPPENS: list[Callable[[Story], None]] = [
     scale_by,
     upgrade,
     *[ask_to_exit] * 2,
+    *[leave] * 2,
     *[repeat] * 2,
     *[wait] * 6,
 ]

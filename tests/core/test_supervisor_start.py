@@ -87,7 +87,7 @@ def test_a_first_worker_that_ends_without_a_code_does_not_make_a_good_end() -> N
 def test_a_first_fork_that_fails_ends_the_daemon() -> None:
     daemon = launched(1)
     assert daemon.tell(SpawnFailed(WorkerId(1), "fork: out of memory"))[1:] == [
-        Exit(70, "worker 1 did not start: fork: out of memory")
+        Exit(71, "worker 1 did not start: fork: out of memory")
     ]
 
 

@@ -132,7 +132,7 @@ def test_ready_becomes_draining_when_it_leaves_unasked_and_another_is_started() 
     daemon = started(1)
     assert daemon.tell(Leaving(WorkerId(1))) == [spawn(2, slot=1, place=1)]
     assert daemon.lives(1) == [Life.DRAINING, Life.STARTING]
-    assert daemon.supervisor.slots[SlotIndex(1)].failures == 0, "it has not died"
+    assert daemon.supervisor.slots[SlotIndex(1)].restarts == 0, "it has not died"
 
 
 def test_a_worker_that_leaves_unasked_is_told_when_the_daemon_stops() -> None:
@@ -231,7 +231,28 @@ def test_that_it_has_left_is_no_death() -> None:
     daemon.tell(Leaving(WorkerId(1)))
     daemon.tell(left(1))
     assert daemon.supervisor.recent_restarts(daemon.now) == 0
-    assert daemon.supervisor.slots[SlotIndex(1)].failures == 0
+
+
+def test_workers_that_leave_one_after_the_other_are_replaced_later_each_time() -> None:
+    daemon = started(1)
+    assert daemon.tell(Leaving(WorkerId(1))) == [spawn(2, slot=1, place=1)]
+    daemon.tell(left(1), ready(2))
+    assert daemon.tell(Leaving(WorkerId(2)), left(2)) == []
+    assert daemon.wait(0.1) == [spawn(3, slot=1)]
+    daemon.tell(ready(3))
+    assert daemon.tell(Leaving(WorkerId(3)), left(3)) == []
+    assert daemon.wait(0.1) == []
+    assert daemon.wait(0.1) == [spawn(4, slot=1)]
+
+
+def test_a_slot_whose_two_workers_are_leaving_waits_for_the_first_that_has_left() -> None:
+    daemon = started(1, policy=Policy(graceful_timeout=10.0))
+    daemon.tell(Leaving(WorkerId(1)))
+    daemon.tell(ready(2))
+    assert daemon.tell(Leaving(WorkerId(2))) == []
+    assert daemon.wait(1.0) == []
+    assert daemon.supervisor.next_deadline() == daemon.now - 1.0 + 10.0
+    assert daemon.tell(left(2)) == [spawn(3, slot=1, place=1)]
 
 
 def test_who_does_not_serve_cannot_leave_of_its_own() -> None:

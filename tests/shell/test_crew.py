@@ -15,14 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from greeterd.channel import Channel
 from greeterd.cli.balance import count_daemon
 from greeterd.config import Config
 from greeterd.core.balance import balance
+from greeterd.core.conversation import Conversation
 from greeterd.core.events import Life, Pid, Policy, Pulse, Ready, Spawn, Spawned, Tick
 from greeterd.core.status import from_json, table_rows, to_json
 from greeterd.core.supervisor import Supervisor
 from greeterd.crew import Crew
 from greeterd.escrow import Escrow
+from greeterd.nursery import Child
 from greeterd.scoreboard import (
     BLOCKED,
     BLOCKED_BY_LIMIT,
@@ -67,7 +70,16 @@ class Shop:
         kill = lambda _child, number: self.killed.append(number)  # noqa: E731
         cast("Any", self.crew.nursery).kill = kill
         self._theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.crew.nursery.adopt(spawn, Pid(1), ours.detach(), os.memfd_create("stack"), None)
+        self.crew.nursery.enter(
+            Child(
+                pid=Pid(1),
+                spawn=spawn,
+                channel=Channel(ours),
+                conversation=Conversation(),
+                stack_fd=os.memfd_create("stack"),
+                log_lock_fd=None,
+            )
+        )
         self.supervisor.handle(Spawned(spawn.worker, Pid(1)), 0.0)
         self.supervisor.handle(Ready(spawn.worker), 0.0)
         [worker] = self.supervisor.workers

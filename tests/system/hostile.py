@@ -1,0 +1,288 @@
+"""A worker that an attacker has taken over: honest until it finds an order, then it does a harm.
+
+Run as a program (COMMAND), this is the daemon, but for the turn of a worker's loop: that looks for
+an order, a file that names a harm. The master has no use for it, and is the one that is shipped;
+the worker has the user, the descriptors and the memory of a real one.
+
+A harm is a function of the worker, listed in HARMS by `harm`; it may return, end, or never end.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from greeterd import rights, scoreboard
+from greeterd.cli.daemon import main
+from greeterd.core.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
+from greeterd.workloop import Worker
+from tests.system.harness import ROOT
+
+COMMAND = (sys.executable, "-m", "tests.system.hostile")
+_ORDERS = "TEST_HOSTILE_ORDERS"
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What is done, and how the master tells of the worker's end."""
+
+    do: Callable[[Worker], None]
+    reason: str
+    """Part of the reason in `worker exited`."""
+
+
+HARMS: dict[str, Harm] = {}
+
+
+def harm(reason: str) -> Callable[[Callable[[Worker], None]], Callable[[Worker], None]]:
+    """List a function as a harm, under its name; `reason` is part of what the master says."""
+
+    def enter(do: Callable[[Worker], None]) -> Callable[[Worker], None]:
+        HARMS[do.__name__.replace("_", "-")] = Harm(do, reason)
+        return do
+
+    return enter
+
+
+# Orders -------------------------------------------------------------------------------------
+
+
+class Orders:
+    """The directory of the orders, one a slot; whoever takes an order removes it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the daemon has to be started with."""
+        return {_ORDERS: str(self.directory), "PYTHONPATH": str(ROOT)}
+
+    def give(self, slot: int, name: str, *, after: int) -> None:
+        """Have the slot's worker do this harm when it has had so many connections.
+
+        0: the slot's next worker, at its first turn.
+        """
+        draft = self.directory / "draft"
+        draft.write_text(json.dumps({"harm": name, "after": after}))
+        draft.chmod(0o644)
+        draft.rename(self._file(slot))
+
+    def taken(self, slot: int) -> bool:
+        """Tell whether the harm is being done."""
+        return not self._file(slot).exists()
+
+    def take(self, slot: int, connections: int | None) -> str | None:
+        """Return what a worker is to do now that has had so many connections; None: first turn."""
+        with contextlib.suppress(FileNotFoundError):
+            order = json.loads(self._file(slot).read_text())
+            after = order["after"]
+            if (connections is None) if after == 0 else (connections or 0) >= after:
+                self._file(slot).unlink()
+                return str(order["harm"])
+        return None
+
+    def _file(self, slot: int) -> Path:
+        return self.directory / f"slot-{slot}"
+
+
+@contextlib.contextmanager
+def given_orders() -> Iterator[Orders]:
+    """Give a directory for orders, which workers of any user can take."""
+    # Not pytest's tmp_path, which others may not enter.
+    with tempfile.TemporaryDirectory(prefix="greeterd-test-") as directory:
+        Path(directory).chmod(0o777)
+        yield Orders(Path(directory))
+
+
+def _take_over(orders: Orders) -> None:
+    """Replace the turn of the loop in every worker that this program forks."""
+    honest = Worker._turn
+    had: dict[int, int] = {}
+    """The connections of the row before this worker's, by its pid."""
+
+    def turn(worker: Worker) -> None:
+        count, pid = worker._row[scoreboard.CONNECTIONS], os.getpid()
+        name = orders.take(worker._seat.slot, count - had[pid] if pid in had else None)
+        had.setdefault(pid, count)
+        if name is not None:
+            HARMS[name].do(worker)
+        honest(worker)
+
+    Worker._turn = turn  # type: ignore[assignment, method-assign]
+
+
+# Harms: messages ----------------------------------------------------------------------------
+
+
+def _socket(worker: Worker) -> socket.socket:
+    return worker._seat.channel._socket
+
+
+def _send(worker: Worker, data: bytes, fds: Collection[int] = ()) -> None:
+    with contextlib.suppress(OSError):
+        rights.send(_socket(worker), data, fds)
+
+
+def _say(worker: Worker, message: Message, fds: list[int] | None = None) -> None:
+    worker._seat.channel.send(message, fds)
+
+
+@harm("protocol error: not JSON")
+def no_json(worker: Worker) -> None:
+    _send(worker, b"\xff\x00\x1b]0;owned\x07")
+
+
+@harm("protocol error: not JSON")
+def nested_too_deep(worker: Worker) -> None:
+    _send(worker, b'{"type":"ready","more":' + b"[" * 60_000)
+
+
+@harm("protocol error: not a message")
+def unknown_message(worker: Worker) -> None:
+    _send(worker, json.dumps({"type": "\x1b[2J" * 1000}).encode())
+
+
+@harm("protocol error: too long a message")
+def too_long_a_message(worker: Worker) -> None:
+    _send(worker, b'{"type":"exit"}' + b" " * 100_000)
+
+
+@harm("protocol error: 'drain' is for the master to say")
+def message_of_the_master(worker: Worker) -> None:
+    _send(worker, b'{"type":"drain","how":"quick"}')
+
+
+@harm("protocol error: 'ready' is not due")
+def ready_twice(worker: Worker) -> None:
+    _say(worker, ReadyMessage())
+
+
+@harm("protocol error: 'returned 1' is not due")
+def returned_unlent(worker: Worker) -> None:
+    _send(worker, b'{"type":"returned","slot":1}')
+
+
+@harm("protocol error: 'exit' is not due")
+def exit_though_it_is_not_allowed(worker: Worker) -> None:
+    for _ in range(5):
+        _say(worker, ExitMessage())
+
+
+@harm("protocol error: it has closed its channel")
+def empty_message(worker: Worker) -> None:
+    _send(worker, b"")
+
+
+@harm("protocol error: it has closed its channel")
+def closed_channel(worker: Worker) -> None:
+    _socket(worker).shutdown(socket.SHUT_WR)
+
+
+@harm("protocol error: 'leaving' is not due")
+def flood(worker: Worker) -> None:
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            rights.send(_socket(worker), b'{"type":"leaving"}')
+
+
+# Harms: descriptors -------------------------------------------------------------------------
+
+
+@harm("protocol error: descriptors that are not due")
+def descriptors_unasked(worker: Worker) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    while True:
+        with contextlib.suppress(OSError):
+            rights.send(_socket(worker), b'{"type":"leaving"}', [null] * rights.MAX_FDS)
+
+
+@harm("protocol error: descriptors that are not due")
+def descriptors_with_an_empty_message(worker: Worker) -> None:
+    _send(worker, b"", [0, 1, 2])
+
+
+def _lingering() -> tuple[int, list[socket.socket]]:
+    """Return a connection whose last close(2) waits for an hour, and its other end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_connection(listener.getsockname())
+    peer, _ = listener.accept()
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(b"x" * 65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    return sock.detach(), [listener, peer]
+
+
+@harm("protocol error: descriptors that are not due")
+def descriptors_that_linger(worker: Worker) -> None:
+    kept = []
+    for _ in range(10):
+        fd, others = _lingering()
+        _send(worker, b'{"type":"leaving"}', [fd])
+        os.close(fd)
+        kept.append(others)
+    signal.pause()  # the other ends live on
+
+
+@harm("protocol error: not JSON")
+def descriptors_that_linger_behind_a_breach(worker: Worker) -> None:
+    _send(worker, b"garbage")
+    descriptors_that_linger(worker)
+
+
+@harm("protocol error: descriptors that are not due")
+def descriptors_of_all_kinds(worker: Worker) -> None:
+    reader, writer = os.pipe()
+    kinds = [reader, writer, os.memfd_create("any"), os.open("/", os.O_PATH), os.eventfd(0)]
+    _send(worker, b'{"type":"leaving"}', [*kinds, *worker._intake.sources])
+
+
+# Harms: the stack ---------------------------------------------------------------------------
+
+
+def _stack_fd() -> int:
+    names = {int(fd): Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}  # noqa: PTH208
+    for fd, path in names.items():
+        with contextlib.suppress(OSError):
+            if "greeterd-stack" in str(path.readlink()):
+                return fd
+    raise AssertionError("a worker has a file for its stack")
+
+
+@harm("killed by SIGABRT")
+def sparse_stack(_worker: Worker) -> None:
+    with contextlib.suppress(OSError):
+        os.ftruncate(_stack_fd(), 2**45)
+    os.abort()
+
+
+@harm("killed by SIGKILL")
+def long_stack(_worker: Worker) -> None:
+    fd = _stack_fd()
+    with contextlib.suppress(OSError):
+        for at in range(0, 2**24, 2**16):
+            os.pwrite(fd, b"\x1b\xff" * 2**15, at)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Harms: what is allowed ---------------------------------------------------------------------
+
+
+@harm("exit status 0")
+def leaves_at_once(worker: Worker) -> None:
+    _say(worker, LeavingMessage())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _take_over(Orders(Path(os.environ[_ORDERS])))
+    main()

@@ -1,0 +1,152 @@
+"""A worker that runs an attacker's code costs itself: not the master, its siblings or the clients.
+
+Each harm of `hostile` is done by a worker of each mode, and by the dispatcher, at its first turn
+and after 1,000 honest greetings. One daemon a mode suffers them all, under load.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from greeterd.control import ask
+from tests.support import until
+from tests.system.clients import Load, fire
+from tests.system.conftest import StartDaemon
+from tests.system.harness import Daemon, Record, records
+from tests.system.hostile import COMMAND, HARMS, Orders, given_orders
+
+if os.geteuid() != 0:
+    pytest.skip("needs root, to have workers of another user", allow_module_level=True)
+
+PROMPT = 1.0
+"""Seconds within which the master answers, whatever a worker does."""
+MORE_BYTES = 5 * 2**20
+MORE_FDS = 10
+MORE_LOG_BYTES = 256 * 1024
+CONCURRENCY = 4
+
+OPTIONS = (
+    "--workers=2", "--reply", "--user=nobody", "--log-format=json",
+    # What is shown is each harm by itself, not the back-off.
+    "--max-restarts=1000000", "--restart-window=0.001",
+)  # fmt: skip
+
+
+class Stage:
+    """A daemon under load, one of whose slots is the villain's."""
+
+    def __init__(self, daemon: Daemon, orders: Orders, slot: int) -> None:
+        self.daemon = daemon
+        self.slot = slot
+        self.harms = 0
+        self.slowest_ping = 0.0
+        self.orders = orders
+
+    def ping(self) -> None:
+        """Have the master answer."""
+        began = time.monotonic()
+        assert ask(self.daemon.run_dir / "control.sock", "ping", 10.0)["ok"]
+        took = time.monotonic() - began
+        self.slowest_ping = max(self.slowest_ping, took)
+        assert took < PROMPT
+
+    def log_bytes(self) -> int:
+        """Return how much the daemon has told so far."""
+        return self.daemon.stderr.stat().st_size
+
+    def exits(self, mark: int) -> list[Record]:
+        """Return how the slot's workers have ended, by what was told since."""
+        with self.daemon.stderr.open("rb") as log:
+            log.seek(mark)
+            told = records(log.read().decode(errors="replace"))
+        return [
+            one for one in told if (one["event"], one.get("worker")) == ("worker exited", self.slot)
+        ]
+
+    def master(self) -> tuple[int, int]:
+        """Return the master's memory and its descriptors."""
+        process = psutil.Process(self.daemon.pid)
+        return process.memory_info().rss, process.num_fds()
+
+    def worker(self) -> int:
+        """Return the pid of the slot's worker, 0 while none is ready."""
+        status = self.daemon.status()
+        found = [
+            one["pid"]
+            for one in [*status["workers"], *status["dispatcher"]]
+            if one["slot"] == self.slot and one["state"] == "ready"
+        ]
+        return int(found[0]) if len(found) == 1 else 0
+
+
+@pytest.fixture(scope="module", params=["inherit", "reuseport", "handoff", "dispatcher"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    mode = request.param
+    slot = 0 if mode == "dispatcher" else 1
+    mode = "handoff" if mode == "dispatcher" else mode
+    with given_orders() as orders:
+        options = [*OPTIONS, f"--mode={mode}"]
+        with (
+            Daemon(*options, command=COMMAND, environment=orders.environment) as daemon,
+            Load(
+                daemon.address, processes=1, concurrency=CONCURRENCY, interval=0.005, reply=True
+            ) as load,
+        ):  # fmt: skip
+            load.wait_going()
+            one = Stage(daemon, orders, slot)
+            yield one
+            result = load.stop()
+            began = time.monotonic()
+            assert daemon.stop() == 0
+            print(f"{result.counts}, {one.harms} harms, ping {one.slowest_ping:.3f} s at most")
+            print(f"stopped within {time.monotonic() - began:.1f} s")
+            # Who is ended, or killed to make room for a villain, takes what it had accepted.
+            assert sum(result.lost.values()) <= 2 * CONCURRENCY * one.harms
+            assert "timeout" not in result.lost
+
+
+@pytest.mark.parametrize("after", [0, 1000], ids=["first-turn", "after-1000"])
+@pytest.mark.parametrize("name", HARMS)
+def test_a_hostile_worker_costs_itself(stage: Stage, name: str, after: int) -> None:
+    until(stage.worker, what="an honest worker")
+    before, mark = stage.master(), stage.log_bytes()
+    stage.harms += 1
+    stage.orders.give(stage.slot, name, after=after)
+    if not after:
+        os.kill(stage.worker(), signal.SIGKILL)
+    reason = HARMS[name].reason
+
+    def ended() -> list[Record]:
+        stage.ping()
+        for _ in range(0 if stage.orders.taken(stage.slot) else 50):
+            fire(stage.daemon.address, "honest")
+        return [one for one in stage.exits(mark) if stage.orders.taken(stage.slot)][not after :]
+
+    until(ended, timeout=30.0, what=f"the end of the worker: {reason}")
+    until(stage.worker, what="another worker")
+    stage.ping()
+    exits = stage.exits(mark)[not after :]
+    assert [reason in one["reason"] for one in exits] == [True], exits
+    memory, fds = stage.master()
+    assert memory - before[0] < MORE_BYTES
+    assert fds - before[1] < MORE_FDS
+    assert stage.log_bytes() - mark < MORE_LOG_BYTES
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["flood", "descriptors-that-linger-behind-a-breach", "closed-channel", "descriptors-unasked"],
+)
+def test_a_stop_in_the_midst_of_it_is_a_stop(daemon: StartDaemon, name: str) -> None:
+    with given_orders() as orders:
+        for slot in (1, 2):
+            orders.give(slot, name, after=0)
+        one = daemon(*OPTIONS, command=COMMAND, environment=orders.environment)
+        until(lambda: any(map(orders.taken, (1, 2))), what="a harm")
+        began = time.monotonic()
+        assert one.stop() == 0
+        assert time.monotonic() - began < 10.0
