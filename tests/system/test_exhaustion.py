@@ -368,8 +368,8 @@ def test_no_more_connections_are_open_than_allowed(daemon: StartDaemon, mode: st
             assert fast.recv(100) == b"Hello, fast\n"
     assert outcomes(quiet_totals(one, connections=101)) == {"greetings": 1, "empty": 100}
     assert blocked(one) == [0]
-    others = {each["event"] for each in one.events() if each["level"] != "info"}
-    assert others <= {"workers are root"}
+    unusual = {each["event"] for each in one.events() if each["level"] != "info"}
+    assert unusual <= {"workers are root"}
 
 
 @pytest.mark.parametrize("wait", ["rotate", "exclusive", "epoll"])

@@ -53,9 +53,9 @@ BREAKAGES: dict[str, tuple[Spoil, str]] = {
     ),
     "exception at import": (
         lambda image, _: image.spoil(
-            "master.py", r"\nTICK: ", "\nraise OSError('on purpose')\nTICK: "
+            "master.py", r"\nTICK: ", "\nraise RuntimeError('on purpose')\nTICK: "
         ),
-        r"exit status 1\): OSError: on purpose",
+        r"exit status 1\): RuntimeError: on purpose",
     ),
     "bad configuration": (
         lambda _, file: rewrite(file, "workers = 2", "werkers = 2"),
