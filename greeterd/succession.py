@@ -312,12 +312,12 @@ def inherited() -> Estate | None:
         data = os.pread(memory, os.fstat(memory).st_size, 0)
         os.close(memory)
         estate = msgspec.json.decode(data, type=Estate)
-    except (ValueError, OSError) as error:
+        for fd in estate.fds():
+            os.set_inheritable(fd, False)
+    except (ValueError, OSError, OverflowError, RecursionError) as error:
         raise GreeterdError(f"the predecessor's estate cannot be read: {error}") from error
     if estate.version != VERSION:
         raise GreeterdError(f"the predecessor's estate is of version {estate.version}")
-    for fd in estate.fds():
-        os.set_inheritable(fd, False)
     return estate
 
 

@@ -1,107 +1,30 @@
 """What the master does with what comes from a worker's channel, whatever it is."""
 
-import contextlib
 import os
 import resource
-import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greeterd import nursery, rights
-from greeterd.channel import Channel
-from greeterd.core.conversation import Conversation
-from greeterd.core.events import Generation, Pid, SlotIndex, Spawn, WorkerId
+from greeterd.core.events import WorkerId
 from greeterd.core.messages import (
     ExitMessage,
     FailedMessage,
     GoMessage,
     LeavingMessage,
-    Message,
     ReadyMessage,
     ReopenedMessage,
     ReopenMessage,
 )
-from greeterd.nursery import MAX_STACK_BYTES, RECORDS_A_TURN, Child, Nursery
+from greeterd.nursery import MAX_STACK_BYTES, RECORDS_A_TURN
 from tests.core.test_messages import ENCODED
 from tests.shell.test_rights import lingering, room_for
-
-WORKER = WorkerId(7)
-
-
-class Ward(Nursery):
-    """A nursery with one child that is no process, and what became of it."""
-
-    def __init__(self, *, listeners: int = 0, ready: bool = True) -> None:
-        self.heard: list[tuple[Message, int]] = []
-        self.killed: list[signal.Signals] = []
-        self.selector = selectors.DefaultSelector()
-        super().__init__(self.selector, self._note)
-        ours, self.channel = Channel.pair()
-        self.theirs = self.channel._socket
-        conversation = Conversation(listeners=listeners, may_exit=True)
-        if ready:
-            conversation.heard(ReadyMessage(), listeners)
-        spawn = Spawn(WORKER, SlotIndex(1), 0, Generation(1))
-        self.child = Child(
-            pid=Pid(0),
-            spawn=spawn,
-            channel=ours,
-            conversation=conversation,
-            stack_fd=-1,
-            log_lock_fd=None,
-        )
-        self.enter(self.child)
-
-    def _note(self, _child: Child, message: Message, fds: list[int]) -> None:
-        self.heard.append((message, len(fds)))
-        rights.close_all(fds)
-
-    def kill(self, child: Child, number: signal.Signals) -> None:
-        """Note it."""
-        assert child is self.child
-        self.killed.append(number)
-
-    def turn(self) -> None:
-        """Have the master's loop turn once."""
-        for key, mask in self.selector.select(0):
-            key.data(mask)
-
-    @property
-    def reason(self) -> str:
-        """Why the child is ended; empty when it is not."""
-        assert (self.child.failure is not None) == bool(self.killed)
-        return "" if self.child.failure is None else self.child.failure.reason
-
-
-@contextlib.contextmanager
-def ward(*, listeners: int = 0, ready: bool = True) -> Iterator[Ward]:
-    """Give a ward, and see that it has left no descriptor open."""
-    before = open_fds()
-    one = Ward(listeners=listeners, ready=ready)
-    try:
-        yield one
-    finally:
-        one.theirs.close()
-        one.child.channel.close()
-        one.selector.close()
-    assert open_fds() == before
-
-
-def open_fds() -> list[int]:
-    """Return the open descriptors, less that of the look itself."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with contextlib.suppress(OSError):
-            os.fstat(int(name))
-            found.append(int(name))
-    return sorted(found)
-
+from tests.shell.ward import WORKER, ward
 
 # What is due
 

@@ -1,0 +1,102 @@
+"""Feeds bytes that a fuzzer invents to all that the master and greeterctl read from others.
+
+Coverage-guided, by atheris (PyPI), which the project does not depend on. From the root of a clone:
+  pip install atheris
+  python -m tests.fuzz.inputs -max_total_time=600 [CORPUS_DIRECTORY]
+An exception that is not allowed for ends it, and the input is kept in a file. The first byte
+chooses the reader, the rest is what it reads.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+import atheris
+
+with atheris.instrument_imports(include=["greeterd"]):
+    from greeterd import nursery, rights, succession
+    from greeterd.core.requests import Inbox, parse_answer, parse_request
+    from greeterd.core.stored import parse_name
+    from greeterd.errors import GreeterdError
+    from tests.shell.ward import ward
+
+Read = Callable[[bytes], object]
+
+
+def read_channel(data: bytes) -> None:
+    """Read records of a worker: each a byte for its descriptors, and as long as the next says."""
+    with ward(listeners=1, ready=bool(data[:1] > b"\x80")) as one:
+        while len(data) > 2:
+            count, size, data = data[0] % 4, data[1], data[2:]
+            with contextlib.suppress(BlockingIOError):
+                rights.send(one.theirs, data[:size], [0] * count)
+            data = data[size:]
+        one.turn()
+        one.turn()
+        assert len(one.killed) <= 1
+
+
+def read_requests(data: bytes) -> None:
+    """Read lines of a control client."""
+    inbox = Inbox()
+    inbox.feed(data)
+    inbox.feed(b"")
+    while (line := inbox.take()) is not None:
+        if not isinstance(line, bytes):
+            return
+        parse_request(line)
+
+
+def read_answer(data: bytes) -> None:
+    """Read what whoever listens on control.sock answers."""
+    with contextlib.suppress(ValueError):
+        parse_answer(data)
+
+
+def read_estate(data: bytes) -> None:
+    """Read what the image before has left."""
+    memory = os.memfd_create("estate")
+    os.write(memory, data)
+    os.environ[succession.ESTATE] = str(memory)
+    try:
+        succession.inherited()
+    except GreeterdError:
+        with contextlib.suppress(OSError):
+            os.close(memory)
+
+
+def read_stored_name(data: bytes) -> None:
+    """Read a name from the descriptor store, and write it again."""
+    if (found := parse_name(data.decode("utf-8", "surrogateescape"))) is not None:
+        assert parse_name(found.name) == found
+
+
+def read_stack(data: bytes) -> None:
+    """Read the stack of a worker."""
+    memory = os.memfd_create("stack")
+    os.write(memory, data)
+    text = nursery._read_stack(memory)
+    os.close(memory)
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+READERS: tuple[Read, ...] = (
+    read_channel,
+    read_requests,
+    read_answer,
+    read_estate,
+    read_stored_name,
+    read_stack,
+)
+
+
+def read_one(data: bytes) -> None:
+    """Let one reader read."""
+    if data:
+        READERS[data[0] % len(READERS)](data[1:])
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, read_one)
+    atheris.Fuzz()
