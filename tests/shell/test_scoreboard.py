@@ -5,6 +5,7 @@ A stranger is a forked process that does what a worker could in which an attacke
 
 import ctypes
 import faulthandler
+import gc
 import mmap
 import multiprocessing
 import os
@@ -186,6 +187,26 @@ def test_the_next_worker_of_a_place_counts_from_zero_and_the_books_go_on() -> No
     assert board.worker(1, 0).greetings == 2
 
 
+def test_a_worker_that_nobody_has_buried_is_settled_when_its_place_is_taken() -> None:
+    board = Scoreboard(1)
+    row = employ(board)
+    row[CONNECTIONS], row[OPEN] = 5, 5
+    fd = board.row_fd(1, 0)
+    assert fd is not None
+    file = os.fstat(fd).st_ino
+    with board.open_row(1, 0):
+        assert os.fstat(fd).st_ino != file, "closed, and taken for the next"
+    assert board.read(1, 0) == Counters(connections=5, reset=5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(MOST, 2), (2**63, 2**63 + 3)])
+def test_books_that_are_full_go_on_from_zero(before: int, after: int) -> None:
+    board = Scoreboard(1)
+    say(board._entry(1, 0), [before] * CELLS)
+    employ(board)[GREETINGS] = 3
+    assert board.read(1, 0).greetings == after
+
+
 # What is believed
 
 
@@ -266,9 +287,11 @@ RECENT = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (5, 1
 sealed = pytest.mark.skipif(not RECENT, reason="F_SEAL_FUTURE_WRITE needs Linux 5.1")
 
 
-def in_child(board: Scoreboard, deed: Callable[[Row, dict[int, Row]], object]) -> int | None:
-    """Do it in a forked dispatcher, which can read the row of slot 2; return how it has ended."""
-    with board.open_row(0, 0) as row, board.views([1, 2]) as views:
+def in_child(
+    board: Scoreboard, deed: Callable[[Row, dict[int, Row]], object], slots: Sequence[int] = (2, 3)
+) -> int | None:
+    """Do it in a forked dispatcher, which can read the slots' rows; return how it has ended."""
+    with board.open_row(0, 0) as row, board.views(slots) as views:
         child = multiprocessing.get_context("fork").Process(target=deed, args=(row, views))
         child.start()
     child.join(10.0)
@@ -305,7 +328,9 @@ def board() -> Scoreboard:
     def greet(row: Row, _views: object) -> None:
         row[GREETINGS] += 1
 
-    board = Scoreboard(2)
+    board = Scoreboard(3)
+    with board.open_row(1, 0):
+        pass
     with board.open_row(2, 0) as row:
         child = multiprocessing.get_context("fork").Process(target=greet, args=(row, {}))
         child.start()
@@ -336,8 +361,13 @@ def test_a_child_maps_its_own_row_and_those_it_may_read_and_this_process_none_wr
         with pytest.raises(TypeError):
             views[2][GREETINGS] = 1
 
+    def look_alone(_row: Row, views: dict[int, Row]) -> None:
+        assert [how for _, how in mapped()] == ["rw-s"]
+        assert views == {}
+
     assert in_child(board, look) == 0
-    assert in_child(board, look) == 0, "again, since the first has left something here"
+    assert in_child(board, look_alone, slots=()) == 0
+    assert in_child(board, look) == 0, "again, since each has left something here"
     assert {how for _, how in mapped("greeterd-row")} == {"r--s"}
 
 
@@ -417,11 +447,12 @@ def test_a_view_that_came_by_message_is_read_only_and_one_that_is_none_is_refuse
 
 
 def test_a_fork_that_fails_leaves_nothing(board: Scoreboard) -> None:
+    gc.collect()  # what other tests have left
     before = descriptors(), sorted(how for _, how in mapped())
-    with pytest.raises(BlockingIOError), board.open_row(1, 0):
+    with pytest.raises(BlockingIOError), board.open_row(3, 0):
         raise BlockingIOError
     assert (descriptors(), sorted(how for _, how in mapped())) == before
-    assert board.row_fd(1, 0) is None
+    assert board.row_fd(3, 0) is None
 
 
 # Upgrades
@@ -511,7 +542,7 @@ def test_an_older_build_may_leave_anything(before: list[int], after: list[int]) 
     say(old.row(1, 0), after[: old.CELLS])
     board.look(1, 0)
     assert msgspec.json.encode(board.total(1))
-    board.settle(1, 0)
+    assert 0 <= board.settle(1, 0) < LEAP
     os.close(old.fd)
     os.close(board.fd)
 
