@@ -209,7 +209,7 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_70_and_its_reason(
     one = daemon(f"--mode={mode}", "--workers=3", f"--log-dir={logs}", *options, wait=False)
     assert one.wait() == 70
     said = one.stderr.read_text()
-    assert f"worker 2 did not start: [Errno 21] Is a directory: '{log}'" in said
+    assert f"worker 2 did not start: {log}: Is a directory" in said
     assert one.events("ready") == []
 
 
