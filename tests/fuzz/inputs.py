@@ -58,7 +58,7 @@ def read_estate(data: bytes) -> None:
     """Read what the image before has left."""
     memory = os.memfd_create("estate")
     os.write(memory, data)
-    os.environ[succession.ESTATE] = str(memory)
+    os.environ[inheritance.ESTATE] = str(memory)
     try:
         succession.inherited()
     except GreeterdError:
