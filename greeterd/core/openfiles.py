@@ -10,12 +10,13 @@ STANDARD: Final = 3
 OF_THE_MASTER: Final = 8
 """The run lock, the daemon log, the pipe to the launcher, the pipe of signals (2), the epoll set,
 the scoreboard, the control socket."""
-OF_A_CHILD: Final = 4
-"""Its channel, its scoreboard row, and the files for its stack and for the lock of its log."""
+OF_A_CHILD: Final = 5
+"""Its channel, its scoreboard row (2: a mapping keeps a duplicate), and the files for its stack and
+for the lock of its log."""
 OF_A_PAIR: Final = 2
 """Both ends of the socketpair by which a slot is handed connections."""
 SPARE: Final = 16
-"""What comes and goes: one child more while a slot's worker is replaced (7 in the instant of the
+"""What comes and goes: one child more while a slot's worker is replaced (8 in the instant of the
 fork), control connections (3), files that are read or opened anew, the trial of an upgrade (5)."""
 
 

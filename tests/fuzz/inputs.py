@@ -15,7 +15,7 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["greeterd"]):
-    from greeterd import nursery, rights, succession
+    from greeterd import inheritance, nursery, rights, succession
     from greeterd.core.requests import Inbox, parse_answer, parse_request
     from greeterd.core.stored import parse_name
     from greeterd.errors import GreeterdError
