@@ -130,7 +130,7 @@ def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
             if record:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             raise OSError(errno.EINVAL, "nothing more is handed over")
-        return fd, record.rstrip(b"\0").decode("ascii", "replace")
+        return fd, record.rstrip(b"\0").decode("latin-1")  # ASCII; and whatever it is, no error
 
     return take
 

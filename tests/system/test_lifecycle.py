@@ -162,6 +162,29 @@ def test_term_to_one_worker_replaces_it_and_fails_nobody(daemon: StartDaemon, mo
     assert len(server.worker_pids()) == 2
 
 
+def test_term_to_a_worker_and_to_its_successor_while_both_have_clients_ends_nobody_else(
+    daemon: StartDaemon,
+) -> None:
+    server = daemon("--workers", "1", "--reply", "--client-timeout", "60")
+    (first,) = server.worker_pids()
+    with connect(server.address) as one, connect(server.address) as other:
+        until(lambda: server.status()["totals"]["open"] == 2, what="two clients")
+        os.kill(first, signal.SIGTERM)
+        server.wait_event("worker ready", count=2)
+        until(lambda: listeners(first) == {}, what="the first has emptied its listener")
+        with connect(server.address) as third:
+            until(lambda: server.status()["totals"]["open"] == 3, what="a client of the second")
+            (second,) = set(server.worker_pids()) - {first}
+            os.kill(second, signal.SIGTERM)
+            until(lambda: listeners(second) == {}, what="the second has emptied its listener")
+            for client in (third, one, other):
+                client.sendall(b"Alice")
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(100) == b"Hello, Alice\n"
+    server.wait_event("worker ready", count=3)
+    assert greet(server.address, "Bob") == "Hello, Bob\n"
+
+
 @MODES
 def test_a_slow_client_of_a_worker_that_leaves_delays_nobody(
     daemon: StartDaemon, mode: str
