@@ -100,7 +100,7 @@ class LineFile:
         self._unsynced: tuple[int, bytes] | None = None  # offset, lines: written, perhaps not kept
         self._replaced = False  # by flush(), not told by look() yet
         self._synced_ns = 0  # wall clock; when our latest batch had been synced
-        self._lock = os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC)
+        self._lock = _open_anew(lock)
         self.fd = _UNKNOWN
         try:
             self.fd = _open(path, durable=durable)
@@ -429,6 +429,15 @@ def _named(error: OSError, path: Path) -> OSError:
     if error.filename is not None:
         return error
     return OSError(error.errno, error.strerror, str(path))
+
+
+def _open_anew(lock: int) -> int:
+    try:
+        return os.open(f"/proc/self/fd/{lock}", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # There is no /proc. A duplicate keeps the slot's other worker from nothing; that one still
+        # sees by the mark on a torn line that its writer lives.
+        return os.dup(lock)
 
 
 def _lock_of(kind: int) -> bytes:

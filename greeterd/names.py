@@ -21,7 +21,7 @@ from typing import Final
 from greeterd.control import ControlServer
 from greeterd.core.events import DISPATCHER, Event, Restart, SlotIndex, WorkerId
 from greeterd.core.supervisor import Supervisor
-from greeterd.errors import GreeterdError, ListenError
+from greeterd.errors import GreeterdError, ListenError, ResourceError
 from greeterd.escrow import Escrow
 from greeterd.generations import Generations
 from greeterd.manager import Manager
@@ -143,7 +143,7 @@ class Names:
         log_dir = self._generations.current.log_dir
         yield Name("run lock", self._lock.path, self._lock.file, self._lock.renew)
         yield Name("control socket", self._control.path, self._control.file, self._control.renew)
-        yield Name("log directory", log_dir, None, self._generations.prepare)
+        yield Name("log directory", log_dir, None, self._remake_log_dir)
         for path, file in list(self._escrow.unix_files.items()):
             yield Name("unix listener", path, file, partial(self._reopen, path))
 
@@ -159,6 +159,13 @@ class Names:
             return why
         self._log.logger.warning("name made anew", what=name.what, path=path, reason=reason)
         return ""
+
+    def _remake_log_dir(self) -> None:
+        """Make the log directory, but no parent: a release that was removed is not to come back."""
+        parent = self._generations.current.log_dir.parent
+        if not parent.is_dir():
+            raise ResourceError(f"{parent} is gone, too")
+        self._generations.prepare()
 
     def _reopen(self, path: Path) -> None:
         if file_at(path) is not None:

@@ -15,7 +15,7 @@ OF_A_CHILD: Final = 5
 for the lock of its log."""
 OF_A_PAIR: Final = 2
 """Both ends of the socketpair by which a slot is handed connections."""
-SPARE: Final = 16
+SPARE: Final = 20
 """What comes and goes: one child more while a slot's worker is replaced (8 in the instant of the
 fork), control connections (3), files that are read or opened anew, the trial of an upgrade (5)."""
 

@@ -335,7 +335,8 @@ def test_health_probes_leave_no_greeting_and_no_warning(daemon: StartDaemon) -> 
     totals = quiet_totals(one, connections=probes)
     assert outcomes(totals) == {"empty": probes // 2, "reset": probes // 2}
     assert one.greetings() == []
-    assert {each["level"] for each in one.events()} == {"info"}
+    others = {each["event"] for each in one.events() if each["level"] != "info"}
+    assert others <= {"workers are root"}
 
 
 def test_the_books_balance_while_clients_come_and_go(daemon: StartDaemon) -> None:

@@ -373,7 +373,7 @@ def test_status_as_json_is_the_daemons_own(ctl: Ctl) -> None:
     assert told["workers"][1] == {
         "slot": 2, "generation": 3, "state": "back-off", "pid": None, "age": 0.0,
         "heartbeat_age": None, "restarts": 12, "backoff": 1.2, "lent_to": 3, "title": "",
-        "leaving": False,
+        "leaving": False, "log": None,
     }  # fmt: skip
 
 

@@ -199,7 +199,7 @@ def test_all_workers_killed_at_once_are_replaced(daemon: StartDaemon, mode: str)
 
 @pytest.mark.parametrize("daemonize", [False, True])
 @both_modes
-def test_a_worker_that_cannot_start_ends_the_daemon_with_70_and_its_reason(
+def test_a_worker_that_cannot_start_ends_the_daemon_with_its_code_and_reason(
     daemon: StartDaemon, tmp_path: Path, mode: str, *, daemonize: bool
 ) -> None:
     logs = tmp_path / "logs"
@@ -207,7 +207,7 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_70_and_its_reason(
     log.mkdir(parents=True)
     options = ["--daemonize"] if daemonize else []
     one = daemon(f"--mode={mode}", "--workers=3", f"--log-dir={logs}", *options, wait=False)
-    assert one.wait() == 70
+    assert one.wait() == 71
     said = one.stderr.read_text()
     assert f"worker 2 did not start: {log}: Is a directory" in said
     assert one.events("ready") == []

@@ -115,11 +115,17 @@ def test_a_disk_that_fills_and_empties_shows_followers_each_line_once(
 def test_a_directory_that_vanishes_and_comes_back_costs_no_answered_greeting(
     daemon: StartDaemon, tmp_path: Path, fsync: str, follow: Follow
 ) -> None:
-    one = daemon("--workers=2", "--reply", f"--fsync={fsync}", "--max-restarts=100")
+    # Its parent goes with it: a directory alone would be made anew at once.
+    place = tmp_path / "place"
+    one = daemon(
+        "--workers=2", "--reply", f"--fsync={fsync}", "--max-restarts=100",
+        f"--log-dir={place / 'logs'}",
+    )  # fmt: skip
+    one.log_dir = place / "logs"
     with follow(one.log_dir, [1, 2], tmp_path, []) as seen:
         before = run_load(one.address, 300, reply=True).names["ok"]
         assert_seen_once(seen, before)
-        shutil.rmtree(one.log_dir)
+        shutil.rmtree(place)
         with Load(one.address, count=500, reply=True, timeout=60.0) as load:
             until(partial(is_blocked, one), what="a worker has no log")
             warned = one.wait_event("cannot write greetings")
@@ -127,7 +133,7 @@ def test_a_directory_that_vanishes_and_comes_back_costs_no_answered_greeting(
             assert "log: No such file or directory" in one.ctl("status").stdout
             totals = one.status()["totals"]
             assert totals["greetings"] == len(before), "nobody is answered"
-            one.log_dir.mkdir()
+            place.mkdir()
             result = load.finish()
         assert result.counts == {"ok": 500}
         assert names(one.greetings()) == dict.fromkeys(result.names["ok"], 1)
@@ -179,9 +185,12 @@ def test_a_removed_log_loses_nothing_that_is_answered_afterwards(daemon: StartDa
     one.wait_event("log reopened")
 
 
-def test_a_daemon_whose_log_directory_is_gone_stops_in_time(daemon: StartDaemon) -> None:
-    one = daemon("--workers=2", "--reply")
-    shutil.rmtree(one.log_dir)
+def test_a_daemon_whose_log_directory_is_gone_stops_in_time(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    one = daemon("--workers=2", "--reply", f"--log-dir={place / 'logs'}")
+    shutil.rmtree(place)
     until(lambda: len(one.events("cannot write greetings")) >= 2, what="both have noticed")
     assert one.stop(timeout=10.0) == 0
 

@@ -193,7 +193,7 @@ def start(daemon: StartDaemon, file: Path, *arguments: str) -> Daemon:
         ({"werkers": 3}, "key werkers: no such setting; did you mean workers?"),
         ({"workers": 0}, "key workers: must be a whole number from 1"),
         ({"bind": ["127.0.0.2:0"]}, "only a restart changes bind"),
-        ({"log_dir": "/dev/null"}, "directory /dev/null: is not a directory"),
+        ({"log_dir": "/dev/null"}, "directory /dev/null: Not a directory"),
     ],
 )
 def test_a_bad_reload_is_refused_and_the_old_goes_on(

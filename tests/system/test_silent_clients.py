@@ -53,4 +53,5 @@ def test_silent_clients_are_closed_after_the_timeout_and_counted(
     assert ended - began > timeout * 0.9
     assert ended - connected < timeout + 3.0
     assert len(one.greetings()) == 100
-    assert {each["level"] for each in one.events()} == {"info"}
+    others = {each["event"] for each in one.events() if each["level"] != "info"}
+    assert others <= {"workers are root"}

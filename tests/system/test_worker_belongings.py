@@ -131,6 +131,7 @@ def test_a_worker_has_nothing_but_what_is_listed(
         str(server.stderr): (3, "standard output and error; the daemon log, in the foreground"),
         "pipe": (2, "its signals"),
         "/memfd:greeterd-stack": (1, "where its stack is written when it is aborted"),
+        "/memfd:greeterd-log-lock": (1, "what its slot's workers lock while they write their log"),
         "anon_inode": (1, "epoll"),
         "socket": (2, "the channel, and a listener or the exit of its pair"),
         str(server.log_dir / "worker-1.log"): (1, "its log"),
@@ -140,7 +141,7 @@ def test_a_worker_has_nothing_but_what_is_listed(
     assert one.descriptors() == {kind: number for kind, (number, _) in expected.items()}
     for name in one.shared_memory():
         line("writable shared mapping", name, "its counters")
-    assert one.shared_memory() == ["/memfd:greeterd-scoreboard (deleted)"]
+    assert one.shared_memory() == ["/memfd:greeterd-row (deleted)"]
 
     seen = [server.directory, *server.directory.rglob("*"), Path("/"), Path.cwd()]
     can = [*writable(nobody, seen)]
