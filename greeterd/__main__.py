@@ -2,7 +2,7 @@
 
 import sys
 
-from greeterd.cli.daemon import main
+from greeterd.cli.greeterd import main
 
 if __name__ == "__main__":
     sys.exit(main())

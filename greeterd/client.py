@@ -21,8 +21,8 @@ from enum import Enum
 from time import monotonic
 from typing import ClassVar, Final, NamedTuple
 
-from greeterd.core.address import Address
 from greeterd.errors import GreeterdError
+from greeterd.sockets.address import Address
 
 MAX_REPLY_BYTES: Final = 1 << 20
 """A greeting is a few kilobytes at most; what sends more is not greeterd, and is not read on."""

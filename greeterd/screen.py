@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from greeterd.core.printable import escape_lines
+from greeterd.system.escape import escape_lines
 
 
 class Screen(Console):

@@ -36,7 +36,7 @@ from greeterd.bench.stats import (
 )
 from greeterd.bench.tables import SheetView
 from greeterd.bench.together import compare_together
-from greeterd.core.printable import escape
+from greeterd.system.escape import escape
 
 Verdict = Literal["better", "worse", "tie", "cannot be told"]
 VERDICTS: Final[dict[str, Verdict]] = {

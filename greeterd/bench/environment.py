@@ -14,7 +14,7 @@ from typing import Final
 
 import greeterd
 from greeterd.bench.model import Environment
-from greeterd.cpus import usable_cpus
+from greeterd.system.cpus import usable_cpus
 
 SYSCTLS: Final = (
     "net.core.somaxconn",

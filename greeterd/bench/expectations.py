@@ -10,7 +10,7 @@ from rich.text import Text
 
 from greeterd.bench.model import Case
 from greeterd.bench.predicates import Finding, Outcome, Verdict
-from greeterd.core.printable import escape
+from greeterd.system.escape import escape
 
 STYLES: Final[dict[Outcome, str]] = {"held": "green", "failed": "bold red", "not tested": "yellow"}
 SHOWN: Final = 4

@@ -14,8 +14,8 @@ from greeterd.bench.peers.compiled import COMPILED, build
 from greeterd.bench.plan import expected
 from greeterd.bench.servers import Setup, is_taken
 from greeterd.bench.store import Store
-from greeterd.core.address import Address, parse_address
 from greeterd.errors import GreeterdError, ListenError, UsageError
+from greeterd.sockets.address import Address, parse_address
 
 
 @dataclass(frozen=True, slots=True)

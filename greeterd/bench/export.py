@@ -17,8 +17,8 @@ from msgspec import Struct
 from greeterd.bench import store
 from greeterd.bench.metrics import jain, rate
 from greeterd.bench.model import FORMAT, Case, Latency, Results, Trial
-from greeterd.core.printable import to_ascii
 from greeterd.errors import GreeterdError
+from greeterd.system.escape import to_ascii
 
 Cell = str | int | float | None
 

@@ -13,7 +13,7 @@ from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP
 from typing import Final
 
 from greeterd.bench.servers import Server, TrialError
-from greeterd.core.status import WorkerStatus
+from greeterd.control.status import WorkerStatus
 
 PERIOD: Final = 1.0
 """Seconds between two kills, or two reloads."""

@@ -27,9 +27,9 @@ from greeterd.bench.load_schedule import NANO, bursts, split
 from greeterd.bench.load_verdict import Effort, find_bottleneck
 from greeterd.bench.model import LoadReport
 from greeterd.client import UnreachableError, resolve
-from greeterd.core.address import Address
-from greeterd.cpus import usable_cpus
 from greeterd.errors import UsageError
+from greeterd.sockets.address import Address
+from greeterd.system.cpus import usable_cpus
 
 __all__ = ["LoadInterrupted", "LoadOptions", "run"]
 

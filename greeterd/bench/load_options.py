@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from greeterd.bench.load_orders import End
 from greeterd.bench.model import Arrival
-from greeterd.core.address import Address, parse_address
 from greeterd.errors import UsageError
+from greeterd.sockets.address import Address, parse_address
 
 DEFAULT_COUNT: Final = 10_000
 MAX_COUNT: Final = 100_000_000

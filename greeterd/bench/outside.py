@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from greeterd.core.address import Address
+from greeterd.sockets.address import Address
 
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _LISTEN: Final = "0A"

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from greeterd.bench.labels import wait_of
 from greeterd.bench.model import Arrival, Case, Fault, Server
-from greeterd.config import MAX_WORKERS, HandoffPolicy, Mode, Steering, Wait
+from greeterd.config.schema import MAX_WORKERS, HandoffPolicy, Mode, Steering, Wait
 
 OPEN_LOOP: Final = frozenset({"constant", "poisson"})
 """Arrivals that have a rate, and come whether the server keeps up or not."""

@@ -18,12 +18,12 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 from msgspec import Struct
 
+from greeterd.balance import SURE, Evenness, chi_square_tail, evenness
 from greeterd.bench.labels import wait_of
 from greeterd.bench.metrics import METRICS
 from greeterd.bench.model import Case, Results, Trial
 from greeterd.bench.spread import summed_chi_square
-from greeterd.config import HandoffPolicy, Mode, Steering, Wait
-from greeterd.core.balance import SURE, Evenness, chi_square_tail, evenness
+from greeterd.config.schema import HandoffPolicy, Mode, Steering, Wait
 from greeterd.errors import GreeterdError, UsageError
 
 KNOWN_EFFECTS: Final = Path(__file__).with_name("known-effects.toml")

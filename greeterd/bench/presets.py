@@ -8,7 +8,7 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from greeterd.bench.plan import AXES, Choice, Matrix, join
-from greeterd.config import Mode, Wait
+from greeterd.config.schema import Mode, Wait
 from greeterd.errors import UsageError
 
 ALL_MODES: Final[tuple[Mode, ...]] = ("inherit", "reuseport", "handoff")

@@ -8,9 +8,9 @@ from rich.progress import Progress as Bar
 
 from greeterd.bench.experiment import Progress as News
 from greeterd.bench.model import Case, Trial
-from greeterd.core.printable import escape
-from greeterd.core.status import duration
+from greeterd.control.status import duration
 from greeterd.screen import Screen
+from greeterd.system.escape import escape
 
 Tell = Callable[[News], None]
 

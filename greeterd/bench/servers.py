@@ -26,10 +26,10 @@ from greeterd.bench.outside import tree
 from greeterd.bench.plan import wants_reply
 from greeterd.bench.waiting import poll
 from greeterd.control import ControlError, NotRunningError, ask
-from greeterd.core.address import Address, parse_address
-from greeterd.core.status import Status, from_plain
+from greeterd.control.status import Status, from_plain
 from greeterd.errors import GreeterdError
-from greeterd.signals import blocked, die_with_parent, release
+from greeterd.sockets.address import Address, parse_address
+from greeterd.system.signals import blocked, die_with_parent, release
 
 DAEMON: Final = (sys.executable, "-P", "-m", "greeterd")
 """The daemon of this very installation, and not one in the working directory (-P)."""

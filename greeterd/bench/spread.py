@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from greeterd.core.balance import SURE, Balance, chi_square_tail, evenness, measure
+from greeterd.balance import SURE, Balance, chi_square_tail, evenness, measure
 
 LEAST: Final = 5
 """Greetings a worker in each trial, without which chi-square is too rough to judge by."""

@@ -19,8 +19,8 @@ from greeterd.bench.labels import common
 from greeterd.bench.model import Results
 from greeterd.bench.sheets import Group, Sheet, blocks, invalid_trials, make_sheets
 from greeterd.bench.stats import summarise
-from greeterd.core.printable import escape
 from greeterd.screen import Screen
+from greeterd.system.escape import escape
 
 _STYLES: Final = {
     "found": "green",

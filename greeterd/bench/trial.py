@@ -36,16 +36,16 @@ from greeterd.bench.servers import (
 )
 from greeterd.bench.waiting import poll
 from greeterd.client import Failure, Order, UnreachableError, send_all
-from greeterd.core.address import Address
-from greeterd.core.status import Status
-from greeterd.cpus import usable_cpus
+from greeterd.control.status import Status
 from greeterd.errors import GreeterdError
+from greeterd.sockets.address import Address
+from greeterd.system.cpus import usable_cpus
 
 LOAD: Final = (
     sys.executable,
     "-P",
     "-c",
-    "import sys; from greeterd.cli.client import main; sys.exit(main(['load', *sys.argv[1:]]))",
+    "import sys; from greeterd.cli.greeter import main; sys.exit(main(['load', *sys.argv[1:]]))",
 )
 SOURCES: Final = 64
 """Source addresses, so that no trial runs out of ports in TIME_WAIT."""

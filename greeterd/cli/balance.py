@@ -21,13 +21,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from greeterd.core.balance import SURE, Balance, balance
-from greeterd.core.events import DISPATCHER
-from greeterd.core.printable import escape
-from greeterd.core.requests import MAX_WORKERS
-from greeterd.core.status import Status, duration
+from greeterd.balance import SURE, Balance, balance
+from greeterd.control.protocol import MAX_WORKERS
+from greeterd.control.status import Status, duration
 from greeterd.errors import GreeterdError
 from greeterd.screen import Screen
+from greeterd.supervisor.events import DISPATCHER
+from greeterd.system.escape import escape
 
 LONGEST_LINE: Final = 2**24
 """Bytes; more than any record has.  A longer line is taken in pieces, none of which is a record."""

@@ -27,11 +27,11 @@ from rich.text import Text
 
 from greeterd.bench.load import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import Latency, LoadReport
-from greeterd.cli.client import EXIT_CODES, first_bound
+from greeterd.cli.greeter import EXIT_CODES, first_bound
 from greeterd.cli.program import EX_INTERRUPTED, complain
 from greeterd.cli.usage import epilogue
-from greeterd.core.printable import escape, to_ascii
 from greeterd.screen import Screen
+from greeterd.system.escape import escape, to_ascii
 
 REDRAW: Final = 0.2
 EX_FAILED: Final = 1

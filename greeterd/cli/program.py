@@ -13,8 +13,8 @@ from functools import partial
 from io import TextIOWrapper
 from typing import IO, Any, Final, TextIO, cast
 
-from greeterd.core.printable import escape
 from greeterd.errors import GreeterdError, NoReaderError, OutputError, failure_of
+from greeterd.system.escape import escape
 
 EX_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 

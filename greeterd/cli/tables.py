@@ -9,9 +9,9 @@ from typing import Final, TextIO
 from rich.table import Table
 from rich.text import Text
 
-from greeterd.core.printable import escape
-from greeterd.core.status import BACK_OFF, COLUMNS, Status, footing, heading, table_rows
+from greeterd.control.status import BACK_OFF, COLUMNS, Status, footing, heading, table_rows
 from greeterd.screen import Screen
+from greeterd.system.escape import escape
 
 _STATE_STYLES: Final = {
     "ready": "green",

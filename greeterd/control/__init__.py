@@ -13,8 +13,8 @@ from greeterd.control.client import (
     exchange,
 )
 from greeterd.control.server import ControlServer, Request
-from greeterd.control.sockets import listeners
-from greeterd.socketfiles import Peer, peer_of
+from greeterd.control.unix_socket import listeners
+from greeterd.system.socket_file import Peer, peer_of
 
 __all__ = [
     "ControlError",

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from greeterd.core.requests import (
+from greeterd.control.protocol import (
     FAILED,
     MAX_ANSWER_BYTES,
     NOT_NOW,
@@ -22,7 +22,7 @@ from greeterd.core.requests import (
     render_request,
 )
 from greeterd.errors import GreeterdError
-from greeterd.socketfiles import peer_of, short_name
+from greeterd.system.socket_file import peer_of, short_name
 
 _READ_BYTES = 65536
 

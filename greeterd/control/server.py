@@ -23,8 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from greeterd.control.sockets import listen_at
-from greeterd.core.requests import (
+from greeterd.control.protocol import (
     FAILED,
     MAX_REQUEST_BYTES,
     NOT_NOW,
@@ -35,7 +34,8 @@ from greeterd.core.requests import (
     render_answer,
     render_refusal,
 )
-from greeterd.socketfiles import FileId, Peer, file_at, peer_of, place_of
+from greeterd.control.unix_socket import listen_at
+from greeterd.system.socket_file import FileId, Peer, file_at, peer_of, place_of
 
 if TYPE_CHECKING:  # a client imports this module too, and structlog would take it 70 ms
     from structlog.typing import FilteringBoundLogger

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     DISPATCHER,
     Action,
     Closed,
@@ -46,8 +46,8 @@ from greeterd.core.events import (
     TrialEnded,
     WorkerId,
 )
-from greeterd.core.supervisor import Supervisor
-from greeterd.core.workers import Slot
+from greeterd.supervisor.records import Slot
+from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervisor_rules import Rules
 
 TICK = 0.2

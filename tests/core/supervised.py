@@ -3,7 +3,7 @@
 Workers are numbered in the order in which they are asked for, from 1.
 """
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     NO_TICKET,
     Action,
     Closed,
@@ -36,7 +36,7 @@ from greeterd.core.events import (
     Upgrade,
     WorkerId,
 )
-from greeterd.core.supervisor import Supervisor
+from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervisor_rules import Rules
 
 

@@ -6,9 +6,8 @@ The rules keep records of their own, made from events and actions alone, and com
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
-from greeterd.core import recycling
-from greeterd.core.ending import ABORT_GRACE
-from greeterd.core.events import (
+from greeterd.supervisor import recycling
+from greeterd.supervisor.events import (
     DISPATCHER,
     NO_TICKET,
     Action,
@@ -50,9 +49,10 @@ from greeterd.core.events import (
     Upgrade,
     WorkerId,
 )
-from greeterd.core.operations import Roll
-from greeterd.core.state import QUICK_TIMEOUT
-from greeterd.core.supervisor import Supervisor
+from greeterd.supervisor.running import Roll
+from greeterd.supervisor.shutdown import ABORT_GRACE
+from greeterd.supervisor.state import QUICK_TIMEOUT
+from greeterd.supervisor.supervisor import Supervisor
 
 FOREVER = float("inf")
 ROLLS = {"reload", "restart", "upgrade", recycling.COMMAND}

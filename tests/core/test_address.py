@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.core.address import MAX_PATH_BYTES, Address, parse_address
+from greeterd.sockets.address import MAX_PATH_BYTES, Address, parse_address
 
 LABELS = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 PORTS = st.integers(0, 65535)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from greeterd.core.balance import (
+from greeterd.balance import (
     EXACT_MEAN,
     Evenness,
     balance,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.core.conversation import MAX_EXITS, STRANGERS_CREDIT, Conversation
-from greeterd.core.events import How
-from greeterd.core.messages import (
+from greeterd.supervisor.events import How
+from greeterd.worker.conversation import MAX_EXITS, STRANGERS_CREDIT, Conversation
+from greeterd.worker.messages import (
     ClosedMessage,
     DrainMessage,
     ExitMessage,

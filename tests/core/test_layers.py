@@ -53,9 +53,13 @@ SERVERS = frozenset({
 """What bench may not know: it meets a server as a user does, by process, socket and log."""
 
 HOMES = {
-    ("os", "fork"): {"greeterd.bench.load_seed", "greeterd.daemon", "greeterd.nursery"},
+    ("os", "fork"): {
+        "greeterd.bench.load_seed",
+        "greeterd.system.daemonize",
+        "greeterd.master.children",
+    },
     ("os", "forkpty"): set[str](),
-    ("signal", "signal"): {"greeterd.signals"},
+    ("signal", "signal"): {"greeterd.system.signals"},
 }
 """The only modules that may use a name of the standard library."""
 
@@ -150,20 +154,20 @@ def test_fork_and_signal_handlers_have_one_home(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("greeterd.core.supervisor", "import os"),
-        ("greeterd.core.supervisor", "from time import monotonic"),
-        ("greeterd.core.supervisor", "def f():\n import socket.x"),
-        ("greeterd.core.supervisor", "from greeterd import logs"),
-        ("greeterd.core.supervisor", "from greeterd.config import Config"),
-        ("greeterd.core.supervisor", "from ..config import Config"),
-        ("greeterd.errors", "from greeterd.core import protocol"),
-        ("greeterd.config", "import greeterd.logs"),
-        ("greeterd.logs", "from greeterd.listener import open_member"),
-        ("greeterd.logs", "from . import listener"),
-        ("greeterd.worker", "from greeterd.cli import daemon"),
-        ("greeterd.worker", "def f():\n from greeterd.cli import daemon"),
-        ("greeterd.bench.load", "from greeterd.listener import open_member"),
-        ("greeterd.cli.client", "from greeterd.__main__ import main"),
+        ("greeterd.supervisor.supervisor", "import os"),
+        ("greeterd.supervisor.supervisor", "from time import monotonic"),
+        ("greeterd.supervisor.supervisor", "def f():\n import socket.x"),
+        ("greeterd.supervisor.supervisor", "from greeterd.system import daemon_log as logs"),
+        ("greeterd.supervisor.supervisor", "from greeterd.config.schema import Config"),
+        ("greeterd.supervisor.supervisor", "from ..config import Config"),
+        ("greeterd.errors", "from greeterd.supervisor import protocol"),
+        ("greeterd.config.schema", "import greeterd.system.daemon_log"),
+        ("greeterd.system.daemon_log", "from greeterd.sockets.listener import open_member"),
+        ("greeterd.system.daemon_log", "from . import listener"),
+        ("greeterd.worker.main", "from greeterd.cli import daemon"),
+        ("greeterd.worker.main", "def f():\n from greeterd.cli import daemon"),
+        ("greeterd.bench.load", "from greeterd.sockets.listener import open_member"),
+        ("greeterd.cli.greeter", "from greeterd.__main__ import main"),
     ],
 )
 def test_a_breach_of_the_layers_is_seen(module: str, source: str) -> None:
@@ -173,12 +177,15 @@ def test_a_breach_of_the_layers_is_seen(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("greeterd.core.supervisor", "from greeterd.core.protocol import classify"),
-        ("greeterd.core.supervisor", "from .protocol import classify"),
-        ("greeterd.core.supervisor", "from greeterd.errors import GreeterdError"),
-        ("greeterd.logs", "import os, time\nfrom greeterd.config import Config"),
+        ("greeterd.supervisor.supervisor", "from greeterd.protocol import classify"),
+        ("greeterd.supervisor.supervisor", "from .protocol import classify"),
+        ("greeterd.supervisor.supervisor", "from greeterd.errors import GreeterdError"),
         (
-            "greeterd.cli.daemon",
+            "greeterd.system.daemon_log",
+            "import os, time\nfrom greeterd.config.schema import Config",
+        ),
+        (
+            "greeterd.cli.greeterd",
             "from greeterd import __version__\nfrom greeterd.cli import client",
         ),
     ],

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.core.messages import (
+from greeterd.worker.messages import (
     MAX_BREACH,
     Breach,
     ClosedMessage,

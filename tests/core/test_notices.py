@@ -1,6 +1,6 @@
 """What the service manager is told, and when."""
 
-from greeterd.core.notices import Message, Notices, View
+from greeterd.master.systemd.notifications import Message, Notices, View
 
 WATCHDOG = 10.0
 

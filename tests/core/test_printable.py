@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.core.printable import escape, escape_lines, to_ascii_json
+from greeterd.system.escape import escape, escape_lines, to_ascii_json
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from greeterd.core.protocol import NameReader, Outcome, Refusal, classify, encode_reply
+from greeterd.protocol import NameReader, Outcome, Refusal, classify, encode_reply
 
 LIMIT = 4096
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.core.ratelimit import RateLimit
+from greeterd.system.ratelimit import RateLimit
 
 
 def test_the_first_is_told_and_the_rest_of_the_period_is_not() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeterd.config import MAX_WORKERS as MOST_CONFIGURED
-from greeterd.core.requests import (
+from greeterd.config.schema import MAX_WORKERS as MOST_CONFIGURED
+from greeterd.control.protocol import (
     COMMANDS,
     MAX_REQUEST_BYTES,
     MAX_WORKERS,

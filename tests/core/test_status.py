@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeterd.core.status import (
+from greeterd.control.status import (
     BACK_OFF,
     BLOCKED,
     COLUMNS,
@@ -28,7 +28,7 @@ from greeterd.core.status import (
     to_json,
     total,
 )
-from greeterd.scoreboard import Counters
+from greeterd.worker.scoreboard import Counters
 
 COUNTS = st.builds(
     SlotCounters,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd import steering
-from greeterd.steering import (
+from greeterd.sockets import steering
+from greeterd.sockets.steering import (
     HASH,
     Program,
     assemble,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.core.stored import PREFIX, Stored, label_of, parse_name
+from greeterd.master.systemd.fdstore import PREFIX, Stored, label_of, parse_name
 
 LABELS = st.text(min_size=1, max_size=120).map(label_of)
 NUMBERS = st.integers(0, 2**63)

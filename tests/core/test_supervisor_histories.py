@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     Exited,
     ExitRequested,
     Generation,

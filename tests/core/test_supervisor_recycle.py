@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.core.events import GateAll, Life, Policy, Pulse, Ready, Say, Started, WorkerId
+from greeterd.supervisor.events import GateAll, Life, Policy, Pulse, Ready, Say, Started, WorkerId
 from tests.core.supervised import (
     Daemon,
     closed,

@@ -1,6 +1,6 @@
 """Reload and restart: one slot at a time, the new worker first, and back again when it fails."""
 
-from greeterd.core.events import Exit, GateAll, Life, Policy, Say, SpawnFailed, WorkerId
+from greeterd.supervisor.events import Exit, GateAll, Life, Policy, Say, SpawnFailed, WorkerId
 from tests.core.supervised import (
     asked_to_exit,
     closed,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.core.events import Action, CloseSlot, Policy, SlotIndex, SteerAway
+from greeterd.supervisor.events import Action, CloseSlot, Policy, SlotIndex, SteerAway
 from tests.core.supervised import (
     Daemon,
     abort,

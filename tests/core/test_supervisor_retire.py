@@ -1,6 +1,14 @@
 """Retiring slots with listeners of their own lose no connection; nor does a stop of the rest."""
 
-from greeterd.core.events import Action, CloseSlot, GateAll, Life, Policy, SlotIndex, SteerAway
+from greeterd.supervisor.events import (
+    Action,
+    CloseSlot,
+    GateAll,
+    Life,
+    Policy,
+    SlotIndex,
+    SteerAway,
+)
 from tests.core.supervised import (
     Daemon,
     asked_to_exit,

@@ -2,7 +2,16 @@
 
 import pytest
 
-from greeterd.core.events import CloseSlot, Exit, GateAll, Life, Policy, Say, SlotIndex, SteerAway
+from greeterd.supervisor.events import (
+    CloseSlot,
+    Exit,
+    GateAll,
+    Life,
+    Policy,
+    Say,
+    SlotIndex,
+    SteerAway,
+)
 from tests.core.supervised import (
     asked_to_exit,
     died,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     Exit,
     GateAll,
     Life,
@@ -15,7 +15,7 @@ from greeterd.core.events import (
     Tick,
     WorkerId,
 )
-from greeterd.core.operations import Launch
+from greeterd.supervisor.running import Launch
 from tests.core.supervised import (
     Daemon,
     abort,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     CloseSlot,
     Exit,
     GateAll,

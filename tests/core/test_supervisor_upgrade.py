@@ -1,6 +1,6 @@
 """An upgrade: the new image is tried beside the old one, and takes its place when all is calm."""
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     EndTrial,
     Exit,
     GateAll,
@@ -14,8 +14,8 @@ from greeterd.core.events import (
     Ticket,
     WorkerId,
 )
-from greeterd.core.supervisor import Supervisor
-from greeterd.core.workers import Slot, Worker
+from greeterd.supervisor.records import Slot, Worker
+from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervised import (
     asked_to_exit,
     closed,

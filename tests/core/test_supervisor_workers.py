@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.core.events import (
+from greeterd.supervisor.events import (
     GateAll,
     Generation,
     Leaving,
@@ -17,7 +17,7 @@ from greeterd.core.events import (
     Tick,
     WorkerId,
 )
-from greeterd.core.workers import TRANSITIONS, Worker, backoff_delay
+from greeterd.supervisor.records import TRANSITIONS, Worker, backoff_delay
 from tests.core.supervised import (
     Daemon,
     closed,

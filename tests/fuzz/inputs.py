@@ -15,10 +15,13 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["greeterd"]):
-    from greeterd import inheritance, nursery, rights, succession
-    from greeterd.core.requests import Inbox, parse_answer, parse_request
-    from greeterd.core.stored import parse_name
+    from greeterd.control.protocol import Inbox, parse_answer, parse_request
     from greeterd.errors import GreeterdError
+    from greeterd.master import children
+    from greeterd.master.systemd.fdstore import parse_name
+    from greeterd.master.upgrade import reexec
+    from greeterd.sockets import rights
+    from greeterd.system import inheritance
     from tests.shell.ward import ward
 
 Read = Callable[[bytes], object]
@@ -60,7 +63,7 @@ def read_estate(data: bytes) -> None:
     os.write(memory, data)
     os.environ[inheritance.ESTATE] = str(memory)
     try:
-        succession.inherited()
+        reexec.inherited()
     except GreeterdError:
         with contextlib.suppress(OSError):
             os.close(memory)
@@ -76,7 +79,7 @@ def read_stack(data: bytes) -> None:
     """Read the stack of a worker."""
     memory = os.memfd_create("stack")
     os.write(memory, data)
-    text = nursery._read_stack(memory)
+    text = children._read_stack(memory)
     os.close(memory)
     assert all(line.isprintable() for line in text.split("\n"))
 

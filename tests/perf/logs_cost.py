@@ -20,9 +20,9 @@ from unittest.mock import patch
 import msgspec
 import structlog
 
-from greeterd import linefile
-from greeterd.core.record import Record
-from greeterd.greetings import open_greeting_log
+from greeterd.worker import line_file
+from greeterd.worker.greeting_log import open_greeting_log
+from greeterd.worker.record import Record
 
 BURSTS = (1, 16, 64)
 LINES = 6400
@@ -151,7 +151,7 @@ def main() -> None:
             for burst in BURSTS:
                 for what, log in logs.items():
                     lock = _no_lock if log is unlocked else flock
-                    with patch.object(linefile, "flock", lock):
+                    with patch.object(line_file, "flock", lock):
                         results.setdefault((what, burst), []).append(measure(log, burst))
                     os.truncate(fd, 0)
         os.close(fd)

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from greeterd import steering
-from greeterd.core.address import Address
-from greeterd.listener import guard_address, local_address, open_member, open_shared
-from greeterd.sockdiag import handshakes
+from greeterd.sockets import steering
+from greeterd.sockets.address import Address
+from greeterd.sockets.listener import guard_address, local_address, open_member, open_shared
+from greeterd.sockets.sockdiag import handshakes
 
 ANY_PORT = Address(host="127.0.0.1", port=0)
 _TCP_SYN_SENT = 2

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import steering, systemd
-from greeterd.activation import Allotment, Passed, Stale, allot
-from greeterd.config import Config
-from greeterd.core.address import parse_address
-from greeterd.core.events import SlotIndex
-from greeterd.core.stored import Stored, label_of
+from greeterd.config.schema import Config
 from greeterd.errors import ConfigError
-from greeterd.escrow import Escrow
-from greeterd.listener import open_member
-from greeterd.reception import bind_by, receive
-from greeterd.succession import InheritedListeners
+from greeterd.master.escrow import Escrow
+from greeterd.master.systemd.activation import Allotment, Passed, Stale, allot
+from greeterd.master.systemd.fdstore import Stored, label_of
+from greeterd.master.systemd.receive import bind_by, receive
+from greeterd.master.upgrade.reexec import InheritedListeners
+from greeterd.sockets import steering
+from greeterd.sockets.address import parse_address
+from greeterd.sockets.listener import open_member
+from greeterd.supervisor.events import SlotIndex
+from greeterd.system import sd_daemon
 
 HERE, THERE, FILE = "127.0.0.1:80", "127.0.0.1:81", "unix:/run/g"
 UID = 1000
@@ -231,9 +232,9 @@ class Manager:
         self.passed: list[tuple[str, int]] = []
         self.heard: list[str] = []
         self.escrows: list[Escrow] = []
-        monkeypatch.setattr(systemd, "listen_fds", lambda: self.passed)
-        monkeypatch.setattr(systemd, "remove_fds", self.heard.append)
-        monkeypatch.setattr(systemd, "barrier", lambda _timeout: self.heard.append("barrier"))
+        monkeypatch.setattr(sd_daemon, "listen_fds", lambda: self.passed)
+        monkeypatch.setattr(sd_daemon, "remove_fds", self.heard.append)
+        monkeypatch.setattr(sd_daemon, "barrier", lambda _timeout: self.heard.append("barrier"))
 
     def keep(self, name: str, fd: int) -> None:
         """Have a descriptor to pass."""

@@ -17,7 +17,7 @@ from greeterd.bench.model import Case
 from greeterd.bench.outside import Watch, queues, tree
 from greeterd.bench.servers import Server, Setup, _command
 from greeterd.bench.trial import _limit
-from greeterd.core.address import parse_address
+from greeterd.sockets.address import parse_address
 from tests.support import until
 
 # Answers a line with a line when it has burnt 0.2 s, or had a child do so that it then reaped.

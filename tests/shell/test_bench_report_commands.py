@@ -11,7 +11,7 @@ from greeterd.bench.export import read, to_json
 from greeterd.bench.model import Case
 from tests.bench_results import make_results
 
-PROGRAM = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+PROGRAM = "import sys; from greeterd.cli.greeter import main; sys.exit(main())"
 CASES = [Case(greetings=400), Case(mode="reuseport", greetings=400)]
 
 

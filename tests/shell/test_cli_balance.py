@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from greeterd.cli import balance, ctl
+from greeterd.balance import measure
+from greeterd.cli import balance, greeterctl
 from greeterd.cli.balance import LogError, Tally, count_daemon, count_logs, render, to_plain
-from greeterd.core.balance import measure
-from greeterd.core.status import SlotCounters, Status, total
+from greeterd.control.status import SlotCounters, Status, total
 
 
 def record(worker: object, name: str = "Alice") -> str:
@@ -210,9 +210,9 @@ def test_the_command_counts_logs_without_a_daemon(
     (tmp_path / "worker-1.log").write_text(record(1))
     (tmp_path / "worker-2.log").write_text(record(2))
     logs = [str(log) for log in sorted(tmp_path.iterdir())]
-    assert ctl.main(["balance", *logs]) == 0
+    assert greeterctl.main(["balance", *logs]) == 0
     assert capsys.readouterr().out.startswith("2 logs: 2 greetings, 2 workers\n")
-    assert ctl.main(["balance", "--json", *logs]) == 0
+    assert greeterctl.main(["balance", "--json", *logs]) == 0
     assert json.loads(capsys.readouterr().out)["total"] == 2
 
 
@@ -220,11 +220,11 @@ def test_the_command_says_what_cannot_be_read_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = str(tmp_path / "none")
-    assert ctl.main(["balance", log]) == 1
+    assert greeterctl.main(["balance", log]) == 1
     told = capsys.readouterr()
     assert (told.out, told.err) == (
         "", f"greeterctl: balance: {log}: No such file or directory\n"
     )  # fmt: skip
-    assert ctl.main(["balance", "--json", log]) == 1
+    assert greeterctl.main(["balance", "--json", log]) == 1
     answer = json.loads(capsys.readouterr().out)
     assert (answer["ok"], answer["code"]) == (False, 1)

@@ -23,14 +23,14 @@ from typing import Any
 import pytest
 
 import greeterd
-from greeterd.cli.client import EXIT_CODES, main, show_name
+from greeterd.cli.greeter import EXIT_CODES, main, show_name
 from greeterd.client import Failure, Order, Result, UnreachableError, Until, send_all
-from greeterd.core.address import Address
+from greeterd.sockets.address import Address
 from tests.support import until
 
 SOURCE = Path(greeterd.__file__).parents[1]
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
-PROGRAM = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+PROGRAM = "import sys; from greeterd.cli.greeter import main; sys.exit(main())"
 
 
 @dataclass

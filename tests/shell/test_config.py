@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import greeterd.config
-from greeterd.cli import daemon
-from greeterd.config import FIXED, NAMES, Config, contradictions, fixed_differences
-from greeterd.cpus import cpu_of, usable_cpus
+import greeterd.config.schema
+from greeterd.cli import greeterd as program
+from greeterd.config.loader import Loaded, _app, _settings, load, to_toml
+from greeterd.config.schema import FIXED, NAMES, Config, contradictions, fixed_differences
+from greeterd.config.types import Kind, kind_of
 from greeterd.errors import ConfigError, GreeterdError, UsageError
-from greeterd.kinds import Kind, kind_of
-from greeterd.settings import Loaded, _app, _settings, load, to_toml
+from greeterd.system.cpus import cpu_of, usable_cpus
 
 EXAMPLE = Path(__file__).parents[2] / "conf/greeterd.toml"
 
@@ -605,7 +605,7 @@ def test_auto_is_a_worker_for_each_usable_cpu_up_to_the_limit(
 ) -> None:
     assert Config(workers=7).worker_count == 7
     assert Config().worker_count == min(usable_cpus(), 512)
-    monkeypatch.setattr(greeterd.config, "usable_cpus", lambda: 1024)
+    monkeypatch.setattr(greeterd.config.schema, "usable_cpus", lambda: 1024)
     assert Config().worker_count == 512
 
 
@@ -777,7 +777,7 @@ def test_the_documented_file_tells_unit_and_meaning_and_what_a_reload_may_change
 def test_another_system_than_linux_is_refused_in_plain_words(
     system: str, release: str, fits: bool
 ) -> None:
-    reason = daemon.unsupported(system, release)
+    reason = program.unsupported(system, release)
     assert (reason is None) == fits
     assert reason is None or reason == (
         f"greeterd needs Linux 4.5 or newer, this is {system} {release}"
@@ -797,16 +797,18 @@ def test_the_program_runs_the_master_which_can_load_again(
         ran.extend([config, reload()])
         return 70
 
-    monkeypatch.setattr("greeterd.inheritance.take_over", lambda: None)  # it is our own process
-    start = ModuleType("greeterd.start")
+    monkeypatch.setattr(
+        "greeterd.system.inheritance.take_over", lambda: None
+    )  # it is our own process
+    start = ModuleType("greeterd.master.start")
     vars(start)["run"] = run
-    monkeypatch.setitem(sys.modules, "greeterd.start", start)
+    monkeypatch.setitem(sys.modules, "greeterd.master.start", start)
     monkeypatch.setattr(sys, "argv", ["greeterd", "--config", "file"])
     for variable in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "LOGS_DIRECTORY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("workers = 1")
-    assert daemon.main() == 70
+    assert program.main() == 70
     old, new = ran
     assert (old.workers, new.workers) == (1, 2)
     assert fixed_differences(old, new) == []

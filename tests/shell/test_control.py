@@ -33,10 +33,10 @@ from greeterd.control import (
     exchange,
     peer_of,
 )
+from greeterd.control.protocol import MAX_REQUEST_BYTES, parse_answer, render_request
 from greeterd.control.server import ACCEPT_PAUSE, MAX_CONNECTIONS, REQUEST_TIMEOUT
-from greeterd.core.requests import MAX_REQUEST_BYTES, parse_answer, render_request
 from greeterd.errors import AlreadyRunningError, ListenError
-from greeterd.socketfiles import file_at
+from greeterd.system.socket_file import file_at
 from tests.support import until
 
 NOBODY = 65534

@@ -15,18 +15,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from greeterd.channel import Channel
+from greeterd.balance import balance
 from greeterd.cli.balance import count_daemon
-from greeterd.config import Config
-from greeterd.core.balance import balance
-from greeterd.core.conversation import Conversation
-from greeterd.core.events import Life, Pid, Policy, Pulse, Ready, Spawn, Spawned, Tick
-from greeterd.core.status import from_json, table_rows, to_json
-from greeterd.core.supervisor import Supervisor
-from greeterd.crew import Crew
-from greeterd.escrow import Escrow
-from greeterd.nursery import Child
-from greeterd.scoreboard import (
+from greeterd.config.schema import Config
+from greeterd.control.status import from_json, table_rows, to_json
+from greeterd.master.children import Child
+from greeterd.master.escrow import Escrow
+from greeterd.master.status import Circumstances, survey
+from greeterd.master.workers import Crew
+from greeterd.supervisor.events import Life, Pid, Policy, Pulse, Ready, Spawn, Spawned, Tick
+from greeterd.supervisor.supervisor import Supervisor
+from greeterd.worker.channel import Channel
+from greeterd.worker.conversation import Conversation
+from greeterd.worker.scoreboard import (
     BLOCKED,
     BLOCKED_BY_LIMIT,
     CELLS,
@@ -38,7 +39,6 @@ from greeterd.scoreboard import (
     Row,
     Scoreboard,
 )
-from greeterd.survey import Circumstances, survey
 
 
 class Shop:

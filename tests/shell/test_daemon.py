@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from greeterd.daemon import Readiness
-from greeterd.runlock import running_pid
+from greeterd.system.daemonize import Readiness
+from greeterd.system.pidfile import running_pid
 from tests.support import until
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, select, signal, stat, sys
 from pathlib import Path
-from greeterd.daemon import launch
+from greeterd.system.daemonize import launch
 from greeterd.errors import ListenError
-from greeterd.runlock import RunLock
+from greeterd.system.pidfile import RunLock
 
 directory, scenario = Path(sys.argv[1]), sys.argv[2]
 if sys.stdin:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import listener
-from greeterd.config import Config
-from greeterd.core.events import SlotIndex
+from greeterd.config.schema import Config
 from greeterd.errors import ListenError
-from greeterd.escrow import Escrow
-from greeterd.socketfiles import file_at
+from greeterd.master.escrow import Escrow
+from greeterd.sockets import listener
+from greeterd.supervisor.events import SlotIndex
+from greeterd.system.socket_file import file_at
 
 CLIENTS = 40
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from greeterd.errors import ConfigError, GreeterdError, ResourceError
-from greeterd.files import Identity, acting_as, make_directory, open_regular
-from greeterd.privileges import prepare_directory
+from greeterd.system.files import Identity, acting_as, make_directory, open_regular
+from greeterd.system.privileges import prepare_directory
 from tests.support import passable_directory
 from tests.system.sizes import sized
 
@@ -78,8 +78,8 @@ ACT = """
 from pathlib import Path
 import sys
 from greeterd.errors import GreeterdError
-from greeterd.files import Identity
-from greeterd.privileges import prepare_directory
+from greeterd.system.files import Identity
+from greeterd.system.privileges import prepare_directory
 try:
     prepare_directory(Path(sys.argv[1]), Identity(54321, 54322), 0o750)
 except GreeterdError as error:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import pytest
 
-from greeterd import scoreboard
-from greeterd.core.address import parse_address
-from greeterd.dispatcher import Dispatcher
-from greeterd.handoff import QUEUE_LIMIT, Pair, hand_over, is_exit, taker, waiting
-from greeterd.intake import Intake
-from greeterd.listener import local_address, open_shared
-from greeterd.scoreboard import Row, spare_row
+from greeterd.sockets.address import parse_address
+from greeterd.sockets.fd_passing import QUEUE_LIMIT, Pair, hand_over, is_exit, taker, waiting
+from greeterd.sockets.listener import local_address, open_shared
+from greeterd.worker import scoreboard
+from greeterd.worker.acceptor import Intake
+from greeterd.worker.dispatcher import Dispatcher
+from greeterd.worker.scoreboard import Row, spare_row
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from itertools import repeat
 
 import pytest
 
-from greeterd import handshakes
-from greeterd.config import Config
-from greeterd.core.address import Address
-from greeterd.core.events import WorkerId
-from greeterd.handshakes import LOOKUPS, POLL, Settling, Sweeps, limit_of
-from greeterd.listener import local_address
-from greeterd.sockdiag import Handshake
+from greeterd.config.schema import Config
+from greeterd.sockets.address import Address
+from greeterd.sockets.listener import local_address
+from greeterd.sockets.sockdiag import Handshake
+from greeterd.supervisor.events import WorkerId
+from greeterd.worker import handshakes
+from greeterd.worker.handshakes import LOOKUPS, POLL, Settling, Sweeps, limit_of
 from tests.shell.sockets import connected, connecting, half_open, hear, shared
 from tests.support import until
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.inheritance import LOST, start_directory
+from greeterd.system.inheritance import LOST, start_directory
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """\
 import os, signal, sys
-from greeterd import inheritance, signals
+from greeterd.system import inheritance
+from greeterd.system import signals
 me = lambda number: os.kill(os.getpid(), number)
 """
 

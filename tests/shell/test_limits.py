@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.cpus import unusable
+from greeterd.system.cpus import unusable
 
 ROOT = Path(__file__).parents[2]
 CAP_SYS_RESOURCE = 24  # linux/capability.h
@@ -21,11 +21,11 @@ def may_raise_limits() -> bool:
 
 
 def python(code: str, *, files: tuple[int, int] = (100, 200)) -> str:
-    """Run code that has all of greeterd.limits, within these limits of open files."""
+    """Run code that has all of greeterd.system.rlimits, within these limits of open files."""
     head = (
         "import os, resource\n"
         "from greeterd.errors import ConfigError\n"
-        "from greeterd.limits import *\n"
+        "from greeterd.system.rlimits import *\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, {files})\n"
         "def files(): return resource.getrlimit(resource.RLIMIT_NOFILE)\n"
     )

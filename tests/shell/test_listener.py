@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import socketfiles
-from greeterd.core.address import Address
 from greeterd.errors import ListenError
-from greeterd.listener import (
+from greeterd.sockets.address import Address
+from greeterd.sockets.listener import (
     effective_backlog,
     guard_address,
     local_address,
@@ -23,8 +22,9 @@ from greeterd.listener import (
     open_shared,
     set_blocking_accept,
 )
-from greeterd.sockdiag import queue_length
-from greeterd.socketfiles import Place, answerer
+from greeterd.sockets.sockdiag import queue_length
+from greeterd.system import socket_file
+from greeterd.system.socket_file import Place, answerer
 from tests.shell.sockets import ANY_PORT, connected, connecting, keep_port, shared, takers
 from tests.support import until
 
@@ -445,7 +445,7 @@ def swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
         answerer(path)
 
     monkeypatch.setattr(Place, "clear", clear_and_swap)
-    monkeypatch.setattr(socketfiles, "answerer", swap_and_ask)
+    monkeypatch.setattr(socket_file, "answerer", swap_and_ask)
     return shown, other
 
 

@@ -26,13 +26,13 @@ from greeterd.bench.extras import MissingPackageError
 from greeterd.bench.load import LoadOptions, _lasted, _phases, run
 from greeterd.bench.load_latency import summarise
 from greeterd.bench.model import Arrival, LoadReport
-from greeterd.cli.client import main
+from greeterd.cli.greeter import main
 from greeterd.client import UnreachableError
 from greeterd.errors import UsageError
 from tests.support import until
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
-PROGRAM = "import sys; from greeterd.cli.client import main; sys.exit(main())"
+PROGRAM = "import sys; from greeterd.cli.greeter import main; sys.exit(main())"
 ANY_PORT = ("127.0.0.1", 0)
 
 
@@ -388,7 +388,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
 
 def test_sending_one_greeting_imports_nothing_of_a_load() -> None:
     program = (
-        "import sys; import greeterd.cli.client;"
+        "import sys; import greeterd.cli.greeter;"
         "print([m for m in sys.modules if m.startswith(('hdrh', 'greeterd.bench', 'rich.progress'))"
         " or m == 'greeterd.cli.load'])"
     )

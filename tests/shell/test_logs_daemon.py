@@ -23,8 +23,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd import logs
-from greeterd.logs import DaemonLog, open_daemon_log
+from greeterd.system import daemon_log
+from greeterd.system.daemon_log import DaemonLog, open_daemon_log
 from tests.support import until
 
 OpenLog = Callable[..., DaemonLog]
@@ -56,7 +56,7 @@ def open_on(open_log: OpenLog, monkeypatch: pytest.MonkeyPatch) -> OpenLog:
     """Open the log on a descriptor that plays standard error."""
 
     def open_on(fd: int, **settings: Any) -> DaemonLog:
-        monkeypatch.setattr(logs, "_STDERR", fd)
+        monkeypatch.setattr(daemon_log, "_STDERR", fd)
         return open_log(path=None, **settings)
 
     return open_on
@@ -374,9 +374,9 @@ def test_a_file_that_may_not_be_read_is_written_all_the_same(
 TEARING_WRITER = """
 import os, random, sys
 from pathlib import Path
-from greeterd import logs
+from greeterd.system import daemon_log as logs
 random.seed(sys.argv[2])
-log = logs.open_daemon_log(path=Path(sys.argv[1]), format="json", level="info")
+log = daemon_log.open_daemon_log(path=Path(sys.argv[1]), format="json", level="info")
 write = os.write
 def tearing(fd, data):
     if random.random() < 0.2:
@@ -441,7 +441,7 @@ def open_on_pipe(
         raise PermissionError
 
     if request.param == "not to be reopened":
-        monkeypatch.setattr(logs, "_open_path", denied)
+        monkeypatch.setattr(daemon_log, "_open_path", denied)
     return open_on
 
 
@@ -491,7 +491,9 @@ def test_a_slow_reader_loses_nothing_once_it_is_awake(
     while not log.lost:
         log.logger.info("x", i=-1)
     asleep = log.lost
-    monkeypatch.setattr(logs, "_PATIENCE", 10.0)  # a busy machine lets a reader wait for its turn
+    monkeypatch.setattr(
+        daemon_log, "_PATIENCE", 10.0
+    )  # a busy machine lets a reader wait for its turn
     with subprocess.Popen(
         [sys.executable, "-c", SLOW_READER], stdin=pipe[0], stdout=subprocess.PIPE, text=True
     ) as reader:

@@ -21,10 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd import linefile
 from greeterd.errors import reason_of
-from greeterd.greetings import GreetingLog, open_greeting_log
-from greeterd.linefile import LOOK_AFTER
+from greeterd.worker import line_file
+from greeterd.worker.greeting_log import GreetingLog, open_greeting_log
+from greeterd.worker.line_file import LOOK_AFTER
 from tests.support import until
 
 OpenLog = Callable[..., GreetingLog]
@@ -384,9 +384,9 @@ def test_a_torn_line_that_a_stranger_writes_behind_is_written_again(open_log: Op
 FULL_DISK = """
 import errno, os, sys
 from pathlib import Path
-from greeterd import linefile
+from greeterd.worker import line_file as linefile
 from greeterd.errors import reason_of
-from greeterd.greetings import open_greeting_log
+from greeterd.worker.greeting_log import open_greeting_log
 
 disk = Path(sys.argv[1])
 lock = os.memfd_create("lock")
@@ -437,9 +437,9 @@ def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, fsync: str) ->
 TWO_WRITERS = """
 import os, random, resource, sys
 from pathlib import Path
-from greeterd import linefile
+from greeterd.worker import line_file as linefile
 from greeterd.errors import reason_of
-from greeterd.greetings import open_greeting_log
+from greeterd.worker.greeting_log import open_greeting_log
 
 log = open_greeting_log(
     Path(sys.argv[1]),
@@ -902,7 +902,7 @@ def test_what_came_after_a_removal_that_nobody_saw_is_carried_over(
 def test_what_came_after_a_removal_before_the_next_look_is_carried_over(
     open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linefile, "LOOK_AFTER", 60.0)
+    monkeypatch.setattr(line_file, "LOOK_AFTER", 60.0)
     log = open_log()
     turn(log, "a")
     let_clock_tick(log)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.core.events import Policy, Ready, Stop, Tick, WorkerId
-from greeterd.core.supervisor import Supervisor
 from greeterd.errors import ConfigError
-from greeterd.manager import Manager
+from greeterd.master.systemd.service_manager import Manager
+from greeterd.supervisor.events import Policy, Ready, Stop, Tick, WorkerId
+from greeterd.supervisor.supervisor import Supervisor
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import logs
-from greeterd.config import Config
+from greeterd.config.schema import Config
 from greeterd.errors import ConfigError, ResourceError
-from greeterd.files import Identity
-from greeterd.masterlog import MasterLog
+from greeterd.master.log import MasterLog
+from greeterd.system import daemon_log
+from greeterd.system.files import Identity
 from tests.support import passable_directory
 from tests.system.sizes import sized
 
@@ -114,7 +114,7 @@ def test_what_may_pass_is_no_error_of_the_configuration(
     def refuse(path: Path, *_: object) -> int:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(logs, "open_regular", refuse)
+    monkeypatch.setattr(daemon_log, "open_regular", refuse)
     with pytest.raises(kind) as refused:
         start()
     assert str(refused.value).startswith(

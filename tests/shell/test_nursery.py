@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greeterd import nursery, rights
-from greeterd.core.events import WorkerId
-from greeterd.core.messages import (
+from greeterd.master import children
+from greeterd.master.children import MAX_STACK_BYTES, RECORDS_A_TURN
+from greeterd.sockets import rights
+from greeterd.supervisor.events import WorkerId
+from greeterd.worker.messages import (
     ExitMessage,
     FailedMessage,
     GoMessage,
@@ -21,7 +23,6 @@ from greeterd.core.messages import (
     ReopenedMessage,
     ReopenMessage,
 )
-from greeterd.nursery import MAX_STACK_BYTES, RECORDS_A_TURN
 from tests.core.test_messages import ENCODED
 from tests.shell.test_rights import lingering, room_for
 from tests.shell.ward import WORKER, ward
@@ -189,20 +190,20 @@ def test_no_mutation_of_a_message_raises(message: bytes, data: st.DataObject) ->
 
 
 def test_a_stack_is_read_up_to_its_end() -> None:
-    fd = nursery._open_stack()
+    fd = children._open_stack()
     os.write(fd, b"Fatal Python error: Aborted\n\x1b[2J")
-    assert nursery._read_stack(fd) == "Fatal Python error: Aborted\n\\x1b[2J"
+    assert children._read_stack(fd) == "Fatal Python error: Aborted\n\\x1b[2J"
     os.close(fd)
 
 
 def test_a_stack_that_nobody_wrote_is_empty() -> None:
-    fd = nursery._open_stack()
-    assert nursery._read_stack(fd) == ""
+    fd = children._open_stack()
+    assert children._read_stack(fd) == ""
     os.close(fd)
 
 
 def test_the_file_of_a_stack_does_not_grow() -> None:
-    fd = nursery._open_stack()
+    fd = children._open_stack()
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 2**45)
     with pytest.raises(PermissionError):
@@ -217,6 +218,6 @@ def test_of_a_file_of_32_tib_little_is_read() -> None:
     os.ftruncate(fd, 2**45)
     os.pwrite(fd, b"\xff" * 2 * MAX_STACK_BYTES, 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(nursery._read_stack(fd)) == MAX_STACK_BYTES
+    assert len(children._read_stack(fd)) == MAX_STACK_BYTES
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024
     os.close(fd)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from greeterd.errors import ConfigError
-from greeterd.files import Identity
-from greeterd.privileges import drop, prepare_directory, resolve
+from greeterd.system.files import Identity
+from greeterd.system.privileges import drop, prepare_directory, resolve
 
 ROOT = Path(__file__).parents[2]
 STRANGER = Identity(54321, 54322)
@@ -82,7 +82,7 @@ def test_what_is_unknown_is_named(user: str, group: str | None, reason: str) -> 
 
 DROP = """
 import os, sys
-from greeterd.privileges import Identity, drop
+from greeterd.system.privileges import Identity, drop
 os.setgroups([0, 4])
 drop(Identity(54321, 54322))
 print(os.getresuid(), os.getresgid(), sorted(os.getgroups()))
@@ -111,8 +111,8 @@ def test_root_drops_everything_and_cannot_come_back() -> None:
 KEEP_SETUID = """
 import ctypes, os
 from greeterd.errors import GreeterdError
-from greeterd import privileges
-from greeterd.privileges import Identity, drop
+from greeterd.system import privileges
+from greeterd.system.privileges import Identity, drop
 privileges._empty_capabilities = lambda **_: None  # as where a filter refuses capset(2)
 PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 4
 assert ctypes.CDLL(None).prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
@@ -134,7 +134,7 @@ def test_a_drop_that_can_be_undone_is_an_error() -> None:
 
 STAY = """
 import os
-from greeterd.privileges import drop
+from greeterd.system.privileges import drop
 {before}
 drop(None)
 print(os.getresuid(), os.getgroups())
@@ -156,14 +156,14 @@ def test_who_may_not_leave_his_groups_keeps_them() -> None:
 
 @needs_root
 def test_root_may_stay_root() -> None:
-    code = "from greeterd.privileges import *; drop(Identity(0, 0)); print(os.getresuid())"
+    code = "from greeterd.system.privileges import *; drop(Identity(0, 0)); print(os.getresuid())"
     assert python(code).stdout == "(0, 0, 0)\n"
 
 
 AS_STRANGER = """
 import os
 from greeterd.errors import ConfigError
-from greeterd.privileges import Identity, drop
+from greeterd.system.privileges import Identity, drop
 os.setgroups([]); os.setresgid(54322, 54322, 54322); os.setresuid(54321, 54321, 54321)
 drop(Identity(54321, 54322))
 for uid, gid in ((54320, 54322), (54321, 54320), (0, 0)):
@@ -303,7 +303,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 def test_no_capability_is_kept_whatever_the_securebits_say() -> None:
     code = f"""
 import ctypes
-from greeterd.privileges import *
+from greeterd.system.privileges import *
 {SETS}
 if libc.prctl(28, 4, 0, 0, 0):  # PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP
     print("SKIP")
@@ -321,7 +321,7 @@ else:
 def test_who_has_capabilities_without_being_root_gives_them_up() -> None:
     code = f"""
 import ctypes
-from greeterd.privileges import *
+from greeterd.system.privileges import *
 {SETS}
 libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
 os.setresuid(54321, 54321, 54321)
@@ -336,7 +336,7 @@ print(sets(*ALL))
 def test_who_stays_root_keeps_what_he_may_do_and_nothing_for_what_he_executes() -> None:
     code = f"""
 import ctypes
-from greeterd.privileges import *
+from greeterd.system.privileges import *
 {SETS}
 before = sets("CapPrm", "CapEff")
 may = before[1] >> 8 & 1  # CAP_SETPCAP
@@ -350,7 +350,7 @@ def test_the_environment_is_reduced_also_where_the_kernel_put_it() -> None:
     code = """
 import ctypes, os
 os.environ["SET"] = "later"
-from greeterd.environment import reduce_environment
+from greeterd.system.environment import reduce_environment
 reduce_environment()
 libc = ctypes.CDLL(None); libc.getenv.restype = ctypes.c_char_p
 block = open("/proc/self/environ", "rb").read()

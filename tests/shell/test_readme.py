@@ -12,17 +12,17 @@ from pathlib import Path
 
 from greeterd import errors
 from greeterd.bench import export, peers, predicates
-from greeterd.cli import client, ctl
-from greeterd.config import Config
-from greeterd.core.events import Life
-from greeterd.core.record import Record
-from greeterd.core.requests import COMMANDS
-from greeterd.core.workers import TRANSITIONS
-from greeterd.daemon import INTERRUPTED
-from greeterd.kinds import kind_of
-from greeterd.scoreboard import Counters
-from greeterd.settings import _app, _settings
-from greeterd.signals import MASTER_SIGNALS
+from greeterd.cli import greeter, greeterctl
+from greeterd.config.loader import _app, _settings
+from greeterd.config.schema import Config
+from greeterd.config.types import kind_of
+from greeterd.control.protocol import COMMANDS
+from greeterd.supervisor.events import Life
+from greeterd.supervisor.records import TRANSITIONS
+from greeterd.system.daemonize import INTERRUPTED
+from greeterd.system.signals import MASTER_SIGNALS
+from greeterd.worker.record import Record
+from greeterd.worker.scoreboard import Counters
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "greeterd"
@@ -99,7 +99,7 @@ def test_the_commands_are_those_of_the_control_protocol_and_what_is_made_of_a_st
 
 def app_commands() -> list[str]:
     """Return the commands of greeterctl, without its flags."""
-    return [name for name in ctl.app if not name.startswith("-")]
+    return [name for name in greeterctl.app if not name.startswith("-")]
 
 
 def documented(text: str) -> set[int]:
@@ -112,8 +112,8 @@ def test_the_exit_codes_are_those_of_the_three_programs() -> None:
     own = {one.exit_code for one in kinds if issubclass(one, errors.GreeterdError)}
     programs = {
         1: {0, INTERRUPTED, *own},
-        2: documented(ctl.EXIT_CODES),
-        3: documented(client.EXIT_CODES),
+        2: documented(greeterctl.EXIT_CODES),
+        3: documented(greeter.EXIT_CODES),
     }
     rows = table("Exit codes")
     assert [int(row[0]) for row in rows] == sorted(set.union(*programs.values()))

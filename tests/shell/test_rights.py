@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import rights
-from greeterd.signals import SignalPipe, prodded
+from greeterd.sockets import rights
+from greeterd.system.signals import SignalPipe, prodded
 
 PACKAGE = Path(rights.__file__).parent
 Pair = tuple[socket.socket, socket.socket]

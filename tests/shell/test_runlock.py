@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError, ResourceError
-from greeterd.runlock import RunLock, running_pid
-from greeterd.socketfiles import file_at
+from greeterd.system.pidfile import RunLock, running_pid
+from greeterd.system.socket_file import file_at
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -25,7 +25,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own fil
 HOLDER = """
 import os, sys
 from pathlib import Path
-from greeterd.runlock import RunLock
+from greeterd.system.pidfile import RunLock
 lock = RunLock.acquire(Path(sys.argv[1]))
 print(os.getpid(), flush=True)
 sys.stdin.read()
@@ -36,7 +36,7 @@ lock.release()
 MASTER_WITH_WORKER = """
 import os, subprocess, sys
 from pathlib import Path
-from greeterd.runlock import RunLock
+from greeterd.system.pidfile import RunLock
 lock = RunLock.acquire(Path(sys.argv[1]))
 if sys.argv[2] == "worker closes":
     preserve = ()

@@ -23,11 +23,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd import scoreboard
-from greeterd.core.supervisor import MAX_SLOTS
 from greeterd.errors import ResourceError, StartError
-from greeterd.legacy import adopt_board, bequeath_rows
-from greeterd.scoreboard import (
+from greeterd.master.upgrade.reexec import (
+    Estate,
+    InheritedListeners,
+    InheritedRow,
+    InheritedSlot,
+    InheritedWorker,
+)
+from greeterd.master.upgrade.serialize import adopt_board, bequeath_rows
+from greeterd.supervisor.supervisor import MAX_SLOTS
+from greeterd.worker import scoreboard
+from greeterd.worker.scoreboard import (
     BLOCKED,
     BLOCKED_BY_LIMIT,
     BLOCKED_BY_LOG,
@@ -46,13 +53,6 @@ from greeterd.scoreboard import (
     Scoreboard,
     adopt_view,
     doubt,
-)
-from greeterd.succession import (
-    Estate,
-    InheritedListeners,
-    InheritedRow,
-    InheritedSlot,
-    InheritedWorker,
 )
 
 MOST = 2**64 - 1

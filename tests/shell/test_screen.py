@@ -22,11 +22,10 @@ from greeterd.bench.export import to_json
 from greeterd.bench.model import Case, Results
 from greeterd.bench.predicates import Predicate, check
 from greeterd.cli.balance import count_daemon, render, to_plain
-from greeterd.cli.ctl import _judged
+from greeterd.cli.greeterctl import _judged
 from greeterd.cli.tables import render_status
 from greeterd.control import ControlError
-from greeterd.core.printable import to_ascii
-from greeterd.core.status import (
+from greeterd.control.status import (
     ListenerStatus,
     ReloadResult,
     SlotCounters,
@@ -36,6 +35,7 @@ from greeterd.core.status import (
     total,
 )
 from greeterd.screen import Screen
+from greeterd.system.escape import to_ascii
 from tests.bench_results import make_results
 
 COLOUR: Final = re.compile(r"\x1b\[(?:0|1|2|3|4|3[0-7]|9[0-7])(?:;(?:1|2|3|4|3[0-7]|9[0-7]))*m")

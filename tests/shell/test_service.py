@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from greeterd import scoreboard
-from greeterd.core.address import Address, parse_address
-from greeterd.greetings import open_greeting_log
-from greeterd.handoff import Pair, hand_over, taker
-from greeterd.intake import Intake, Source
-from greeterd.listener import local_address, open_shared
-from greeterd.scoreboard import Row, spare_row
-from greeterd.service import FIRST_READ, Service, _close_all
+from greeterd.sockets.address import Address, parse_address
+from greeterd.sockets.fd_passing import Pair, hand_over, taker
+from greeterd.sockets.listener import local_address, open_shared
+from greeterd.worker import scoreboard
+from greeterd.worker.acceptor import Intake, Source
+from greeterd.worker.connections import FIRST_READ, Service, _close_all
+from greeterd.worker.greeting_log import open_greeting_log
+from greeterd.worker.scoreboard import Row, spare_row
 
 IP_MINTTL = 21  # linux/in.h
 SHUT = 255

@@ -5,7 +5,7 @@ import sys
 
 PRELUDE = """\
 import os, select, signal, sys
-from greeterd import signals
+from greeterd.system import signals
 def me(number): os.kill(os.getpid(), number)
 def names(pipe): return " ".join(number.name for number in pipe.read())
 """

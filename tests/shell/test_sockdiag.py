@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import sockdiag
-from greeterd.core.address import Address
-from greeterd.listener import local_address
-from greeterd.sockdiag import Queue, drops, handshakes, is_under_way, queue_length
+from greeterd.sockets import sockdiag
+from greeterd.sockets.address import Address
+from greeterd.sockets.listener import local_address
+from greeterd.sockets.sockdiag import Queue, drops, handshakes, is_under_way, queue_length
 from tests.shell.sockets import connected, connecting, group, half_open, hear, shared
 from tests.support import until
 

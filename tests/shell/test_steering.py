@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from greeterd import steering
-from greeterd.core.address import Address
-from greeterd.listener import local_address
-from greeterd.sockdiag import drops, queue_length
-from greeterd.steering import (
+from greeterd.sockets import steering
+from greeterd.sockets.address import Address
+from greeterd.sockets.listener import local_address
+from greeterd.sockets.sockdiag import drops, queue_length
+from greeterd.sockets.steering import (
     HASH,
     choose,
     cpu_over,

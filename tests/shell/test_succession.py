@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import succession
-from greeterd.inheritance import LOST
-from greeterd.succession import Estate, InheritedListeners, Program, Trial
+from greeterd.master.upgrade import reexec
+from greeterd.master.upgrade.reexec import Estate, InheritedListeners, Program, Trial
+from greeterd.system.inheritance import LOST
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def program(executable: str, directory: Path) -> Program:
     return Program(executable=executable, argv=(executable,), directory=directory)
 
 
-@pytest.mark.parametrize("attempt", [Trial, succession.become])
+@pytest.mark.parametrize("attempt", [Trial, reexec.become])
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_program_that_cannot_be_executed_leaks_nothing_and_is_named(
     estate: Estate, tmp_path: Path, attempt: object, gone: bool, monkeypatch: pytest.MonkeyPatch
@@ -64,7 +64,7 @@ def test_an_estate_that_cannot_be_written_leaks_nothing(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "write", refuse)
-    for attempt in (Trial, succession.become):
+    for attempt in (Trial, reexec.become):
         with pytest.raises(OSError, match="No space left"):
             attempt(estate, program(sys.executable, tmp_path))
     assert descriptors() == before

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import systemd
 from greeterd.errors import ConfigError
+from greeterd.system import sd_daemon
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -45,17 +45,17 @@ def receive_fds(manager: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def test_assignments_arrive_in_one_datagram(manager: socket.socket) -> None:
-    assert systemd.notify("READY=1", "STATUS=4 workers", environ=environment(manager))
+    assert sd_daemon.notify("READY=1", "STATUS=4 workers", environ=environment(manager))
     assert manager.recv(4096) == b"READY=1\nSTATUS=4 workers"
 
 
 def test_a_newline_in_a_status_does_not_begin_another_assignment(manager: socket.socket) -> None:
-    assert systemd.notify("STATUS=a\nMAINPID=1", environ=environment(manager))
+    assert sd_daemon.notify("STATUS=a\nMAINPID=1", environ=environment(manager))
     assert manager.recv(4096) == b"STATUS=a MAINPID=1"
 
 
 def test_bytes_that_are_not_text_are_sent_escaped(manager: socket.socket) -> None:
-    assert systemd.notify(f"STATUS={os.fsdecode(bytes([0xFF]))}", environ=environment(manager))
+    assert sd_daemon.notify(f"STATUS={os.fsdecode(bytes([0xFF]))}", environ=environment(manager))
     assert manager.recv(4096) == rb"STATUS=\udcff"
 
 
@@ -64,32 +64,32 @@ def test_bytes_that_are_not_text_are_sent_escaped(manager: socket.socket) -> Non
 )
 def test_without_a_manager_notify_is_silent(address: str | None) -> None:
     environ = {} if address is None else {"NOTIFY_SOCKET": address}
-    assert not systemd.notify("READY=1", environ=environ)
+    assert not sd_daemon.notify("READY=1", environ=environ)
 
 
 def test_a_manager_that_does_not_read_delays_us_for_a_bounded_time(manager: socket.socket) -> None:
     environ = environment(manager)
     started = time.monotonic()
     sent = 0
-    while systemd.notify("WATCHDOG=1", environ=environ):
+    while sd_daemon.notify("WATCHDOG=1", environ=environ):
         sent += 1
         assert sent < 100_000, "the queue never filled"
     assert time.monotonic() - started < 10
     manager.recv(4096)
-    assert systemd.notify("WATCHDOG=1", environ=environ), "room again"
+    assert sd_daemon.notify("WATCHDOG=1", environ=environ), "room again"
 
 
 def test_notify_leaves_no_descriptor_open(manager: socket.socket) -> None:
     before = open_descriptors()
-    systemd.notify("READY=1", environ=environment(manager))
-    systemd.notify("READY=1", environ={"NOTIFY_SOCKET": "/nonexistent"})
+    sd_daemon.notify("READY=1", environ=environment(manager))
+    sd_daemon.notify("READY=1", environ={"NOTIFY_SOCKET": "/nonexistent"})
     assert open_descriptors() == before
 
 
 def test_descriptors_go_to_the_store_under_their_name(manager: socket.socket) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         environ = environment(manager)
-        assert systemd.notify_with_fds("tcp-1", [listener.fileno()], environ=environ)
+        assert sd_daemon.notify_with_fds("tcp-1", [listener.fileno()], environ=environ)
         data, [fd] = receive_fds(manager)
         assert data == b"FDSTORE=1\nFDNAME=tcp-1\nFDPOLL=0"
         with socket.socket(fileno=fd) as received:
@@ -97,7 +97,7 @@ def test_descriptors_go_to_the_store_under_their_name(manager: socket.socket) ->
 
 
 def test_a_name_leaves_the_store(manager: socket.socket) -> None:
-    assert systemd.remove_fds("tcp-1", environ=environment(manager))
+    assert sd_daemon.remove_fds("tcp-1", environ=environment(manager))
     assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=tcp-1"
 
 
@@ -106,7 +106,7 @@ def test_a_barrier_waits_until_the_manager_has_closed_what_it_was_sent(
 ) -> None:
     environ = environment(manager)
     before = open_descriptors()
-    assert not systemd.barrier(0.05, environ=environ), "it has not been read yet"
+    assert not sd_daemon.barrier(0.05, environ=environ), "it has not been read yet"
     data, [fd] = receive_fds(manager)
     assert data == b"BARRIER=1"
     os.close(fd)
@@ -117,16 +117,16 @@ def test_a_barrier_waits_until_the_manager_has_closed_what_it_was_sent(
 
     thread = threading.Thread(target=answer)
     thread.start()
-    assert systemd.barrier(10.0, environ=environ)
+    assert sd_daemon.barrier(10.0, environ=environ)
     thread.join()
     assert open_descriptors() == before
-    assert not systemd.barrier(10.0, environ={})
+    assert not sd_daemon.barrier(10.0, environ={})
 
 
 def test_more_descriptors_than_a_message_takes_go_in_several(manager: socket.socket) -> None:
     with open(os.devnull) as null:  # noqa: PTH123
         fds = [null.fileno()] * 300
-        assert systemd.notify_with_fds("many", fds, environ=environment(manager))
+        assert sd_daemon.notify_with_fds("many", fds, environ=environment(manager))
     received = [*receive_fds(manager)[1], *receive_fds(manager)[1]]
     assert len(received) == 300
     for fd in received:
@@ -138,13 +138,13 @@ def test_more_descriptors_than_a_message_takes_go_in_several(manager: socket.soc
 )
 def test_a_name_that_the_store_would_refuse_is_refused_here(name: str) -> None:
     with pytest.raises(ValueError, match="not a name"):
-        systemd.notify_with_fds(name, [0], environ={})
+        sd_daemon.notify_with_fds(name, [0], environ={})
 
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pass two sockets as descriptors 200 and 201, inheritable as the manager's are."""
-    monkeypatch.setattr(systemd, "FIRST_FD", 200)  # 3 belongs to the test runner
+    monkeypatch.setattr(sd_daemon, "FIRST_FD", 200)  # 3 belongs to the test runner
     with socket.socket() as sock:
         for number in (200, 201):
             os.dup2(sock.fileno(), number)
@@ -159,7 +159,7 @@ def listening(count: int, **more: str) -> dict[str, str]:
 @pytest.mark.usefixtures("passed")
 def test_passed_sockets_come_with_their_names_and_close_on_exec() -> None:
     assert os.get_inheritable(200)
-    found = systemd.listen_fds(listening(2, LISTEN_FDNAMES="first:second"))
+    found = sd_daemon.listen_fds(listening(2, LISTEN_FDNAMES="first:second"))
     assert found == [("first", 200), ("second", 201)]
     assert not os.get_inheritable(200)
     assert not os.get_inheritable(201)
@@ -167,20 +167,20 @@ def test_passed_sockets_come_with_their_names_and_close_on_exec() -> None:
 
 @pytest.mark.usefixtures("passed")
 def test_sockets_without_names_are_unknown() -> None:
-    assert systemd.listen_fds(listening(2)) == [("unknown", 200), ("unknown", 201)]
+    assert sd_daemon.listen_fds(listening(2)) == [("unknown", 200), ("unknown", 201)]
 
 
 @pytest.mark.usefixtures("passed")
 def test_sockets_for_another_process_are_not_touched() -> None:
     environ = listening(2)
-    assert systemd.listen_fds(environ, pid=os.getpid() + 1) == []
-    assert systemd.listen_fds({"LISTEN_FDS": "2"}) == []
+    assert sd_daemon.listen_fds(environ, pid=os.getpid() + 1) == []
+    assert sd_daemon.listen_fds({"LISTEN_FDS": "2"}) == []
     assert os.get_inheritable(200)
 
 
 def test_without_a_manager_there_are_no_sockets() -> None:
-    assert systemd.listen_fds({}) == []
-    assert systemd.listen_fds(listening(0)) == []
+    assert sd_daemon.listen_fds({}) == []
+    assert sd_daemon.listen_fds(listening(0)) == []
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_without_a_manager_there_are_no_sockets() -> None:
 @pytest.mark.usefixtures("passed")
 def test_garbled_variables_are_a_clear_error(change: dict[str, str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        systemd.listen_fds(listening(2) | change)
+        sd_daemon.listen_fds(listening(2) | change)
 
 
 @pytest.mark.usefixtures("passed")
@@ -206,15 +206,15 @@ def test_a_descriptor_that_is_no_socket_is_a_clear_error() -> None:
     with open(os.devnull) as null:  # noqa: PTH123
         os.dup2(null.fileno(), 201)
     with pytest.raises(ConfigError, match=r"descriptor 201 \(b\).* is not a socket"):
-        systemd.listen_fds(listening(2, LISTEN_FDNAMES="a:b"))
+        sd_daemon.listen_fds(listening(2, LISTEN_FDNAMES="a:b"))
 
 
 def test_the_watchdog_s_period_is_for_the_named_process_only() -> None:
-    assert systemd.watchdog_usec({}) is None
-    assert systemd.watchdog_usec({"WATCHDOG_USEC": "30000000"}) == 30_000_000
+    assert sd_daemon.watchdog_usec({}) is None
+    assert sd_daemon.watchdog_usec({"WATCHDOG_USEC": "30000000"}) == 30_000_000
     named = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}
-    assert systemd.watchdog_usec(named) == 30_000_000
-    assert systemd.watchdog_usec(named, pid=os.getpid() + 1) is None
-    assert systemd.watchdog_usec({"WATCHDOG_USEC": "0"}) is None
+    assert sd_daemon.watchdog_usec(named) == 30_000_000
+    assert sd_daemon.watchdog_usec(named, pid=os.getpid() + 1) is None
+    assert sd_daemon.watchdog_usec({"WATCHDOG_USEC": "0"}) is None
     with pytest.raises(ConfigError, match="WATCHDOG_USEC is not a number"):
-        systemd.watchdog_usec({"WATCHDOG_USEC": "soon"})
+        sd_daemon.watchdog_usec({"WATCHDOG_USEC": "soon"})

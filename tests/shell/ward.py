@@ -6,12 +6,12 @@ import selectors
 import signal
 from collections.abc import Iterator
 
-from greeterd import rights
-from greeterd.channel import Channel
-from greeterd.core.conversation import Conversation
-from greeterd.core.events import Generation, Pid, SlotIndex, Spawn, WorkerId
-from greeterd.core.messages import Message, ReadyMessage
-from greeterd.nursery import Child, Nursery
+from greeterd.master.children import Child, Nursery
+from greeterd.sockets import rights
+from greeterd.supervisor.events import Generation, Pid, SlotIndex, Spawn, WorkerId
+from greeterd.worker.channel import Channel
+from greeterd.worker.conversation import Conversation
+from greeterd.worker.messages import Message, ReadyMessage
 
 WORKER = WorkerId(7)
 

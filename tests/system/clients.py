@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Self
 
-from greeterd.core.address import parse_address
+from greeterd.sockets.address import parse_address
 from tests.support import until
 from tests.system.harness import ROOT
 

@@ -27,7 +27,7 @@ from tests.support import until
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "greeterd")
-MARK = "LC_TEST_DAEMON_MARK"  # workers keep what begins so, see greeterd.environment
+MARK = "LC_TEST_DAEMON_MARK"  # workers keep what begins so, see greeterd.system.environment
 
 # What a service manager or a developer's shell tells a daemon; a test says it explicitly.
 FOREIGN = frozenset({

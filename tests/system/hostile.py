@@ -19,10 +19,11 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from greeterd import rights, scoreboard
-from greeterd.cli.daemon import main
-from greeterd.core.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
-from greeterd.workloop import Worker
+from greeterd.cli.greeterd import main
+from greeterd.sockets import rights
+from greeterd.worker import scoreboard
+from greeterd.worker.loop import Worker
+from greeterd.worker.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
 from tests.system.harness import ROOT
 
 COMMAND = (sys.executable, "-m", "tests.system.hostile")

@@ -61,7 +61,7 @@ class Image:
             r"\nTICK: ",
             f"""
 import select
-from greeterd import succession
+from greeterd.master.upgrade import reexec as succession
 while (
     succession.ESTATE in os.environ
     and succession.TRIAL not in os.environ

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from greeterd.listener import local_address
+from greeterd.sockets.listener import local_address
 
 PIDFD_GETFD = 438  # pidfd_getfd(2), Linux 5.6; the same number on every architecture
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from greeterd.core.openfiles import needed
+from greeterd.system.openfiles import needed
 from tests.support import until
 from tests.system.books import worker_of
 from tests.system.clients import greet
@@ -476,7 +476,7 @@ def release(directory: Path, number: int) -> None:
     script.write_text(
         f"#!{place}/bin/python\nimport sys\nfrom pathlib import Path\n"
         "Path(sys.executable).parents[1].joinpath('ran').touch()\n"
-        "from greeterd.cli.daemon import main\nsys.exit(main())\n"
+        "from greeterd.cli.greeterd import main\nsys.exit(main())\n"
     )
     script.chmod(0o755)
     (place / "greeterd.toml").write_text(f"workers = {number}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import greeterd
-from greeterd.config import NAMES
+from greeterd.config.schema import NAMES
 
 PACKAGES = Path(greeterd.__file__).parents[1]
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from greeterd.control import connect
+from greeterd.control.protocol import MAX_REQUEST_BYTES
 from greeterd.control.server import MAX_CONNECTIONS, REQUEST_TIMEOUT
-from greeterd.core.requests import MAX_REQUEST_BYTES
 from tests.support import until
 from tests.system.clients import greet
 from tests.system.conftest import StartDaemon

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from greeterd.config.loader import load as read_settings
 from greeterd.control import NoAnswerError, ask, connect
-from greeterd.settings import load as read_settings
 from tests.support import until
 from tests.system.clients import Load, greet
 from tests.system.conftest import StartDaemon

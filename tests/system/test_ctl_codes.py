@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from greeterd.cli.ctl import EXIT_CODES
-from greeterd.core.requests import COMMANDS
+from greeterd.cli.greeterctl import EXIT_CODES
+from greeterd.control.protocol import COMMANDS
 from tests.support import until
 from tests.system.asking import Ask, answer
 from tests.system.clients import connect, greet

@@ -18,10 +18,17 @@ from typing import Any
 import pytest
 import structlog
 
-from greeterd.cli.ctl import EXIT_CODES, default_run_dir
+from greeterd.cli.greeterctl import EXIT_CODES, default_run_dir
+from greeterd.config.loader import load
 from greeterd.control import ControlServer, Request
-from greeterd.core.status import BACK_OFF, ListenerStatus, SlotCounters, Status, WorkerStatus, total
-from greeterd.settings import load
+from greeterd.control.status import (
+    BACK_OFF,
+    ListenerStatus,
+    SlotCounters,
+    Status,
+    WorkerStatus,
+    total,
+)
 from tests.support import until
 from tests.system.harness import program
 from tests.system.terminal import on_terminal, without_colours

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from greeterd.cli import client, ctl
+from greeterd.cli import greeter, greeterctl
 from tests.system.conftest import StartDaemon
 from tests.system.harness import clean_environment, program
 
@@ -50,7 +50,9 @@ def test_without_a_command_the_help_is_shown_as_an_error(name: str) -> None:
     assert done.stderr == run(name, "--help").stdout
 
 
-@pytest.mark.parametrize(("name", "app"), [("greeterctl", ctl.app), ("greeter", client.app)])
+@pytest.mark.parametrize(
+    ("name", "app"), [("greeterctl", greeterctl.app), ("greeter", greeter.app)]
+)
 def test_an_unknown_command_is_answered_with_all_that_there_are(name: str, app: App) -> None:
     done = run(name, "dance")
     assert done.returncode == 2
@@ -67,7 +69,9 @@ def pages(app: App, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...
             yield from pages(app[name], (*path, name))
 
 
-@pytest.mark.parametrize(("name", "app"), [("greeterctl", ctl.app), ("greeter", client.app)])
+@pytest.mark.parametrize(
+    ("name", "app"), [("greeterctl", greeterctl.app), ("greeter", greeter.app)]
+)
 def test_every_page_has_examples_that_are_understood(name: str, app: App) -> None:
     root = app.meta if name == "greeterctl" else app
     for path, end in pages(app):

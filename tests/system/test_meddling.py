@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from greeterd import steering
-from greeterd.core.address import parse_address
+from greeterd.sockets import steering
+from greeterd.sockets.address import parse_address
 from tests.support import until
 from tests.system import proc
 from tests.system.books import worker_of

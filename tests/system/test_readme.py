@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.inheritance import ESTATE, TRIAL
+from greeterd.system.inheritance import ESTATE, TRIAL
 from tests.support import until
 from tests.system.books import names
 from tests.system.clients import connect, greet
@@ -116,7 +116,7 @@ BROKEN_HEIR = f"""
 import os, sys
 if "{ESTATE}" in os.environ and "{TRIAL}" not in os.environ:
     sys.exit("broken")
-from greeterd.cli.daemon import main
+from greeterd.cli.greeterd import main
 sys.exit(main())
 """
 

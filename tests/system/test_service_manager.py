@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.core.stored import Stored, label_of
+from greeterd.master.systemd.fdstore import Stored, label_of
 from tests.support import until
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon

@@ -11,7 +11,7 @@ from signal import SIGKILL
 
 import pytest
 
-from greeterd.listener import effective_backlog
+from greeterd.sockets.listener import effective_backlog
 from tests.support import until
 from tests.system.clients import connect, greet, run_load
 from tests.system.conftest import StartDaemon

@@ -23,9 +23,9 @@ import pytest
 
 from greeterd.bench.export import to_json
 from greeterd.bench.model import Case
-from greeterd.cli.ctl import main
-from greeterd.core.requests import MAX_ANSWER_BYTES, MAX_WORKERS, parse_answer, render_answer
-from greeterd.core.status import ListenerStatus, SlotCounters, Status, WorkerStatus, total
+from greeterd.cli.greeterctl import main
+from greeterd.control.protocol import MAX_ANSWER_BYTES, MAX_WORKERS, parse_answer, render_answer
+from greeterd.control.status import ListenerStatus, SlotCounters, Status, WorkerStatus, total
 from tests.bench_results import make_results
 from tests.support import until
 from tests.system.harness import clean_environment, program

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greeterd.config import MAX_WORKERS, Config
+from greeterd.config.schema import MAX_WORKERS, Config
 from greeterd.errors import AlreadyRunningError, ConfigError, ListenError, UsageError
 from tests.system.harness import ROOT
 from tests.system.unit import ADDRESS, UNITS

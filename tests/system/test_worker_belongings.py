@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from greeterd.files import Identity, acting_as
-from greeterd.privileges import resolve
+from greeterd.system.files import Identity, acting_as
+from greeterd.system.privileges import resolve
 from tests.support import until
 from tests.system.books import worker_of
 from tests.system.clients import greet

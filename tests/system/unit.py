@@ -211,7 +211,7 @@ def what_to_show() -> list[str]:
 
 def install_programs(container: Container) -> None:
     """Put programs of the project's source where the units look for them."""
-    for name, module in (("greeterd", "greeterd"), ("greeterctl", "greeterd.cli.ctl")):
+    for name, module in (("greeterd", "greeterd"), ("greeterctl", "greeterd.cli.greeterctl")):
         program = container.path(f"/opt/greeterd/bin/{name}")
         program.parent.mkdir(parents=True, exist_ok=True)
         code = f"import sys; from {module} import main; sys.exit(main())"

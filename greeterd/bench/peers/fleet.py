@@ -28,10 +28,10 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
-from greeterd.core.address import Address, parse_address
-from greeterd.core.protocol import classify
 from greeterd.errors import GreeterdError, ListenError
-from greeterd.signals import die_with_parent
+from greeterd.protocol import classify
+from greeterd.sockets.address import Address, parse_address
+from greeterd.system.signals import die_with_parent
 
 BACKLOG: Final = 4096
 MAX_NAME_BYTES: Final = 4096

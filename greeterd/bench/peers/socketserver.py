@@ -26,7 +26,7 @@ from greeterd.bench.peers.fleet import (
     open_listener,
     open_log,
 )
-from greeterd.signals import die_with_parent
+from greeterd.system.signals import die_with_parent
 
 LOOK: Final = 0.1
 """Seconds between two looks whether the server is to end, while nobody connects."""

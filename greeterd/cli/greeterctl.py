@@ -1,0 +1,429 @@
+"""The program `greeterctl`: one command to a running daemon, its answer, an exit code that says it.
+
+Every command is synchronous: it returns when the daemon says that what was asked is done, and
+`stop` only when the daemon's process has ended.  Standard output carries results; reasons go to
+standard error, a line each, beginning `greeterctl: `.  With --json everything is one JSON object on
+standard output, failures too.
+"""
+
+import contextlib
+import os
+import pwd
+import re
+import select
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.validators import Number
+
+from greeterd import __version__
+from greeterd.cli.balance import LogError, count_daemon, count_logs, render, to_plain
+from greeterd.cli.program import complain, run_program
+from greeterd.cli.tables import render_status
+from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
+from greeterd.control import (
+    ControlError,
+    NoAnswerError,
+    NotRunningError,
+    ask,
+    connect,
+    exchange,
+    listeners,
+    peer_of,
+)
+from greeterd.control.protocol import FAILED, MAX_WORKERS, render_answer
+from greeterd.control.status import from_plain
+from greeterd.errors import NoReaderError, OutputError, UsageError
+from greeterd.system.escape import escape, to_ascii
+
+EXIT_CODES: Final = """\
+Exit codes:
+
+- 0: done
+- 1: the daemon refused, or the command failed; the reason is printed
+- 2: the command line is wrong
+- 69: no greeterd is running: no socket, or nobody answers at it
+- 71: the system refuses what this program needs, such as a descriptor
+- 74: done, but standard output cannot be written
+- 75: no answer in time; the command may still be under way
+- 77: not permitted: the daemon is another user's, or a stranger answers in its place
+- 130: interrupted; the command may still be under way
+- 141: done, but the reader of standard output has gone
+"""
+NAME: Final = "greeterctl"
+INTERRUPTED: Final = "interrupted; the command may still be under way"
+MAX_TIMEOUT: Final = 86_400.0
+SOCKET_NAME: Final = "control.sock"
+MAX_OTHERS: Final = 3
+_USUAL: Final = re.compile(
+    rf"(/run|/run/user/\d+|/tmp)/greeterd(-[\w.-]+)?/{re.escape(SOCKET_NAME)}", re.ASCII
+)
+"""Where greeterd and its units put the socket."""
+
+_CODES: Final = frozenset({1, 2, 69, 75, 77})
+"""What an answer's `code` may make the exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the options common to all commands say."""
+
+    socket: Path
+    timeout: float
+    json: bool
+
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., int])
+Common = Annotated[Options, Parameter(parse=False)]
+
+app = App(
+    name="greeterctl",
+    help="Tell a running greeterd what to do, and wait until it is done.",
+    help_format="markdown",
+    help_epilogue=epilogue(
+        ["greeterctl status", "greeterctl --run-dir /run/greeterd-mine reload"], EXIT_CODES
+    ),
+    version=f"greeterctl {__version__}",
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+app.meta.suppress_keyboard_interrupt = False
+app.meta.group_parameters = Group("Options of every command")
+# Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
+app.register_install_completion_command(
+    add_to_startup=False, help="Write a completion script where bash, zsh or fish looks for it."
+)
+
+
+def _check_timeout(_type: object, seconds: float) -> None:
+    if not 0 < seconds <= MAX_TIMEOUT:  # also refuses NaN
+        raise ValueError(f"Must be more than 0 and at most {MAX_TIMEOUT:g}.")
+
+
+def _command(*examples: str) -> Callable[[F], F]:
+    """Make a function a command whose help page has these examples."""
+    return app.command(help_epilogue=epilogue(examples, EXIT_CODES))
+
+
+@_command("greeterctl ping && echo it serves", "greeterctl ping --timeout 1")
+def ping(*, options: Common) -> int:
+    """Ask whether the daemon answers, and is not about to stop."""
+    asked = monotonic()
+    deadline = asked + options.timeout
+    with connect(options.socket, deadline) as sock:
+        answer = exchange(sock, "ping", deadline)
+        took_ms = 1e3 * (monotonic() - asked)
+        pid = peer_of(sock).pid
+    return _report(options, "ping", answer, f"greeterd answers: pid {pid}, {took_ms:.1f} ms")
+
+
+@_command("greeterctl status", "greeterctl status --json | jq .totals.greetings")
+def status(*, options: Common) -> int:
+    """Show the daemon, its slots and what they count.
+
+    "conns" are connections accepted, "greeted" those that became a greeting, "share" the slot's
+    part of all connections, "queue" the connections that wait in the slot's own listener, "open"
+    those not finished, "beat" the time since the worker last turned its loop.
+    """
+    answer = ask(options.socket, "status", options.timeout)
+    if not answer["ok"] or "status" not in answer:
+        return _report(options, "status", answer, "")
+    if options.json:
+        # As it came: a newer daemon may tell more than this program knows of.
+        _print_json(msgspec.json.encode(answer["status"]))
+    else:
+        _write(_judged(lambda: render_status(from_plain(answer["status"]), sys.stdout)))
+    return 0
+
+
+@_command("greeterctl balance", "greeterctl balance logs/worker-*.log")
+def balance(*logs: Path, options: Common) -> int:
+    """Show how evenly greetings are spread over the workers, beside what chance alone would do.
+
+    "of fair" is a worker's share as a multiple of the fair one, "chance alone" the bound that each
+    figure keeps 95 of 100 times if every connection draws its worker. Counted are the greetings
+    of the running daemon since its start, or those in logs.
+
+    Parameters
+    ----------
+    logs
+        Greeting logs (`worker-*.log`, also `.gz`) to count instead of asking the daemon.
+    """
+    if logs:
+        try:
+            tally = count_logs(logs)
+        except LogError as error:
+            return _fail(options, f"balance: {error}", error.exit_code)
+    else:
+        answer = ask(options.socket, "status", options.timeout)
+        if not answer["ok"] or "status" not in answer:
+            return _report(options, "balance", answer, "")
+        tally = _judged(lambda: count_daemon(from_plain(answer["status"])))
+    if options.json:
+        _print_json(_judged(lambda: msgspec.json.encode(to_plain(tally))))
+    else:
+        _write(_judged(lambda: render(tally, sys.stdout)))
+    return 0
+
+
+def _judged(read: Callable[[], T]) -> T:
+    """Return what is made of a status; it is a claim, and may make no sense.
+
+    Raises:
+        ControlError: it does not.
+
+    """
+    try:
+        return read()
+    except (ValueError, ArithmeticError) as error:
+        raise ControlError(f"status: of another version than this program: {error}") from error
+
+
+@_command("greeterd --check --config greeterd.toml && greeterctl reload")
+def reload(*, options: Common) -> int:
+    """Read the configuration again and replace every worker; a bad one changes nothing."""
+    answer = ask(options.socket, "reload", options.timeout)
+    generation = answer.get("generation")
+    told = "reloaded" if generation is None else f"reloaded: generation {generation}"
+    return _report(options, "reload", answer, told)
+
+
+@_command("greeterctl scale 4")
+def scale(
+    workers: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_WORKERS))],
+    /,
+    *,
+    options: Common,
+) -> int:
+    """Have this many workers.
+
+    Parameters
+    ----------
+    workers
+        How many.
+    """
+    answer = ask(options.socket, "scale", options.timeout, workers=workers)
+    return _report(options, "scale", answer, f"workers: {workers}")
+
+
+@_command("greeterctl restart", "greeterctl restart 2")
+def restart(
+    slot: Annotated[int | None, Parameter(validator=Number(gte=0, lte=MAX_WORKERS))] = None,
+    /,
+    *,
+    options: Common,
+) -> int:
+    """Replace the worker of one slot, or of each slot in turn, without a reload.
+
+    Parameters
+    ----------
+    slot
+        Which; 0 is the dispatcher of mode handoff. [default: each]
+    """
+    answer = ask(options.socket, "restart", options.timeout, slot=slot)
+    told = "restarted: every slot" if slot is None else f"restarted: slot {slot}"
+    return _report(options, "restart", answer, told)
+
+
+@_command("mv logs/worker-1.log old.log && greeterctl reopen")
+def reopen(*, options: Common) -> int:
+    """Open the log files again, after they were rotated."""
+    answer = ask(options.socket, "reopen", options.timeout)
+    return _report(options, "reopen", answer, "reopened: every log")
+
+
+@_command("pip install --upgrade greeterd && greeterctl upgrade")
+def upgrade(*, options: Common) -> int:
+    """Put the installed version of greeterd in the running one's place; return when it serves."""
+    answer = ask(options.socket, "upgrade", options.timeout)
+    told = f"upgraded: generation {answer.get('generation')} serves"
+    return _report(options, "upgrade", answer, told)
+
+
+@_command("greeterctl stop --timeout 120", "greeterctl stop --now")
+def stop(
+    *, now: Annotated[bool, Parameter(negative=(), show_default=False)] = False, options: Common
+) -> int:
+    """Stop the daemon; return when its process has ended.
+
+    Parameters
+    ----------
+    now
+        Drop unfinished connections instead of serving them.
+    """
+    deadline = monotonic() + options.timeout
+    answer: dict[str, Any] = {"version": 1, "ok": True}
+    with connect(options.socket, deadline) as sock, _process(peer_of(sock).pid) as process:
+        try:
+            answer = exchange(sock, "stop", deadline, now=now)
+        except NotRunningError:
+            # It may end before it answers: then its end is the answer.
+            if process is None:
+                raise
+        if answer["ok"] and process is not None and not _ends(process, deadline):
+            raise NoAnswerError("the daemon still runs, and may be stopping")
+    return _report(options, "stop", answer, "stopped")
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int | None]:
+    """Give a descriptor of a process; None for one that this PID namespace does not show."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _ends(process: int, deadline: float) -> bool:
+    """Wait for the process's end; False if `deadline` comes first."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(max(0.0, 1e3 * (deadline - monotonic()))))
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    run_dir: Path | None = None,
+    socket: Path | None = None,
+    timeout: Annotated[float, Parameter(validator=_check_timeout)] = 60.0,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> int | None:
+    """Run one command with the options of all.
+
+    Parameters
+    ----------
+    run_dir
+        The daemon's run directory. [default: $GREETERD_RUN_DIR, else what greeterd itself uses]
+    socket
+        The daemon's control socket, instead of a run directory.
+    timeout
+        Seconds to wait for the answer.
+    json
+        Print one JSON object, also for a failure.
+    """
+    if run_dir is not None and socket is not None:
+        raise UsageError("--run-dir and --socket exclude each other")
+    if not tokens:
+        return print_usage(app)
+    command, bound, ignored = app.parse_args(expand_help([*tokens]))
+    if "options" not in ignored:
+        # Such as --help, --version, --install-completion.
+        code: int | None = command(*bound.args, **bound.kwargs)
+        return code
+    usual = default_run_dir(os.environ, os.geteuid())
+    where = socket or (run_dir or usual) / SOCKET_NAME
+    options = Options(where.absolute(), timeout, json)
+    try:
+        code = command(*bound.args, **bound.kwargs, options=options)
+    except ControlError as error:
+        told = str(error)
+        if isinstance(error, NoAnswerError):
+            told += f" (--timeout {timeout:g})"
+        if isinstance(error, NotRunningError) and where.parent == usual:
+            told += "".join(f"; {one}" for one in others(usual))
+        code = _fail(options, told, error.exit_code)
+    return code
+
+
+def default_run_dir(environ: Mapping[str, str], uid: int) -> Path:
+    """Return the run directory of a greeterd that was started here by this user without one."""
+    if given := environ.get("GREETERD_RUN_DIR"):
+        return Path(given)
+    if first := environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
+        return Path(first)
+    if (session := environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
+        return Path(session, "greeterd")
+    if uid == 0:
+        return Path("/run/greeterd")
+    return Path(environ.get("TMPDIR") or "/tmp", f"greeterd-{uid}")  # noqa: S108 - as greeterd does
+
+
+def others(usual: Path) -> list[str]:
+    """Say where daemons run that were started without a run directory, but for the `usual` one."""
+    found = {path.parent for path in listeners() if _USUAL.fullmatch(str(path))} - {usual}
+    told = []
+    for run_dir in sorted(found):
+        with contextlib.suppress(OSError):  # of another mount namespace
+            uid = run_dir.stat().st_uid
+            sudo = "" if os.geteuid() in {0, uid} else "sudo "
+            told.append(f"{_name_of(uid)} runs one: {sudo}greeterctl --run-dir {run_dir}")
+    return told[:MAX_OTHERS]
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _report(options: Options, command: str, answer: Mapping[str, Any], done: str) -> int:
+    """Print the answer; return the exit code."""
+    if not answer["ok"]:
+        code = answer.get("code")
+        reason = answer.get("error", "no reason given")
+        if not isinstance(code, int) or code not in _CODES:
+            code = FAILED
+        return _fail(options, f"{command}: {reason}", code)
+    try:
+        if options.json:
+            _print_json(msgspec.json.encode(answer))
+        else:
+            _write(f"{escape(done)}\n")
+    except NoReaderError:
+        raise
+    except OutputError as error:
+        raise OutputError(f"{command}: done, but not told: {error}") from error
+    return 0
+
+
+def _fail(options: Options, reason: str, code: int) -> int:
+    """Tell why there is no success; return the exit code, which says so whatever can be written."""
+    if options.json:
+        try:
+            _print_json(render_answer(False, {"error": reason, "code": code}))
+        except OutputError:
+            complain(NAME, reason)
+    else:
+        complain(NAME, reason)
+    return code
+
+
+def _print_json(line: bytes) -> None:
+    _write(to_ascii(line.rstrip(b"\n")) + "\n")
+
+
+def _write(text: str) -> None:
+    """Write at once, so that what standard output refuses is known here and not at the exit."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return run_program(NAME, partial(_run, given), INTERRUPTED)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        code: int | None = app.meta(arguments)
+    except CycloptsError as error:
+        raise refusal(error) from error
+    return code or 0

@@ -1,0 +1,391 @@
+"""Decides where each setting comes from: a flag, else a variable, else the file, else its default.
+
+cyclopts decides: its providers add tokens only where an earlier source has left none, and a token
+remembers its source. What cyclopts would let pass is refused before it looks: unknown variables
+and keys, and TOML values of another type than the setting's.
+`load` neither prints nor exits nor keeps anything, so that a reload can call it again.
+`Token.source` is "cli", "environment", "default" or the absolute path of the file.
+"""
+
+import difflib
+import errno
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token
+from cyclopts.config import Dict
+from cyclopts.exceptions import CoercionError, MissingArgumentError, UnusedCliTokensError
+
+from greeterd import __version__
+from greeterd.config.schema import NAMES, Config, contradictions
+from greeterd.config.types import SWITCH, kind_of
+from greeterd.errors import ConfigError, GreeterdError, ResourceError, UsageError
+from greeterd.system.escape import escape
+
+PREFIX: Final = "GREETERD_"
+COMPLETION: Final = "--install-completion"
+CLI: Final = "cli"
+ENVIRONMENT: Final = "environment"
+DEFAULT: Final = "default"
+
+MAX_FILE_BYTES: Final = 2**20
+"""Far above any file of settings; bounds what a wrong path costs, also at a reload."""
+
+_WRONG_PATH: Final = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES,
+})  # fmt: skip
+"""What is wrong with the path that was given, and does not pass by itself."""
+
+_DEFAULTS: Final = Config()
+_GENERAL: Final = Group.create_ordered("General")
+_EPILOGUE: Final = (
+    "Examples: greeterd --mode reuseport --workers 4 --reply; greeterd --config FILE --check;"
+    " greeterd --daemonize --log-dir DIRECTORY.\n\n"
+    f"Every setting is also a variable, as {PREFIX}MAX_NAME_BYTES, and a key of FILE, as"
+    " max_name_bytes. A flag goes before a variable, a variable before the file."
+)
+
+Provider = Callable[[App, tuple[str, ...], ArgumentCollection], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration and the source of each of its settings.
+
+    `file` is what was read for it, absolute, and `content` what it said; with `check` it is only to
+    be shown.
+    """
+
+    config: Config
+    sources: Mapping[str, str]
+    file: Path | None
+    content: bytes = field(compare=False)
+    check: bool
+
+
+def load(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    directory: Path | None = None,
+    uid: int | None = None,
+) -> Loaded:
+    """Return the effective configuration; blocks for the file and the user database.
+
+    Relative paths start at `directory` (absolute), and the default of `run_dir` is that of `uid`. A
+    reload passes what both were at the start: by then the daemon may have left its directory and
+    become another user.
+
+    Raises:
+        UsageError: the command line is wrong.
+        ConfigError: a variable, the file or the combination is wrong.
+    """
+    here = Path.cwd() if directory is None else directory
+    owner = os.geteuid() if uid is None else uid
+    sources = dict.fromkeys(NAMES, DEFAULT)
+
+    def note_sources(_app: App, _: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        given = (one for one in arguments if one.field_info.name in sources and one.tokens)
+        sources.update((one.field_info.name, _source(one.tokens[0])) for one in given)
+
+    variables = Dict(_variables(environ), source=ENVIRONMENT)
+    said: list[bytes] = []
+    app = _app(variables, _file(here, said), _directories(environ, owner), note_sources)
+    try:
+        command, bound, _ = app.parse_args(list(argv))
+    except CycloptsError as error:
+        raise _refusal(error) from error
+    if command is not _command:
+        raise UsageError(escape(f"unexpected argument: {argv[0]}"))
+    config: Config = bound.arguments["config"]
+    places = {name: getattr(config, name) for name in ("run_dir", "log_dir")}
+    relative = [name for name, path in places.items() if not path.is_absolute()]
+    if relative and not here.is_dir():
+        # Nor would we make it anew: a release that was removed is to stay away.
+        told = ", ".join(f"{name} = {places[name]}" for name in relative)
+        raise ConfigError(escape(f"{told}: relative to {here}, which is no directory (any more)"))
+    config = replace(config, **{name: here / path for name, path in places.items()})
+    for one in contradictions(config):
+        settings = ", ".join(f"{name} ({sources[name]})" for name in one.names)
+        raise ConfigError(escape(f"{settings}: {one.reason}"))
+    file: str = bound.arguments.get("file", "")
+    return Loaded(
+        config,
+        sources,
+        here / file if file else None,
+        b"".join(said),
+        check=bound.arguments.get("check", False),
+    )
+
+
+def print_help() -> None:
+    """Write the help page to standard output."""
+    _app().help_print([])
+
+
+def install_completion(argv: Sequence[str]) -> None:
+    """Write a completion script, as a command line says that begins with COMPLETION.
+
+    Raises:
+        UsageError: it is wrong.
+
+    """
+    try:
+        _app()(list(argv))
+    except CycloptsError as error:
+        raise UsageError(escape(str(error))) from error
+
+
+def to_toml(loaded: Loaded) -> str:
+    """Return the effective configuration as a file of the same effect, its sources as comments."""
+    settings = _settings(_app().assemble_argument_collection())
+    rows = {
+        name: f"{name} = {kind_of(one.parameter).to_toml(getattr(loaded.config, name))}"
+        for name, one in settings.items()
+    }
+    width = max(map(len, rows.values()))
+    here = {"workers": loaded.config.worker_count, "wait": loaded.config.wait_strategy}
+    lines: list[str] = []
+    for name, row in rows.items():
+        source = escape(loaded.sources[name])
+        is_auto = name in here and getattr(loaded.config, name) == "auto"
+        meant = f", {here[name]} here" if is_auto else ""
+        lines.append(f"{row:{width}}  # {source}{meant}")
+    return "\n".join(lines)
+
+
+def _app(*providers: Provider) -> App:
+    app = App(
+        "greeterd",
+        help="A pre-fork server that greets every client by name.",
+        help_epilogue=_EPILOGUE,
+        version=__version__,
+        config=providers,
+        print_error=False,
+        exit_on_error=False,
+        verbose=False,
+    )
+    # Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
+    app.register_install_completion_command(
+        COMPLETION,
+        add_to_startup=False,
+        help="Write a completion script where bash, zsh or fish looks for it.",
+    )
+    app["--help"].group = app["--version"].group = app[COMPLETION].group = _GENERAL
+    app.default(_command)
+    return app
+
+
+def _command(
+    *,
+    config: Annotated[Config, Parameter(name="*")] = _DEFAULTS,
+    file: Annotated[
+        str,
+        Parameter(
+            name="--config",
+            group=_GENERAL,
+            metavar="FILE",
+            show_default=False,
+            help="TOML file of settings.",
+        ),
+    ] = "",
+    check: Annotated[
+        bool,
+        Parameter(
+            group=_GENERAL,
+            converter=SWITCH,
+            negative=(),
+            show_default=False,
+            help="Print the effective settings, each with its source, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Stand for the program: cyclopts reads the signature, nobody calls it."""
+
+
+def _settings(arguments: ArgumentCollection) -> dict[str, Argument]:
+    found = {one.field_info.name: one for one in arguments}
+    return {name: found[name] for name in NAMES}
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are ours, by key."""
+    known = ("config", *NAMES)
+    found: dict[str, str] = {}
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        key = name.removeprefix(PREFIX).lower()
+        if key not in known or name != _variable(key):
+            meant = [_variable(one) for one in _similar(key, known)]
+            raise ConfigError(escape(f"variable {name}: {_unknown(meant)}"))
+        found[key] = environ[name]
+    return found
+
+
+def _file(here: Path, said: list[bytes]) -> Provider:
+    """Return the provider of the file that `--config` or its variable names, if one does.
+
+    What the file says is added to `said`.
+    """
+
+    def provide(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        chosen = arguments["--config"].tokens
+        if chosen and chosen[0].value:
+            path = here / chosen[0].value
+            said.append(read_file(path))
+            Dict(_parse(path, said[-1], _settings(arguments)), source=str(path))(
+                app, commands, arguments
+            )
+
+    return provide
+
+
+def read_file(path: Path) -> bytes:
+    """Return what a configuration file says; never waits for another process to write it.
+
+    Raises:
+        ConfigError: the path is wrong, or leads to no regular file (a FIFO, a device), or to one
+            that is too large.
+        ResourceError: the system refuses to read it, for another reason.
+
+    """
+    try:
+        # Looked at before it is opened, too: to open a device can have effects of its own.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(escape(f"file {path}: not a regular file"))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:  # noqa: PTH123
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            content = file.read(MAX_FILE_BYTES + 1) if regular else b""
+    except OSError as error:
+        kind = ConfigError if error.errno in _WRONG_PATH else ResourceError
+        raise kind(escape(f"file {path}: {error.strerror}")) from error
+    except ValueError as error:  # a NUL byte in the path
+        raise ConfigError(escape(f"file {path}: {error}")) from error
+    if not regular:
+        raise ConfigError(escape(f"file {path}: not a regular file"))
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(escape(f"file {path}: larger than {MAX_FILE_BYTES} bytes"))
+    return content
+
+
+def _parse(path: Path, content: bytes, settings: Mapping[str, Argument]) -> dict[str, Any]:
+    """Return the keys of the file, each known and of its type.
+
+    Raises:
+        ConfigError: it is no TOML, or holds anything else.
+    """
+    try:
+        keys = tomllib.loads(content.decode())
+    except ValueError as error:  # bad TOML, bad UTF-8
+        for key in re.findall(rb"^[ \t]*(\w+)[ \t]*(?:=[ \t]*)?(?:#.*)?$", content, re.MULTILINE):
+            if (name := key.decode()) in settings:
+                words = kind_of(settings[name].parameter).words
+                raise ConfigError(
+                    escape(f"file {path}, key {name}: must be {words}, and has no value")
+                ) from error
+        raise ConfigError(escape(f"file {path}: {error}")) from error
+    for key, value in keys.items():
+        where = f"file {path}, key {key}"
+        if key not in settings:
+            table = "tables are not used, settings stand at the top"
+            reason = table if isinstance(value, dict) else _unknown(_similar(key, settings))
+            raise ConfigError(escape(f"{where}: {reason}"))
+        kind = kind_of(settings[key].parameter)
+        if not kind.accepts(value):
+            raise ConfigError(escape(f"{where}: {kind.refusal(value)}"))
+    return keys
+
+
+def _directories(environ: Mapping[str, str], uid: int) -> Provider:
+    """Return the provider of the directories that nobody named.
+
+    Its value differs from place to place, so it is no default of `Config`; the empty text asks
+    for it too, and so a file can say "as if I had said nothing".
+    """
+
+    def provide(_app: App, _: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        for name, token in (("log_dir", _log_dir(environ)), ("run_dir", _run_dir(environ, uid))):
+            argument = _settings(arguments)[name]
+            if not any(one.value for one in argument.tokens):
+                argument.tokens[:] = [token]
+
+    return provide
+
+
+def _log_dir(environ: Mapping[str, str]) -> Token:
+    return _unit_directory("LOGS_DIRECTORY", environ) or Token(
+        value=str(_DEFAULTS.log_dir), source=DEFAULT
+    )
+
+
+def _run_dir(environ: Mapping[str, str], uid: int) -> Token:
+    given = _unit_directory("RUNTIME_DIRECTORY", environ)
+    if given is not None:
+        return given
+    variable = "XDG_RUNTIME_DIR"
+    # The XDG Base Directory Specification wants relative paths to be ignored.
+    if environ.get(variable, "").startswith("/"):
+        path = Path(environ[variable], "greeterd")
+        return Token(keyword=variable, value=str(path), source=ENVIRONMENT)
+    if uid == 0:
+        return Token(value=str(_DEFAULTS.run_dir), source=DEFAULT)
+    # Whoever opens the directory makes sure that it is ours: anyone can make one here.
+    shared = environ.get("TMPDIR") or "/tmp"  # noqa: S108  # see above
+    return Token(value=str(Path(shared, f"greeterd-{uid}")), source=DEFAULT)
+
+
+def _unit_directory(variable: str, environ: Mapping[str, str]) -> Token | None:
+    """Return what systemd.exec(5) has set; of several directories, separated by ":", the first."""
+    first, _, _ = environ.get(variable, "").partition(":")
+    return Token(keyword=variable, value=first, source=ENVIRONMENT) if first else None
+
+
+def _source(token: Token) -> str:
+    """Name where a token came from, as `--check` shows it."""
+    keyword = token.keyword or ""
+    if token.source == CLI:
+        return f"flag {keyword}"
+    if token.source == ENVIRONMENT:
+        # The provider writes the key in brackets; a variable of systemd or XDG stands as it is.
+        key = keyword.strip("[]")
+        return f"variable {keyword if key == keyword else _variable(key)}"
+    return DEFAULT if token.source == DEFAULT else f"file {token.source}"
+
+
+def _refusal(error: CycloptsError) -> GreeterdError:
+    """Return our error for one of cyclopts: where, and why."""
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return UsageError(escape(f"unexpected argument: {error.unused_tokens[0]}"))
+    argument = error.argument
+    if isinstance(error, CoercionError) and argument is not None:
+        token = error.token or argument.tokens[0]
+        reason = str(error.msg) if error.msg else kind_of(argument.parameter).refusal(token.value)
+        where = _source(token)
+        if token.source not in {CLI, ENVIRONMENT, DEFAULT}:
+            where += f", key {argument.field_info.name}"
+        kind = UsageError if token.source == CLI else ConfigError
+        return kind(escape(f"{where}: {reason}"))
+    if isinstance(error, MissingArgumentError) and argument is not None:
+        is_setting = argument.field_info.name in NAMES
+        words = kind_of(argument.parameter).words if is_setting else "a file"
+        return UsageError(escape(f"flag {argument.name}: must be {words}, and has no value"))
+    text = str(error)
+    return UsageError(escape(text[:1].lower() + text[1:].removesuffix(".")))
+
+
+def _variable(key: str) -> str:
+    return PREFIX + key.upper()
+
+
+def _similar(key: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(key, list(known), n=1)
+
+
+def _unknown(meant: Iterable[str]) -> str:
+    return "no such setting" + "".join(f"; did you mean {name}?" for name in meant)

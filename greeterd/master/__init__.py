@@ -1,0 +1,1 @@
+"""DOES: event loop, signals, children, listeners; carries out what the supervisor decides."""

@@ -1,0 +1,137 @@
+"""Performs the supervisor's actions, each by the part of the master that it concerns."""
+
+from collections.abc import Callable
+from typing import assert_never
+
+from greeterd.master.commands import Orders
+from greeterd.master.escrow import Escrow
+from greeterd.master.generations import Generations
+from greeterd.master.log import MasterLog
+from greeterd.master.spawner import Forks
+from greeterd.master.systemd.service_manager import Manager
+from greeterd.master.upgrade.upgrader import Upgrading
+from greeterd.master.workers import Crew
+from greeterd.supervisor.events import (
+    DISPATCHER,
+    Action,
+    CloseSlot,
+    Drain,
+    EndTrial,
+    Event,
+    Exit,
+    Finished,
+    GateAll,
+    How,
+    Kill,
+    Lend,
+    Replace,
+    Say,
+    Spawn,
+    Started,
+    StartTrial,
+    SteerAway,
+    TakeBack,
+)
+from greeterd.supervisor.supervisor import Supervisor
+from greeterd.system.daemonize import Readiness
+from greeterd.system.proctitle import title_master
+from greeterd.worker.handshakes import Sweeps
+from greeterd.worker.messages import DrainMessage
+
+
+class Performer:
+    """Who does it, and how far the daemon has come by it."""
+
+    def __init__(  # noqa: PLR0913 - the master's parts, each needed
+        self,
+        *,
+        supervisor: Supervisor,
+        generations: Generations,
+        crew: Crew,
+        forks: Forks,
+        escrow: Escrow,
+        sweeps: Sweeps,
+        manager: Manager,
+        orders: Orders,
+        upgrading: Upgrading,
+        readiness: Readiness,
+        log: MasterLog,
+        feed: Callable[[Event], None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._generations = generations
+        self._crew = crew
+        self._forks = forks
+        self._escrow = escrow
+        self._sweeps = sweeps
+        self._manager = manager
+        self._orders = orders
+        self._upgrading = upgrading
+        self._readiness = readiness
+        self._log = log
+        self._feed = feed
+        self.started = False
+        """Every worker of the first generation has been ready."""
+        self.exit: Exit | None = None
+        """How the daemon ends, once no worker is left."""
+
+    def perform(self, action: Action) -> None:  # noqa: C901, PLR0912 - a case an action
+        """Perform it; what comes of it is fed to the supervisor as an event, now or later."""
+        match action:
+            case Spawn():
+                self._forks.order(action)
+            case Drain(ident, How.SWEEP as how):
+                if not self._forks.renounce(ident):
+                    self._crew.send(ident, DrainMessage(how.value, settled=False))
+                    self._sweeps.add(ident)
+            case Drain(ident, how):
+                if not self._forks.renounce(ident):
+                    self._crew.send(ident, DrainMessage(how.value))
+            case Kill(ident, number, reason):
+                if not self._forks.renounce(ident):
+                    self._crew.kill(ident, number, reason)
+            case Lend(slot, ident):
+                self._crew.lend(slot, ident)
+            case TakeBack(slot, ident):
+                self._crew.take_back(slot, ident)
+            case SteerAway(slot):
+                self._escrow.steer_away(slot)
+            case CloseSlot(slot):
+                self._escrow.close_slot(slot)
+                self._manager.keep(self._escrow.holdings())
+                if slot != DISPATCHER:
+                    self._log.logger.info("worker retired", worker=slot)
+            case GateAll():
+                title_master(self._generations.current.mode, self._addresses, "stopping")
+                self._escrow.gate()
+            case StartTrial():
+                self._upgrading.start_trial()
+            case EndTrial():
+                self._upgrading.end_trial()
+            case Replace(ticket):
+                self._upgrading.replace(ticket)
+            case Started():
+                self._start_serving()
+            case Finished():
+                self._orders.finish(action)
+            case Exit():
+                self.exit = action
+            case Say(level, event, fields):
+                getattr(self._log.logger, level)(event, **dict(fields))
+            case _:
+                assert_never(action)
+
+    def _start_serving(self) -> None:
+        self.started = True
+        config = self._generations.current
+        self._log.logger.info(
+            "ready",
+            addresses=self._addresses,
+            mode=config.mode,
+            workers=len(self._supervisor.live_slots),
+        )
+        self._readiness.ready()
+
+    @property
+    def _addresses(self) -> list[str]:
+        return [str(address) for address in self._escrow.addresses]

@@ -1,0 +1,177 @@
+"""Keeps the configuration of each generation of workers, and knows which is in force.
+
+A reload begins a generation, whose workers are forked with its configuration; that comes into force
+when the reload has succeeded.  One of which no slot or worker is any more is forgotten then, and
+not before, since a reload that fails goes back to those before.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from greeterd.config.schema import FIXED, Config
+from greeterd.control.status import ReloadResult
+from greeterd.supervisor.events import DISPATCHER, Generation, Policy
+from greeterd.supervisor.supervisor import Supervisor
+from greeterd.system import rlimits
+from greeterd.system.files import Identity
+from greeterd.system.openfiles import most_workers, needed
+from greeterd.system.privileges import prepare_directory
+from greeterd.system.rlimits import allow_files, limit_core_dumps, limit_files, most_files
+
+LOG_DIR_MODE: Final = 0o750
+
+
+class Generations:
+    """The configurations by generation, and the outcome of the latest reload."""
+
+    def __init__(
+        self,
+        config: Config,
+        load: Callable[[], Config],
+        identity: Identity | None,
+        last: int = 1,
+    ) -> None:
+        """`load` reads the configuration anew; `last` is the latest generation that was begun."""
+        self.current = config
+        """In force."""
+        self.last = last
+        self.result: ReloadResult | None = None
+        self._load = load
+        self._identity = identity
+        self._configs = {Generation(1): config}
+        self._began = 0.0
+
+    def __getitem__(self, generation: Generation) -> Config:
+        return self._configs[generation]
+
+    def adopt(self, generations: Iterable[int]) -> None:
+        """Take what is in force for the configuration of a predecessor's generations.
+
+        What they were told is not known here.
+        """
+        for each in generations:
+            self._configs[Generation(each)] = self.current
+
+    def read(self) -> Config:
+        """Read the configuration anew, and make ready what it names.
+
+        Raises:
+            GreeterdError: it is wrong, or cannot be had.
+
+        """
+        config = self._load()
+        prepare_log_dir(config, self._identity)
+        allow_files(config.max_files)
+        require_files(config)
+        return config
+
+    def prepare(self) -> None:
+        """Make ready what the configuration in force names, as `read` does.
+
+        Raises:
+            GreeterdError: it cannot be had.
+
+        """
+        prepare_log_dir(self.current, self._identity)
+
+    def begin(self, config: Config) -> Generation:
+        """Begin the generation of workers with this configuration."""
+        self._began = time.monotonic()
+        self.last += 1
+        generation = Generation(self.last)
+        self._configs[generation] = config
+        return generation
+
+    def conclude(self, supervisor: Supervisor, reason: str, at: float) -> Config | None:
+        """Note how a reload has ended; return what comes into force by that, None if nothing does.
+
+        `reason` is empty when it has succeeded; `at` is the wall clock.
+        """
+        generation = supervisor.generation
+        config = self._configs[generation]
+        self.result = ReloadResult(
+            ok=not reason,
+            generation=generation,
+            at=at,
+            took=time.monotonic() - self._began,
+            error=reason or None,
+        )
+        if not reason:
+            self._forget(supervisor)
+        if config is self.current:
+            return None
+        self.current = config
+        return config
+
+    def _forget(self, supervisor: Supervisor) -> None:
+        """Forget those of which no slot or worker is, when no reload may go back to them."""
+        used = {slot.generation for slot in supervisor.slots.values()}
+        used.update(worker.generation for worker in supervisor.workers)
+        first = supervisor.generation
+        self._configs = {
+            each: config for each, config in self._configs.items() if each in used or each >= first
+        }
+
+
+def policy_of(config: Config, most_slots: int | None) -> Policy:
+    """Return what the supervisor is to know of a configuration."""
+    files = most_files(config.max_files)
+    addresses = len(config.bind)
+    return Policy(
+        own_listeners=config.mode != "inherit",
+        dispatcher=config.mode == "handoff",
+        most_slots=most_slots,
+        most_by_files=(
+            None if files is None else most_workers(config.mode, addresses=addresses, files=files)
+        ),
+        rescue=config.rescue,
+        graceful_timeout=config.graceful_timeout,
+        start_timeout=config.start_timeout,
+        worker_timeout=config.worker_timeout,
+        max_restarts=config.max_restarts,
+        restart_window=config.restart_window,
+        shutdown_delay=config.shutdown_delay,
+        max_greetings=config.max_greetings,
+        max_age=config.max_age,
+        max_rss_bytes=config.max_rss * 2**20,
+    )
+
+
+def may_exit(slot: int, config: Config) -> bool:
+    """Tell whether clients of this slot's worker can ask it to exit."""
+    return config.allow_exit and slot != DISPATCHER
+
+
+def fixed_settings(config: Config) -> list[tuple[str, str]]:
+    """Return the settings that only a restart changes, as an estate has them."""
+    return [(name, str(getattr(config, name))) for name in sorted(FIXED)]
+
+
+def prepare_log_dir(config: Config, identity: Identity | None) -> None:
+    """Make the directory of the logs, for the user that workers become.
+
+    Raises:
+        GreeterdError: it cannot be made, or not be written.
+
+    """
+    prepare_directory(config.log_dir, identity, LOG_DIR_MODE)
+
+
+def require_files(config: Config) -> None:
+    """See to it that a configuration can have the descriptors that it takes.
+
+    Raises:
+        GreeterdError: it cannot, now.
+
+    """
+    workers, addresses = config.worker_count, len(config.bind)
+    need = needed(config.mode, workers=workers, addresses=addresses)
+    what = f"mode {config.mode} with workers = {workers}, addresses = {addresses}"
+    rlimits.require_files(config.max_files, need, what)
+
+
+def set_limits(config: Config) -> None:
+    """Limit the master itself as a configuration says."""
+    limit_files(config.max_files)
+    limit_core_dumps(allowed=config.core_dumps)

@@ -1,0 +1,90 @@
+"""Starts the daemon, or goes on as one in a new image: the sockets, the lock, then the master."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from greeterd.config.schema import Config
+from greeterd.errors import ConfigError, GreeterdError
+from greeterd.master.generations import fixed_settings, prepare_log_dir, require_files
+from greeterd.master.master import Master, Source
+from greeterd.master.systemd.activation import Allotment
+from greeterd.master.systemd.receive import bind_by, receive
+from greeterd.master.upgrade import reexec
+from greeterd.master.upgrade.preflight import rehearse
+from greeterd.master.upgrade.reexec import Estate
+from greeterd.sockets.address import parse_address
+from greeterd.sockets.listener import resolve as resolve_address
+from greeterd.system import signals
+from greeterd.system.daemonize import Readiness, launch
+from greeterd.system.pidfile import RunLock, prepare_run_dir
+from greeterd.system.privileges import resolve
+
+
+def run(
+    config: Config,
+    *,
+    directory: Path,
+    reload: Callable[[], Config],
+    config_file: Path | None = None,
+) -> int:
+    """Run the daemon with this configuration; return its exit code when it has ended.
+
+    `directory` is where it was started; `reload` returns the configuration anew, and raises a
+    GreeterdError when that is wrong.
+
+    In a process that was a daemon's master already, go on as that daemon's new image.
+    """
+    estate = reexec.inherited()
+    sockets = receive(config) if estate is None else Allotment(listeners=estate.listeners)
+    config, reload = bind_by(sockets.listeners, config, reload)
+    if estate is not None:
+        if config.daemonize:
+            os.chdir("/")
+        changed = reexec.differences(estate, fixed_settings(config))
+        if changed:
+            raise ConfigError(f"only a restart changes {', '.join(changed)}")
+        if reexec.is_trial():
+            prepare_run_dir(config.run_dir)  # what the next start would refuse is told now
+            RunLock.adopt(estate.lock_fd, config.run_dir).close()
+            rehearse(config, estate)
+            return 0
+    require_files(config)
+    given = sockets.listeners
+    # Names are looked up while TERM ends this process, and nobody knows its pid.
+    names = config.bind if given is None or None in given.shared else ()
+    resolved = {name: resolve_address(parse_address(name)) for name in names}
+    source = Source(reload, config_file, directory, sockets, resolved)
+    return launch(
+        lambda readiness: _serve(config, source, readiness, estate),
+        detach=config.daemonize and estate is None,
+        umask=config.umask,
+    )
+
+
+def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
+    identity = resolve(config.user, config.group)  # this may take long, too
+    try:
+        prepare_log_dir(config, identity)
+    except GreeterdError:
+        if estate is None:
+            raise  # else the workers that serve go on; those that cannot write their logs say why
+    signals.hold()  # from here on nothing waits, and the lock's file tells our pid
+    if estate is None:
+        lock = RunLock.acquire(config.run_dir)
+    else:
+        lock = RunLock.adopt(estate.lock_fd, config.run_dir)
+        with suppress(GreeterdError):  # such as a full disk: the pid is in the file already
+            lock.publish()
+    try:
+        master = Master(config, source, readiness, lock=lock, identity=identity, estate=estate)
+        try:
+            return master.run()
+        except Exception as error:
+            master.log_crash(error)
+            raise
+        finally:
+            master.close()
+    finally:
+        lock.release()

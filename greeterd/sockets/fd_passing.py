@@ -1,0 +1,154 @@
+"""The socketpair by which the dispatcher hands connections to one slot.
+
+A connection is one SOCK_SEQPACKET record: its client's name in RECORD_BYTES, and its descriptor as
+SCM_RIGHTS (unix(7)).  Records queue like connections at a listener, so a pair is kept in escrow as
+a listener is: it outlives the slot's worker and the dispatcher, and it can be lent.  `close_entry`
+ends it without loss: what was handed over can still be taken, and whoever takes reads end-of-file
+after it, while whoever hands on is told at once.
+"""
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import termios
+from collections.abc import Callable
+from typing import Final
+
+from greeterd.sockets import rights
+
+RECORD_BYTES: Final = 64
+"""All records are of one length, so that the bytes that wait tell how many they are."""
+QUEUE_LIMIT: Final = 128
+"""About so many connections wait in a pair at most.  Not more, because one that waits at the
+listener can still go to any slot, and one that waits in a pair cannot."""
+_RECORD_COST: Final = 768
+"""Bytes that the kernel counts for a record, sk_buff included."""
+_INT_BYTES: Final = array.array("i").itemsize
+
+
+class Pair:
+    """Both ends: `entry` is the dispatcher's, `exit` is the slot's."""
+
+    ENDS: Final = ("entry", "exit")
+
+    def __init__(self, entry: socket.socket, exit_: socket.socket) -> None:
+        self.entry: Final = entry
+        self.exit: Final = exit_
+
+    @classmethod
+    def make(cls) -> "Pair":
+        """Return a new pair; both ends are non-blocking and close-on-exec."""
+        entry, exit_ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        entry.setblocking(False)
+        exit_.setblocking(False)
+        entry.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_LIMIT * _RECORD_COST // 2)
+        return cls(entry, exit_)
+
+    @classmethod
+    def adopt(cls, entry: int, exit_: int) -> "Pair":
+        """Take over descriptors of the two ends."""
+        return cls(socket.socket(fileno=entry), socket.socket(fileno=exit_))
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """The descriptors of entry and exit."""
+        return self.entry.fileno(), self.exit.fileno()
+
+    def close_entry(self) -> None:
+        """Let nothing more in, and report POLLHUP there, for every process that holds the entry."""
+        self.entry.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def shut(self) -> bool:
+        """One of the two ends was shut down, so that no more arrives."""
+        return receives_no_more(self.exit)
+
+    def set_right(self) -> None:
+        """Have both ends non-blocking, whatever a worker has made of them."""
+        self.entry.setblocking(False)
+        self.exit.setblocking(False)
+
+    def pour_into(self, other: "Pair") -> None:
+        """Move the connections that wait here to another pair, as far as it has room."""
+        take = taker(self.exit)
+        with contextlib.suppress(OSError):
+            while True:
+                fd, client = take()
+                try:
+                    hand_over(other.entry, fd, client)
+                finally:
+                    os.close(fd)
+
+    @property
+    def closed(self) -> bool:
+        """Nothing more can be handed over."""
+        poll = select.poll()
+        poll.register(self.entry, 0)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close this process's copies."""
+        self.entry.close()
+        self.exit.close()
+
+
+def hand_over(entry: socket.socket, fd: int, client: str) -> None:
+    """Put a connection into the pair; the caller still has to close its own descriptor.
+
+    Raises:
+        BlockingIOError: the pair is full, or too many descriptors are in flight.
+        BrokenPipeError: the pair takes no more.
+
+    """
+    record = client.encode("ascii", "replace")[:RECORD_BYTES].ljust(RECORD_BYTES, b"\0")
+    right = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(_INT_BYTES, "little"))
+    try:
+        entry.sendmsg((record,), (right,), socket.MSG_NOSIGNAL)
+    except OSError as error:
+        # ETOOMANYREFS: this user has more descriptors on their way than RLIMIT_NOFILE.
+        if error.errno in {errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}:
+            raise BlockingIOError(error.errno, error.strerror) from error
+        raise
+
+
+def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
+    """Return what takes the next connection out of the pair: its descriptor, and its client's name.
+
+    It is called where accept(2) is called for a listener, and raises what that would:
+    BlockingIOError when nothing waits, OSError with EINVAL when the pair is at its end, with EMFILE
+    when a connection came and no descriptor was free: then that connection is lost.
+    """
+    receive = rights.receiver_of_one(exit_, RECORD_BYTES)
+
+    def take() -> tuple[int, str]:
+        record, fd = receive()
+        if fd is None:
+            if record:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise OSError(errno.EINVAL, "nothing more is handed over")
+        return fd, record.rstrip(b"\0").decode("latin-1")  # ASCII; and whatever it is, no error
+
+    return take
+
+
+def receives_no_more(sock: socket.socket) -> bool:
+    """Tell whether a unix socket, or its peer, was shut down in the direction of `sock`."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def waiting(exit_: socket.socket) -> int:
+    """Return how many connections wait in the pair."""
+    count = array.array("i", [0])
+    fcntl.ioctl(exit_, termios.FIONREAD, count)
+    return count[0] // RECORD_BYTES
+
+
+def is_exit(sock: socket.socket) -> bool:
+    """Tell a pair's end from a listener."""
+    return sock.type == socket.SOCK_SEQPACKET

@@ -1,0 +1,101 @@
+"""Passes descriptors between processes (SCM_RIGHTS, unix(7)): the only module that receives any.
+
+A record that comes has two senders, the peer and the kernel, and neither is believed: the peer may
+attach what he likes, and the kernel keeps back what finds no descriptor free here (MSG_CTRUNC), or
+cuts off bytes (MSG_TRUNC). So a record has all of its descriptors or none, each close-on-exec.
+What a stranger has sent is closed by `close_all`, which does not wait for what he has in store.
+"""
+
+import array
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from greeterd.system import signals
+
+MAX_FDS: Final = 253
+"""SCM_MAX_FD of the kernel: descriptors in one message."""
+_INT_BYTES: Final = array.array("i").itemsize
+_FLAGS: Final = socket.MSG_CMSG_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A record."""
+
+    data: bytes
+    """Empty at the end of the stream."""
+    fds: list[int] = field(default_factory=list)
+    cut: bool = False
+    """It was longer than expected, and the rest is gone."""
+    lost: bool = False
+    """It has more descriptors than were taken; none is open here."""
+
+
+def send(sock: socket.socket, data: bytes, fds: Collection[int] = ()) -> None:
+    """Send a record with duplicates of descriptors.
+
+    Raises:
+        OSError: it cannot be sent; ETOOMANYREFS: too many are on their way already.
+
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+
+def peek(sock: socket.socket, size: int) -> Parcel:
+    """Look at the next record and leave it there; `lost` tells that it carries descriptors.
+
+    None is opened, and none is closed: who takes a record closes what he does not take of it, and
+    that can wait (see signals.prodded). Raises: as `receive`.
+    """
+    data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK)
+    return Parcel(data, [], bool(flags & socket.MSG_TRUNC), bool(flags & socket.MSG_CTRUNC))
+
+
+def receive(sock: socket.socket, size: int, most_fds: int = MAX_FDS) -> Parcel:
+    """Take the next record, with so many descriptors at most.
+
+    Raises:
+        BlockingIOError: nothing waits.
+        OSError: the socket is of no use any more.
+
+    """
+    # Not CMSG_SPACE: its padding has room for one more. Not socket.recv_fds: that of CPython 3.11
+    # ignores its flags, so that the descriptors would leak into every program that is executed.
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_LEN(most_fds * _INT_BYTES), _FLAGS)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % _INT_BYTES])
+    lost = bool(flags & socket.MSG_CTRUNC)
+    if lost:
+        close_all(fds)
+        del fds[:]
+    return Parcel(data, list(fds), bool(flags & socket.MSG_TRUNC), lost)
+
+
+def receiver_of_one(sock: socket.socket, size: int) -> Callable[[], tuple[bytes, int | None]]:
+    """Return what takes the next record with its one descriptor, None where that is missing.
+
+    Raises as `receive`; for the hot path.
+    """
+    recvmsg, space = sock.recvmsg, socket.CMSG_LEN(_INT_BYTES)
+
+    def take() -> tuple[bytes, int | None]:
+        data, ancillary, _, _ = recvmsg(size, space, _FLAGS)
+        # There is room for one descriptor, and for nothing else that a peer could attach.
+        return data, int.from_bytes(ancillary[0][2], "little") if ancillary else None
+
+    return take
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors of which a stranger may have the other end, in bounded time."""
+    with signals.prodded():
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)

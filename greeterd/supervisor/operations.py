@@ -1,0 +1,179 @@
+"""Carries out the first start and the commands, one at a time and in order.
+
+A command that was begun is answered once, by `Finished`, when it has done what was asked or has
+failed; `ending` answers those that a stop overtakes.
+"""
+
+from typing import assert_never
+
+from greeterd.supervisor import recycling
+from greeterd.supervisor.events import (
+    DISPATCHER,
+    Command,
+    EndTrial,
+    Reload,
+    Replace,
+    Restart,
+    Scale,
+    Started,
+    StartTrial,
+    Upgrade,
+)
+from greeterd.supervisor.records import Slot
+from greeterd.supervisor.running import Launch, Operation, Resize, Roll, Trial
+from greeterd.supervisor.state import State
+
+
+def operate(state: State, now: float) -> None:
+    """Carry the operation on; when it has ended, begin the next command, or else a recycling."""
+    if state.operation is None and state.commands:
+        state.operation = _begin(state, state.commands.popleft(), now)
+    elif state.operation is None:
+        state.operation = recycling.begin(state, now)
+    match state.operation:
+        case Launch():
+            if all(slot.ready for slot in state.staffed_slots):
+                state.operation = None
+                state.do(Started())
+        case Roll() as roll:
+            _roll(state, roll, now)
+        case Resize() as resize:
+            _resize(state, resize, now)
+        case Trial() as trial:
+            _try(state, trial, now)
+        case None:
+            pass
+        case _:
+            assert_never(state.operation)
+
+
+def _begin(state: State, command: Command, now: float) -> Operation | None:
+    """Return the operation that carries the command out; None if it was refused."""
+    live = state.live_slots
+    match command:
+        case Reload():
+            targets = {slot.index: command.generation for slot in state.staffed_slots}
+            return Roll(
+                command=command.name, targets=targets, ticket=command.ticket, reload=command
+            )
+        case Restart():
+            chosen = [slot for slot in state.staffed_slots if command.slot in (None, slot.index)]
+            if not chosen:
+                state.finish(command.ticket, command.name, f"there is no worker {command.slot}")
+                return None
+            targets = {slot.index: slot.generation for slot in chosen}
+            return Roll(command=command.name, targets=targets, ticket=command.ticket)
+        case Scale():
+            want = len(live) + command.change if command.workers is None else command.workers
+            if not 1 <= want <= state.most_slots:
+                reason = f"{want} workers: not between 1 and {state.most_slots}"
+                if state.most_slots == state.policy.most_slots:
+                    reason += ", as many as the service manager has passed sockets for"
+                elif state.most_slots == state.policy.most_by_files:
+                    reason += ", as many as the limit of open files allows (max_files)"
+                state.finish(command.ticket, command.name, reason)
+                return None
+            return Resize(command=command.name, want=want, ticket=command.ticket)
+        case Upgrade():
+            state.do(StartTrial())
+            deadline = now + state.policy.start_timeout
+            return Trial(command=command.name, deadline=deadline, ticket=command.ticket)
+        case _:
+            assert_never(command)
+
+
+def _roll(state: State, roll: Roll, now: float) -> None:
+    if roll.failure:
+        _end_failed_roll(state, roll, now)
+        return
+    while roll.targets:
+        index = next(iter(roll.targets))
+        slot = state.slots.get(index)
+        if slot is not None and not slot.retiring and not _replaced(state, roll, slot, now):
+            return
+        del roll.targets[index]
+        roll.replacement = None
+    if any(slot.handing_over for slot in state.slots.values()):
+        return  # whoever connects when the answer is there is to find the new workers only
+    state.operation = None
+    if roll.reload is not None:
+        state.generation = roll.reload.generation
+        state.policy = roll.reload.policy
+        if roll.reload.workers != len(state.live_slots):
+            resize = Resize(command=roll.command, want=roll.reload.workers, ticket=roll.ticket)
+            state.operation = resize
+            _resize(state, resize, now)
+            return
+    state.finish(roll.ticket, roll.command, roll.undoing)
+
+
+def _replaced(state: State, roll: Roll, slot: Slot, now: float) -> bool:
+    """Start the slot's new worker as soon as it can be, and tell whether it is ready."""
+    if roll.replacement is not None:
+        return slot.starting is None
+    if slot.starting is None and slot.free_place is not None:
+        roll.replaced[slot.index] = slot.generation
+        roll.replacement = state.spawn(slot, roll.targets[slot.index], now)
+    return False
+
+
+def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
+    """Go back to what served before where a reload has got on; else tell the failure."""
+    index = next(iter(roll.targets))
+    roll.replaced.pop(index, None)
+    if roll.command == recycling.COMMAND:
+        recycling.put_off(state, state.slots[index], now)
+    if roll.reload is not None and roll.replaced:
+        state.operation = Roll(
+            command=roll.command, targets=roll.replaced, ticket=roll.ticket, undoing=roll.failure
+        )
+        state.say("warning", "reload is undone", reason=roll.failure)
+        return
+    state.operation = None
+    reason = f"{roll.undoing}; undoing it: {roll.failure}" if roll.undoing else roll.failure
+    state.finish(roll.ticket, roll.command, reason)
+
+
+def _resize(state: State, resize: Resize, now: float) -> None:
+    if not resize.begun:
+        live = state.live_slots
+        taken = sum(index != DISPATCHER for index in state.slots)
+        if resize.want - len(live) > state.most_slots - taken:
+            return  # the numbers are still taken by slots that retire
+        resize.begun = True
+        resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]
+        resize.removing = [slot.index for slot in live[resize.want :]]
+        for index in resize.removing:
+            state.slots[index].retiring = True
+    added = [state.slots[index] for index in resize.added if index in state.slots]
+    if resize.failure:
+        for slot in added:
+            slot.retiring = True
+    else:
+        starting = any(slot.ready is None and not slot.retiring for slot in added)
+        if starting or any(index in state.slots for index in resize.removing):
+            return
+    state.operation = None
+    state.finish(resize.ticket, resize.command, resize.failure)
+
+
+def _try(state: State, trial: Trial, now: float) -> None:
+    """Let the new image take the place as soon as it has shown that it can start."""
+    if not trial.ended and now >= trial.deadline:
+        trial.failure = f"the new image was not ready within {state.policy.start_timeout:g} s"
+        state.do(EndTrial())
+    if trial.failure:
+        state.operation = None
+        state.finish(trial.ticket, trial.command, trial.failure)
+    elif trial.ended and not trial.replaced and not any(map(_unsettled, state.slots.values())):
+        trial.replaced = True
+        # What was asked of this image is not told to the next.
+        for command in state.commands:
+            state.finish(command.ticket, command.name, "the daemon was upgraded first: ask again")
+        state.commands.clear()
+        state.do(Replace(trial.ticket))
+
+
+def _unsettled(slot: Slot) -> bool:
+    """Tell whether something is under way that the new image could not go on with."""
+    return slot.starting is not None or slot.retiring

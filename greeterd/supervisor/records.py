@@ -1,0 +1,167 @@
+"""The supervisor's records: workers, the slots that they serve, and the back-off of a slot.
+
+`become` is the one door through which a worker changes its life; `TRANSITIONS` is its table.
+A slot holds at most two workers, one that serves or starts and one that leaves, or one that
+serves and one that starts to replace it.  Only the supervisor writes these records.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from greeterd.supervisor.events import Generation, How, Life, Pid, SlotIndex, WorkerId
+
+BACKOFF_BASE: Final = 0.1
+BACKOFF_CAP: Final = 30.0
+
+TRANSITIONS: Final[dict[Life, frozenset[Life]]] = {
+    Life.STARTING: frozenset({Life.READY, Life.DRAINING, Life.GONE}),
+    Life.READY: frozenset({Life.DRAINING, Life.GONE}),
+    Life.DRAINING: frozenset({Life.GONE}),
+    Life.GONE: frozenset(),
+}
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Worker:
+    """One process, from the decision to fork it until it is reaped."""
+
+    id: WorkerId
+    slot: SlotIndex
+    place: int
+    generation: Generation
+    since: float
+    """When it entered its present life."""
+    life: Life = Life.STARTING
+    pid: Pid | None = None
+    deadline: float | None = None
+    """When it is aborted (starting, hung) or killed (draining, aborted)."""
+    doomed: str = ""
+    """Why it was aborted or killed; empty while it was not."""
+    aborted: bool = False
+    killed: bool = False
+    leaving: How | None = None
+    """How it was told to leave."""
+    accepts: bool = True
+    """It may accept connections; once it was told to hand over, until it says that it has."""
+    borrows_from: float = 0.0
+    """When it is asked again to serve another's listener, which it has refused."""
+    stalled_since: float | None = None
+    """Since when connections wait while it does not turn its loop."""
+    stuck: bool = False
+    overdue: bool = False
+    """Its heartbeat was too old at the last look.  Only the second look in a row counts: when all
+    processes were frozen, the master may be the first to go on."""
+
+    patience: float = 1.0
+    """The share of the limits after which workers are replaced that holds for this one."""
+    first_rss_bytes: int = 0
+    """Its resident memory when it became ready."""
+    due: str = ""
+    """Why it is to be replaced; empty when it is not."""
+
+    @property
+    def able(self) -> bool:
+        """It serves, as far as is known, and will go on."""
+        return self.life is Life.READY and not self.stuck and not self.aborted
+
+    def become(self, life: Life, now: float) -> None:
+        """Change the life; AssertionError for a change that `TRANSITIONS` does not list."""
+        assert life in TRANSITIONS[self.life], f"{self.life} -> {life}"
+        self.life = life
+        self.since = now
+        self.stalled_since = None
+        self.stuck = False
+        self.overdue = False
+
+    def end_by(self, instant: float) -> None:
+        """Bring the deadline forward to this instant; it is never put off."""
+        self.deadline = instant if self.deadline is None else min(self.deadline, instant)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Slot:
+    """A numbered place for one serving worker."""
+
+    index: SlotIndex
+    generation: Generation
+    """The generation that is started here: the last that has served, or the first."""
+    workers: list[Worker] = field(default_factory=list)
+    served: bool = False
+    """A worker has been ready here, so the slot has a listener."""
+    retiring: bool = False
+    failures: int = 0
+    """Deaths in a row, none of them after a `restart_window` in which the slot was served."""
+    restarts: int = 0
+    """Workers that were started in the place of a dead one, since the slot exists."""
+    deaths: list[float] = field(default_factory=list)
+    """When its workers were found dead, within the last `restart_window` before the last one."""
+    retry_at: float = 0.0
+    served_since: float = 0.0
+    """Since when one ready worker has followed the other."""
+    unserved_since: float = 0.0
+    died: bool = False
+    """Its worker has died, and the log does not tell yet."""
+    borrower: WorkerId | None = None
+    returning: bool = False
+    steered: bool = False
+    """No new connection reaches its listener, because it retires."""
+    swept: bool = False
+    """A worker has emptied its listener since it was steered away."""
+    close_by: float | None = None
+    """When it is closed though nobody has emptied its listener; set when its workers are gone."""
+    recycle_failures: int = 0
+    """Replacements in a row, of the worker that serves and is due, that did not start."""
+    recycle_at: float = 0.0
+    """When the next is tried."""
+
+    @property
+    def ready(self) -> Worker | None:
+        """The worker that serves this slot."""
+        return next((worker for worker in self.workers if worker.life is Life.READY), None)
+
+    @property
+    def starting(self) -> Worker | None:
+        """The worker that is to serve this slot next."""
+        return next((worker for worker in self.workers if worker.life is Life.STARTING), None)
+
+    @property
+    def replaced(self) -> list[Worker]:
+        """The workers that serve beside a newer one, and are not told to leave yet."""
+        return [worker for worker in self.workers if worker.life is Life.READY][:-1]
+
+    @property
+    def handing_over(self) -> bool:
+        """A worker that was replaced may still accept."""
+        leaving = [worker for worker in self.workers if worker.leaving is How.HAND_OVER]
+        return any(worker.accepts for worker in [*self.replaced, *leaving])
+
+    @property
+    def vacant(self) -> bool:
+        """Nobody serves this slot, or is to; who is left here drains."""
+        return self.ready is None and self.starting is None
+
+    @property
+    def unswept(self) -> bool:
+        """Its listener is to be emptied, and none of its own workers does that."""
+        sweeping = any(worker.leaving is How.SWEEP for worker in self.workers)
+        return self.steered and not self.swept and not sweeping
+
+    @property
+    def free_place(self) -> int | None:
+        """A scoreboard row that no worker of this slot writes; None when both are taken."""
+        taken = {worker.place for worker in self.workers}
+        return next((place for place in (0, 1) if place not in taken), None)
+
+
+def backoff_delay(failures: int, jitter: float) -> float:
+    """Return the seconds to wait before the restart after this many deaths in a row.
+
+    The first restart is immediate.  Then the delay doubles from BACKOFF_BASE to BACKOFF_CAP, and
+    `jitter` (0 <= jitter < 1) takes off up to a half, so that slots which die together do not
+    return together ("equal jitter", M. Brooker, Exponential Backoff And Jitter, 2015).
+    """
+    if failures <= 1:
+        return 0.0
+    # The exponent is bounded so that a slot that has failed for weeks cannot overflow a float.
+    full = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** min(failures - 2, 16))
+    return full * (1.0 - jitter / 2.0)

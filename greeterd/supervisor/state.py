@@ -1,0 +1,153 @@
+"""What the supervisor knows, and the small steps that its decisions are made of.
+
+The functions of `facts` write what an event says; those of `commands`, `serving`, `loans` and
+`ending` write what follows from it, and only they ask for actions.  Nobody else writes.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from greeterd.supervisor.events import (
+    DISPATCHER,
+    Action,
+    Command,
+    Drain,
+    Exit,
+    Finished,
+    Generation,
+    How,
+    Life,
+    Policy,
+    Say,
+    SlotIndex,
+    Spawn,
+    Stop,
+    Ticket,
+    WorkerId,
+)
+from greeterd.supervisor.records import Slot, Worker
+from greeterd.supervisor.running import Launch, Operation
+
+QUICK_TIMEOUT: Final = 2.0
+"""Seconds that a quick stop gives the workers."""
+MAX_SLOTS: Final = 512
+FIRST_GENERATION: Final = Generation(1)
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """The daemon's slots and workers, and what was asked of them."""
+
+    policy: Policy
+    jitter: Callable[[], float]
+    generation: Generation = FIRST_GENERATION
+    slots: dict[SlotIndex, Slot] = field(default_factory=dict)
+    workers: dict[WorkerId, Worker] = field(default_factory=dict)
+    """Every worker that is not gone: the same records as in the slots."""
+    highest_slot: SlotIndex = field(default=SlotIndex(0))
+    """The highest number that a slot has had: slots that are gone have counted, too."""
+    commands: deque[Command] = field(default_factory=deque)
+    """What is to be done after the operation."""
+    operation: Operation | None = field(default_factory=Launch)
+    exit_requests: list[SlotIndex] = field(default_factory=list)
+    """The slots whose workers were asked to exit, once for each request."""
+    stopping: Stop | None = None
+    announced: bool = False
+    """The log tells that the daemon is going to stop."""
+    leave_at: float = 0.0
+    """When the workers are told to leave, once the daemon stops."""
+    leaving: bool = False
+    """They were, or are now."""
+    stop_tickets: list[Ticket] = field(default_factory=list)
+    exit: Exit = field(default_factory=lambda: Exit(0, ""))
+    gated: bool = False
+    ended: bool = False
+    last_worker: int = 0
+    futile_rss_bytes: int = 0
+    """The limit of memory that even new workers exceed, if the log tells that already."""
+    actions: list[Action] = field(default_factory=list)
+    """What is to be done now, in this order."""
+
+    @property
+    def live_slots(self) -> list[Slot]:
+        """The slots whose workers are to greet, by their number."""
+        return [slot for slot in self.staffed_slots if slot.index != DISPATCHER]
+
+    @property
+    def staffed_slots(self) -> list[Slot]:
+        """The slots that are to have a worker, the dispatcher's first."""
+        return [self.slots[index] for index in sorted(self.slots) if not self.slots[index].retiring]
+
+    def worker(self, ident: WorkerId | None) -> Worker | None:
+        """Return the worker of this name, None when it is gone."""
+        return None if ident is None else self.workers.get(ident)
+
+    def end(self, final: Exit, *, quick: bool = False) -> None:
+        """Leave for good."""
+        self.stopping = Stop(quick=quick)
+        self.leaving = True
+        self.exit = final
+
+    @property
+    def most_slots(self) -> int:
+        """How many slots there can be."""
+        limits = (MAX_SLOTS, self.policy.most_slots, self.policy.most_by_files)
+        return min(each for each in limits if each is not None)
+
+    def add_slot(self, now: float) -> Slot:
+        """Add the slot with the lowest number that is free."""
+        free = (SlotIndex(n) for n in range(1, self.most_slots + 1) if n not in self.slots)
+        return self.add(next(free), now)
+
+    def add(self, index: SlotIndex, now: float) -> Slot:
+        """Add this slot."""
+        slot = Slot(index=index, generation=self.generation, retry_at=now, unserved_since=now)
+        self.slots[index] = slot
+        self.highest_slot = max(self.highest_slot, index)
+        return slot
+
+    def spawn(self, slot: Slot, generation: Generation, now: float) -> WorkerId:
+        """Ask for a worker in this slot, which has a place for it."""
+        place = slot.free_place
+        assert place is not None
+        self.last_worker += 1
+        worker = Worker(
+            id=WorkerId(self.last_worker),
+            slot=slot.index,
+            place=place,
+            generation=generation,
+            since=now,
+            deadline=now + self.policy.start_timeout,
+        )
+        slot.workers.append(worker)
+        self.workers[worker.id] = worker
+        self.do(Spawn(worker.id, slot.index, place, generation))
+        return worker.id
+
+    def drain(self, worker: Worker, how: How, now: float) -> None:
+        """Tell the worker to leave in time."""
+        if worker.life is not Life.DRAINING:
+            worker.become(Life.DRAINING, now)
+            if not worker.aborted:
+                worker.deadline = None
+        worker.leaving = how
+        worker.end_by(now + self.timeout(how))
+        self.do(Drain(worker.id, how))
+
+    def timeout(self, how: How) -> float:
+        """Return the seconds that a worker gets to leave in this way."""
+        return QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
+
+    def finish(self, ticket: Ticket, command: str, reason: str) -> None:
+        """Answer a command; the reason is empty when it did what was asked."""
+        self.do(Finished(ticket, command, reason, self.generation, len(self.live_slots)))
+
+    def say(self, level: str, event: str, **fields: object) -> None:
+        """Write to the daemon log."""
+        self.do(Say(level, event, tuple(fields.items())))
+
+    def do(self, action: Action) -> None:
+        """Ask for an action, after those that were asked for before."""
+        self.actions.append(action)

@@ -1,0 +1,167 @@
+"""Decides which workers live: events in, actions out.
+
+`handle` first records the fact (`facts`), then compares what is with what should be (`reconcile`,
+the only place that asks for actions).  Everything is level-triggered: an event that was handled
+twice, or late, leads to the same world.  Instants come in with each call, and randomness through
+`jitter`, so a history can be replayed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from greeterd.supervisor import observe, operations, rescue, shutdown, slots
+from greeterd.supervisor.events import (
+    DISPATCHER,
+    Action,
+    Event,
+    Generation,
+    Policy,
+    SlotIndex,
+    Stop,
+    WorkerId,
+)
+from greeterd.supervisor.records import Slot, Worker
+from greeterd.supervisor.running import Operation, Trial
+from greeterd.supervisor.state import MAX_SLOTS, State
+
+__all__ = ["MAX_SLOTS", "Supervisor"]
+
+
+class Supervisor:
+    """The daemon's slots and workers, as decided; no process, socket or clock is touched."""
+
+    def __init__(self, *, workers: int, policy: Policy, jitter: Callable[[], float]) -> None:
+        self._state = State(policy=policy, jitter=jitter)
+        if policy.dispatcher:
+            self._state.add(DISPATCHER, 0.0)
+        for _ in range(workers):
+            self._state.add_slot(0.0)
+
+    @classmethod
+    def adopt(  # noqa: PLR0913 - what a predecessor leaves, one by one
+        cls,
+        *,
+        policy: Policy,
+        jitter: Callable[[], float],
+        generation: Generation,
+        slots: Iterable[Slot],
+        last_worker: WorkerId,
+        highest_slot: int = 0,
+    ) -> "Supervisor":
+        """Return the successor of a supervisor whose slots, with their workers, go on serving."""
+        heir = cls(workers=0, policy=policy, jitter=jitter)
+        heir._state.operation = None
+        heir._state.generation = generation
+        heir._state.last_worker = last_worker
+        for slot in slots:
+            heir._state.slots[slot.index] = slot
+            heir._state.workers.update({worker.id: worker for worker in slot.workers})
+        heir._state.highest_slot = max(SlotIndex(highest_slot), *heir._state.slots)
+        return heir
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Record the event, and return what is to be done now, in this order."""
+        observe.apply(self._state, event, now)
+        return reconcile(self._state, now)
+
+    def next_deadline(self) -> float | None:
+        """Return the instant by which `handle` wants a Tick at the latest; None for no such."""
+        return min(self._deadlines(), default=None)
+
+    def _deadlines(self) -> Iterator[float]:
+        for worker in self._state.workers.values():
+            if worker.deadline is not None and not worker.killed:
+                yield worker.deadline
+        operation = self._state.operation
+        if isinstance(operation, Trial) and not operation.ended:
+            yield operation.deadline
+        if self._state.stopping is not None and not self._state.leaving:
+            yield self._state.leave_at
+        if not self._state.leaving:
+            for slot in self._state.slots.values():
+                if slot.close_by is not None:
+                    yield slot.close_by
+                elif slot.vacant and slot.free_place is not None and not slot.retiring:
+                    yield slot.retry_at
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._state.policy
+
+    @property
+    def generation(self) -> Generation:
+        """The generation in force: that of the last reload that has succeeded."""
+        return self._state.generation
+
+    @property
+    def slots(self) -> Mapping[SlotIndex, Slot]:
+        """Every slot, also those that retire."""
+        return self._state.slots
+
+    @property
+    def live_slots(self) -> list[Slot]:
+        """The slots whose workers are to greet, by their number."""
+        return self._state.live_slots
+
+    @property
+    def highest_slot(self) -> SlotIndex:
+        """The highest number that a slot has had: slots that are gone have counted, too."""
+        return self._state.highest_slot
+
+    @property
+    def last_worker(self) -> WorkerId:
+        """The name that was given last."""
+        return WorkerId(self._state.last_worker)
+
+    @property
+    def workers(self) -> Iterable[Worker]:
+        """Every worker that is not gone."""
+        return self._state.workers.values()
+
+    def worker(self, ident: WorkerId | None) -> Worker | None:
+        """Return the worker of this name, None when it is gone."""
+        return self._state.worker(ident)
+
+    def recent_restarts(self, now: float) -> int:
+        """Return how many workers, of all slots, died within the last `restart_window`."""
+        horizon = now - self.policy.restart_window
+        return sum(when > horizon for slot in self.slots.values() for when in slot.deaths)
+
+    @property
+    def stopping(self) -> Stop | None:
+        """How the daemon stops, None while it is to run."""
+        return self._state.stopping
+
+    @property
+    def operation(self) -> Operation | None:
+        """The start or the command that is being carried out."""
+        return self._state.operation
+
+
+def reconcile(state: State, now: float) -> list[Action]:
+    """Return what follows from the state, until nothing more does.
+
+    One consequence may be what another waits for, and each asks for an action at least.
+    """
+    state.actions = []
+    if state.stopping is not None and now >= state.leave_at:
+        state.leaving = True
+    progress = -1
+    while progress < len(state.actions) and not state.ended:
+        progress = len(state.actions)
+        shutdown.end_overdue(state, now)
+        rescue.settle(state)
+        if state.stopping is None:
+            slots.grant_exits(state)
+        if state.stopping is None:
+            operations.operate(state, now)
+        else:
+            shutdown.refuse(state, now)
+        if not state.leaving:
+            slots.drain_replaced(state, now)
+            slots.retire(state, now)
+            slots.respawn(state, now)
+        rescue.lend(state, now)
+        if state.stopping is not None and state.leaving:
+            shutdown.leave(state, state.stopping, now)
+    return state.actions

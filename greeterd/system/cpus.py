@@ -1,0 +1,131 @@
+"""Decides which CPUs this process may use, and how many: its affinity, capped by cgroup quotas.
+
+A container or a unit with `CPUQuota=` sees every CPU of the machine and is throttled when it uses
+them, so the affinity alone is not the answer. A quota holds for everything below the cgroup that
+sets it: the smallest on the way from the process's own cgroup up to the mounted root counts.
+Formats: cgroups(7), the kernel's cgroup-v2.rst (`cpu.max`) and sched-bwc.rst (`cpu.cfs_quota_us`),
+proc(5) for mountinfo. Both versions may be mounted at once. Whatever cannot be read sets no limit.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from greeterd.errors import ResourceError
+from greeterd.system.cpulist import parse_cpus
+
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
+    """Return the number of CPUs that this process may keep busy, at least 1.
+
+    A fraction of a CPU is rounded up: with a quota of 1.5 a second worker has half a CPU to use.
+    Where the kernel does not tell which CPUs those are, all of the machine's count.
+    `root` holds `proc` and what is mounted, `affinity` stands for the kernel's answer, for tests.
+    """
+    if affinity is None:
+        affinity = len(allowed_cpus()) or os.cpu_count() or 1
+    quotas = [quota for group in _cgroups(root) for quota in _quotas(group)]
+    return math.ceil(min([affinity, *quotas]))  # none is 0 or less, so this is 1 or more
+
+
+def allowed_cpus() -> frozenset[int]:
+    """Return the CPUs that this process may run on; none where the kernel does not tell."""
+    try:
+        return frozenset(os.sched_getaffinity(0))
+    except OSError:  # a seccomp filter
+        return frozenset()
+
+
+def affinity_of(setting: str) -> tuple[int, ...]:
+    """Return the CPUs that workers are pinned to, by turns; none for `off`, all usable for `auto`.
+
+    `setting` is `cpu_affinity`. Whether the CPUs of a list are usable is not looked at.
+
+    Raises:
+        ResourceError: the kernel does not tell which are usable.
+
+    """
+    if setting == "off":
+        return ()
+    if setting != "auto":
+        return parse_cpus(setting)
+    if not (usable := allowed_cpus()):
+        raise ResourceError("cpu_affinity: auto: the kernel does not tell the usable CPUs")
+    return tuple(sorted(usable))
+
+
+def cpu_of(slot: int, cpus: Sequence[int]) -> int | None:
+    """Return the CPU that a slot is pinned to: the first slot to the first, by turns."""
+    return cpus[(slot - 1) % len(cpus)] if cpus else None
+
+
+def unusable(cpus: Iterable[int]) -> list[int]:
+    """Return those of the CPUs that this process may not run on, as far as the kernel tells."""
+    usable = allowed_cpus()
+    return sorted(set(cpus) - usable) if usable else []
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """Yield every directory whose quota holds for this process."""
+    memberships = _memberships(root)
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        mount, _, kind = line.partition(" - ")
+        match mount.split(), kind.split():
+            case [_, _, _, top, point, *_], ["cgroup2", *_]:
+                own = memberships.get("")
+            case [_, _, _, top, point, *_], ["cgroup", _, options] if "cpu" in options.split(","):
+                own = memberships.get("cpu")
+            case _:
+                continue
+        if own is not None:
+            mounted = root / _unescape(point).lstrip("/")
+            below = _below(own, _unescape(top))
+            yield from (mounted / path for path in (below, *below.parents))
+
+
+def _memberships(root: Path) -> dict[str, str]:
+    """Return the path of the own cgroup by controller; version 2 has the controller ''."""
+    found: dict[str, str] = {}
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        found.update(dict.fromkeys(controllers.split(","), path))
+    return found
+
+
+def _below(own: str, top: str) -> PurePosixPath:
+    """Return the own cgroup's path below the mount, which shows the hierarchy from `top` down."""
+    # Outside of what is mounted, as after a move between cgroup namespaces, the mount's root is the
+    # nearest that can be read.
+    path = PurePosixPath(own)
+    if ".." in path.parts or not path.is_relative_to(top):
+        return PurePosixPath()
+    return path.relative_to(top)
+
+
+def _quotas(group: Path) -> Iterator[float]:
+    """Yield the quotas of one cgroup, in CPUs."""
+    version_2 = _read(group / "cpu.max").split()
+    version_1 = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
+    for pair in (version_2, version_1):
+        try:
+            quota, period = map(int, pair)
+        except ValueError:
+            continue  # "max", or not there
+        if quota > 0 and period > 0:  # version 1 writes -1 for "no quota"
+            yield quota / period
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _unescape(text: str) -> str:
+    return _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

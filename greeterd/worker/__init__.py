@@ -1,0 +1,1 @@
+"""SERVES: accepts, greets, logs, answers and closes; counts; drains."""
