@@ -33,7 +33,7 @@ FALSE: Final = frozenset({"false", "f", "no", "n", "0"})
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class SettingType:
     """One sort of value; as a converter it is called by cyclopts with the tokens of one setting.
 
     `words` completes "must be ..."; `types` are the types that TOML may give. `parse` raises
@@ -94,7 +94,7 @@ def _require_encodable(text: str) -> None:
         ) from None
 
 
-def parameter(kind: Kind, unit: str, *, show_default: bool = True) -> Parameter:
+def parameter(kind: SettingType, unit: str, *, show_default: bool = True) -> Parameter:
     """Return what cyclopts is to know of a setting of this kind; the unit is its metavar."""
     return Parameter(
         converter=kind,
@@ -105,9 +105,9 @@ def parameter(kind: Kind, unit: str, *, show_default: bool = True) -> Parameter:
     )
 
 
-def kind_of(setting: Parameter) -> Kind:
+def kind_of(setting: Parameter) -> SettingType:
     """Return the kind that `parameter` put there."""
-    assert isinstance(setting.converter, Kind)
+    assert isinstance(setting.converter, SettingType)
     return setting.converter
 
 
@@ -120,7 +120,7 @@ def choice(literal: Any) -> Parameter:
             raise ValueError
         return text
 
-    return parameter(Kind(f"one of {', '.join(names)}", (str,), parse), "")
+    return parameter(SettingType(f"one of {', '.join(names)}", (str,), parse), "")
 
 
 def count(unit: str, low: int, high: int = MAX_COUNT) -> Parameter:
@@ -135,7 +135,7 @@ def count_or_auto(unit: str, low: int, high: int) -> Parameter:
     def parse(text: str) -> object:
         return text if text == "auto" else whole.parse(text)
 
-    return parameter(Kind(f"{whole.words}, or auto", (int, str), parse), unit)
+    return parameter(SettingType(f"{whole.words}, or auto", (int, str), parse), unit)
 
 
 def seconds(low: float = MIN_SECONDS) -> Parameter:
@@ -148,7 +148,7 @@ def seconds(low: float = MIN_SECONDS) -> Parameter:
         return number
 
     words = f"a number of seconds from {low:g} to {MAX_SECONDS:.0f}"
-    return parameter(Kind(words, (float, int), parse), "SECONDS")
+    return parameter(SettingType(words, (float, int), parse), "SECONDS")
 
 
 def directory() -> Parameter:
@@ -156,14 +156,14 @@ def directory() -> Parameter:
     return parameter(_DIRECTORY, "DIRECTORY", show_default=False)
 
 
-def _whole(low: int, high: int) -> Kind:
+def _whole(low: int, high: int) -> SettingType:
     def parse(text: str) -> int:
         number = int(text)
         if not low <= number <= high:
             raise ValueError
         return number
 
-    return Kind(f"a whole number from {low} to {high}", (int,), parse)
+    return SettingType(f"a whole number from {low} to {high}", (int,), parse)
 
 
 def _switch(text: str) -> bool:
@@ -237,15 +237,19 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-SWITCH: Final = Kind("true or false", (bool,), _switch, lambda value: str(value).lower())
-_OCTAL: Final = Kind('an octal string from "0000" to "0777"', (str,), _octal, "{:04o}".format)
-_DIRECTORY: Final = Kind("a directory", (str,), _path)
-_AFFINITY: Final = Kind("off, auto or a list of CPUs", (str,), _affinity)
-_ADDRESSES: Final = Kind("a list of addresses", (list, str), _addresses, " ".join)
+SWITCH: Final = SettingType("true or false", (bool,), _switch, lambda value: str(value).lower())
+_OCTAL: Final = SettingType(
+    'an octal string from "0000" to "0777"', (str,), _octal, "{:04o}".format
+)
+_DIRECTORY: Final = SettingType("a directory", (str,), _path)
+_AFFINITY: Final = SettingType("off, auto or a list of CPUs", (str,), _affinity)
+_ADDRESSES: Final = SettingType("a list of addresses", (list, str), _addresses, " ".join)
 
 ON_OFF: Final = parameter(SWITCH, "")
 OCTAL: Final = parameter(_OCTAL, "OCTAL")
 ADDRESSES: Final = parameter(_ADDRESSES, "ADDRESS")
 AFFINITY: Final = parameter(_AFFINITY, "CPUS")
-USER: Final = parameter(Kind("a user", (str,), _user, _optional), "NAME", show_default=False)
-GROUP: Final = parameter(Kind("a group", (str,), _group, _optional), "NAME", show_default=False)
+USER: Final = parameter(SettingType("a user", (str,), _user, _optional), "NAME", show_default=False)
+GROUP: Final = parameter(
+    SettingType("a group", (str,), _group, _optional), "NAME", show_default=False
+)

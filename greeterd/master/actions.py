@@ -3,32 +3,32 @@
 from collections.abc import Callable
 from typing import assert_never
 
-from greeterd.master.commands import Orders
+from greeterd.master.commands import CommandHandler
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations
 from greeterd.master.log import MasterLog
-from greeterd.master.spawner import Forks
-from greeterd.master.systemd.service_manager import Manager
-from greeterd.master.upgrade.upgrader import Upgrading
-from greeterd.master.workers import Crew
+from greeterd.master.spawner import Spawner
+from greeterd.master.systemd.service_manager import ServiceManager
+from greeterd.master.upgrade.upgrader import Upgrader
+from greeterd.master.workers import Workers
 from greeterd.supervisor.events import (
     DISPATCHER,
     Action,
     CloseSlot,
     Drain,
-    EndTrial,
+    DrainMode,
+    EndPreflight,
     Event,
     Exit,
     Finished,
     GateAll,
-    How,
     Kill,
     Lend,
     Replace,
     Say,
     Spawn,
     Started,
-    StartTrial,
+    StartPreflight,
     SteerAway,
     TakeBack,
 )
@@ -39,7 +39,7 @@ from greeterd.worker.handshakes import Sweeps
 from greeterd.worker.messages import DrainMessage
 
 
-class Performer:
+class ActionRunner:
     """Who does it, and how far the daemon has come by it."""
 
     def __init__(  # noqa: PLR0913 - the master's parts, each needed
@@ -47,13 +47,13 @@ class Performer:
         *,
         supervisor: Supervisor,
         generations: Generations,
-        crew: Crew,
-        forks: Forks,
+        crew: Workers,
+        forks: Spawner,
         escrow: Escrow,
         sweeps: Sweeps,
-        manager: Manager,
-        orders: Orders,
-        upgrading: Upgrading,
+        manager: ServiceManager,
+        orders: CommandHandler,
+        upgrading: Upgrader,
         readiness: Readiness,
         log: MasterLog,
         feed: Callable[[Event], None],
@@ -80,7 +80,7 @@ class Performer:
         match action:
             case Spawn():
                 self._forks.order(action)
-            case Drain(ident, How.SWEEP as how):
+            case Drain(ident, DrainMode.SWEEP as how):
                 if not self._forks.renounce(ident):
                     self._crew.send(ident, DrainMessage(how.value, settled=False))
                     self._sweeps.add(ident)
@@ -104,9 +104,9 @@ class Performer:
             case GateAll():
                 title_master(self._generations.current.mode, self._addresses, "stopping")
                 self._escrow.gate()
-            case StartTrial():
+            case StartPreflight():
                 self._upgrading.start_trial()
-            case EndTrial():
+            case EndPreflight():
                 self._upgrading.end_trial()
             case Replace(ticket):
                 self._upgrading.replace(ticket)

@@ -1,4 +1,4 @@
-"""Forks workers, talks with them and reaps them: the only module of the daemon that forks.
+"""Spawner workers, talks with them and reaps them: the only module of the daemon that forks.
 
 Signals are blocked around the fork, or a signal to a child that still shares our wakeup pipe would
 arrive here.  The child gives back all that is the master's and ends in os._exit, whatever happens.
@@ -74,7 +74,7 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
+class ChildExit:
     """How a child ended: `exitcode` as waitstatus_to_exitcode, and the stack that it wrote."""
 
     child: Child
@@ -92,21 +92,21 @@ class Death:
             return f"killed by signal {-self.exitcode}"
 
 
-class Life(Protocol):
+class ChildMain(Protocol):
     """What a child does with its life; the result is its exit code."""
 
     def __call__(self, channel: Channel, pipe: signals.SignalPipe, log_lock: int) -> int:
         """Live, in the child, with its own end of the channel, its signals and its slot's lock."""
 
 
-Listener = Callable[[Child, Message, list[int]], None]
+OnMessage = Callable[[Child, Message, list[int]], None]
 """Is called with what is due, and owns the descriptors."""
 
 
-class Nursery:
+class Children:
     """The children that are not reaped."""
 
-    def __init__(self, selector: selectors.BaseSelector, on_message: Listener) -> None:
+    def __init__(self, selector: selectors.BaseSelector, on_message: OnMessage) -> None:
         self._selector = selector
         self._on_message = on_message
         self._children: dict[WorkerId, Child] = {}
@@ -121,7 +121,7 @@ class Nursery:
     def fork(
         self,
         spawn: Spawn,
-        live: Life,
+        live: ChildMain,
         *,
         keep: Collection[int],
         conversation: Conversation,
@@ -222,7 +222,7 @@ class Nursery:
         """Return the children who are not heard any more, and not reaped."""
         return [each for each in self._children.values() if each.hung_up is not None]
 
-    def reap(self, others: Collection[int] = ()) -> Iterator[Death]:
+    def reap(self, others: Collection[int] = ()) -> Iterator[ChildExit]:
         """Yield the children that have ended, each after its last messages were heard.
 
         `others` are children that somebody else waits for.
@@ -240,7 +240,7 @@ class Nursery:
             os.close(child.stack_fd)
             if child.log_lock_fd is not None:
                 os.close(child.log_lock_fd)
-            yield Death(child, os.waitstatus_to_exitcode(status), stack)
+            yield ChildExit(child, os.waitstatus_to_exitcode(status), stack)
         if os.getpid() == 1:
             self._reap_strangers({child.pid for child in self._children.values()} | {*others})
 
@@ -286,7 +286,7 @@ class Nursery:
 
 
 def _live(  # noqa: PLR0913, PLR0917 - all that a child begins with
-    live: Life,
+    live: ChildMain,
     channel: Channel,
     stack_fd: int,
     log_lock: int,

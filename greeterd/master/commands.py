@@ -20,9 +20,9 @@ from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations, policy_of, set_limits
 from greeterd.master.log import MasterLog
 from greeterd.master.mender import Mender
-from greeterd.master.systemd.service_manager import Manager
-from greeterd.master.upgrade.reexec import Estate
-from greeterd.master.workers import Crew
+from greeterd.master.systemd.service_manager import ServiceManager
+from greeterd.master.upgrade.reexec import UpgradeState
+from greeterd.master.workers import Workers
 from greeterd.supervisor.events import (
     MENDING,
     NO_TICKET,
@@ -42,21 +42,21 @@ SERVING: Final = frozenset({"reload", "restart", "scale", "upgrade"})
 """The commands that have not done what was asked while an address accepts nobody."""
 
 
-class Orders:
+class CommandHandler:
     """The control socket, and the requests that wait for their answer."""
 
     def __init__(  # noqa: PLR0913 - what a command may concern, each needed
         self,
         selector: selectors.BaseSelector,
         path: Path,
-        estate: Estate | None,
+        estate: UpgradeState | None,
         *,
         supervisor: Supervisor,
         generations: Generations,
-        crew: Crew,
+        crew: Workers,
         escrow: Escrow,
         mender: Mender,
-        manager: Manager,
+        manager: ServiceManager,
         status: Callable[[], object],
         require_listeners: Callable[[], None],
         log: MasterLog,
@@ -90,7 +90,7 @@ class Orders:
             file=estate.control_file if estate else None,
         )
 
-    def adopt(self, estate: Estate) -> Ticket:
+    def adopt(self, estate: UpgradeState) -> Ticket:
         """Go on with a predecessor's connections; return the ticket of who awaits the upgrade."""
         for fd in estate.idle_fds:
             self.control.adopt(fd)

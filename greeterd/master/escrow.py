@@ -25,7 +25,7 @@ from greeterd.master.systemd.fdstore import Stored, label_of
 from greeterd.master.upgrade.reexec import InheritedListeners
 from greeterd.sockets import listener, steering
 from greeterd.sockets.address import Address, parse_address
-from greeterd.sockets.fd_passing import QUEUE_LIMIT, Pair, waiting
+from greeterd.sockets.fd_passing import QUEUE_LIMIT, HandoffPair, waiting
 from greeterd.sockets.sockdiag import Queue, queue_length
 from greeterd.supervisor.events import DISPATCHER, SlotIndex
 from greeterd.system import signals
@@ -73,7 +73,7 @@ class Escrow:
         self._shared: list[socket.socket] = []
         self._guards: list[socket.socket] = []
         self._slots: dict[SlotIndex, list[socket.socket]] = {}
-        self._pairs: dict[SlotIndex, Pair] = {}
+        self._pairs: dict[SlotIndex, HandoffPair] = {}
         self._routed: set[SlotIndex] = set()
         """The slots that the dispatcher hands connections on to, or will when there is one."""
         self._order: list[SlotIndex] = []
@@ -107,7 +107,9 @@ class Escrow:
             SlotIndex(slot): [socket.socket(fileno=fd) for fd in fds]
             for slot, fds in inherited.slots.items()
         }
-        self._pairs = {SlotIndex(n): Pair.adopt(*ends) for n, ends in inherited.pairs.items()}
+        self._pairs = {
+            SlotIndex(n): HandoffPair.adopt(*ends) for n, ends in inherited.pairs.items()
+        }
         self._routed = {SlotIndex(slot) for slot in inherited.routed}
         self._order = [SlotIndex(slot) for slot in inherited.order]
         self._avoided = {SlotIndex(slot) for slot in inherited.avoided}
@@ -216,11 +218,11 @@ class Escrow:
         if not self._handoff or slot == DISPATCHER:
             return self._shared
         if slot not in self._pairs:
-            self._pairs[slot] = Pair.make()
+            self._pairs[slot] = HandoffPair.make()
         return [self._pairs[slot].exit]
 
     @property
-    def routes(self) -> dict[SlotIndex, Pair]:
+    def routes(self) -> dict[SlotIndex, HandoffPair]:
         """The pairs that a dispatcher which is forked now has to know."""
         return {slot: self._pairs[slot] for slot in self._routed}
 
@@ -279,7 +281,7 @@ class Escrow:
         """The highest number of a slot with listeners of its own, 0 for none."""
         return max(self._slots, default=0)
 
-    def use(self, slot: SlotIndex) -> Pair | None:
+    def use(self, slot: SlotIndex) -> HandoffPair | None:
         """Let new connections go to a slot that is served.
 
         Return the pair that the dispatcher has to be told of, None for none.
@@ -445,7 +447,7 @@ class Escrow:
             old = self._pairs[slot]
             old.set_right()
             if old.shut:
-                self._pairs[slot] = Pair.make()
+                self._pairs[slot] = HandoffPair.make()
                 old.pour_into(self._pairs[slot])
                 old.close_entry()
                 old.close()

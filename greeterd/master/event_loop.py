@@ -13,7 +13,7 @@ TURN: Final = 0.02
 events that the selector will report again."""
 
 
-class Loop:
+class EventLoop:
     """One selector, and how late its turns are."""
 
     def __init__(self) -> None:

@@ -18,31 +18,31 @@ from typing import Final
 
 from greeterd import __version__
 from greeterd.config.schema import Config
-from greeterd.master.actions import Performer
-from greeterd.master.commands import Orders
+from greeterd.master.actions import ActionRunner
+from greeterd.master.commands import CommandHandler
 from greeterd.master.escrow import Escrow
-from greeterd.master.event_loop import Loop
+from greeterd.master.event_loop import EventLoop
 from greeterd.master.generations import Generations, fixed_settings, policy_of, set_limits
 from greeterd.master.log import MasterLog
 from greeterd.master.mender import Mender
 from greeterd.master.names import Names
-from greeterd.master.spawner import Forks
-from greeterd.master.status import Circumstances, describe, survey
-from greeterd.master.systemd.activation import Allotment
+from greeterd.master.spawner import Spawner
+from greeterd.master.status import StatusInputs, describe, survey
+from greeterd.master.systemd.activation import SocketAssignment
 from greeterd.master.systemd.receive import take_up
-from greeterd.master.systemd.service_manager import Manager
-from greeterd.master.upgrade.reexec import Estate
+from greeterd.master.systemd.service_manager import ServiceManager
+from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.master.upgrade.serialize import adopt_board, adopt_supervisor, bequeath, bequeath_rows
-from greeterd.master.upgrade.upgrader import Upgrading
-from greeterd.master.workers import Crew
+from greeterd.master.upgrade.upgrader import Upgrader
+from greeterd.master.workers import Workers
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import effective_backlog
-from greeterd.supervisor.events import Event, Exit, How, Scale, Stop, Tick, Ticket
+from greeterd.supervisor.events import DrainMode, Event, Exit, Scale, Stop, Tick, Ticket
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
 from greeterd.system import signals
 from greeterd.system.daemonize import Readiness
 from greeterd.system.files import Identity
-from greeterd.system.pidfile import RunLock
+from greeterd.system.pidfile import PidLock
 from greeterd.system.privileges import is_root
 from greeterd.system.proctitle import title_master
 from greeterd.system.socket_file import CONTROL_SOCKET
@@ -56,14 +56,14 @@ RESCUE_TICK: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ConfigSource:
     """Where the configuration comes from, and listeners that are there already."""
 
     load: Callable[[], Config]
     file: Path | None
     directory: Path
     """In which the daemon was started, and relative names are looked up."""
-    sockets: Allotment
+    sockets: SocketAssignment
     resolved: Mapping[str, Address]
     """The addresses that names in `bind` stand for, of those that are to be opened."""
 
@@ -74,12 +74,12 @@ class Master:
     def __init__(  # noqa: PLR0913 - what a start has got, each needed
         self,
         config: Config,
-        source: Source,
+        source: ConfigSource,
         readiness: Readiness,
         *,
-        lock: RunLock,
+        lock: PidLock,
         identity: Identity | None,
-        estate: Estate | None,
+        estate: UpgradeState | None,
     ) -> None:
         self._source = source
         self._lock = lock
@@ -88,7 +88,7 @@ class Master:
         self._since, self._began = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
         self._log = MasterLog(config, identity, estate.log_fd if estate else None)
         set_limits(config)
-        self._manager = Manager(upgraded=estate is not None)
+        self._manager = ServiceManager(upgraded=estate is not None)
         self._escrow = Escrow(config, inherited=source.sockets.listeners, resolved=source.resolved)
         self._manager.keep(self._escrow.holdings())
         self._addresses = [str(address) for address in self._escrow.addresses]
@@ -101,9 +101,9 @@ class Master:
         self._interrupted = False
         self._next_tick = 0.0
         self._signals = signals.SignalPipe(signals.MASTER_SIGNALS)
-        self._loop = Loop()
+        self._loop = EventLoop()
         self._loop.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
-        self._crew = Crew(
+        self._crew = Workers(
             self._loop.selector,
             supervisor=self._supervisor,
             generations=self._generations,
@@ -113,11 +113,11 @@ class Master:
             log=self._log,
             feed=self._feed,
         )
-        settled = DrainMessage(How.SWEEP.value, settled=True)
+        settled = DrainMessage(DrainMode.SWEEP.value, settled=True)
         self._sweeps = Sweeps(
             self._escrow.addresses, lambda worker: self._crew.send(worker, settled)
         )
-        self._forks = Forks(
+        self._forks = Spawner(
             self._crew.nursery,
             generations=self._generations,
             board=self._board,
@@ -134,7 +134,7 @@ class Master:
             log=self._log,
             feed=self._feed,
         )
-        self._orders = Orders(
+        self._orders = CommandHandler(
             self._loop.selector,
             config.run_dir / CONTROL_SOCKET,
             estate,
@@ -159,14 +159,14 @@ class Master:
             log=self._log,
             feed=self._feed,
         )
-        self._upgrading = Upgrading(
+        self._upgrading = Upgrader(
             source.directory,
             estate=self._estate,
             pipe=self._signals,
             log=self._log,
             feed=self._feed,
         )
-        self._performer = Performer(
+        self._performer = ActionRunner(
             supervisor=self._supervisor,
             generations=self._generations,
             crew=self._crew,
@@ -334,7 +334,7 @@ class Master:
             self._supervisor,
             self._board,
             self._escrow,
-            Circumstances(
+            StatusInputs(
                 pid=os.getpid(),
                 since=self._since,
                 started=self._began,
@@ -349,9 +349,9 @@ class Master:
             ),
         )
 
-    def _estate(self, ticket: Ticket) -> Estate:
+    def _estate(self, ticket: Ticket) -> UpgradeState:
         """Return all that a new image takes over; `ticket` is of who waits for that."""
-        return Estate(
+        return UpgradeState(
             program=__version__,
             fixed=dict(fixed_settings(self._generations.current)),
             listeners=self._escrow.bequest(),
@@ -373,7 +373,7 @@ class Master:
             started=self._began,
         )
 
-    def _succeed(self, estate: Estate) -> None:
+    def _succeed(self, estate: UpgradeState) -> None:
         """Go on where the predecessor in this process has stopped: its workers serve meanwhile."""
         self._since, self._began, self._performer.started = estate.since, estate.started, True
         for slot in estate.slots:
@@ -393,7 +393,7 @@ class Master:
         self._reap()
 
 
-def _supervisor(config: Config, escrow: Escrow, estate: Estate | None) -> Supervisor:
+def _supervisor(config: Config, escrow: Escrow, estate: UpgradeState | None) -> Supervisor:
     policy = policy_of(config, escrow.most_slots)
     if estate is not None:
         return adopt_supervisor(estate, policy, random.random)

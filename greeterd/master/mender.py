@@ -21,18 +21,18 @@ from greeterd.config.schema import Config
 from greeterd.errors import GreeterdError, reason_of
 from greeterd.master.escrow import BLOCKING_TIMEOUT, Escrow, Place
 from greeterd.master.log import MasterLog
-from greeterd.master.systemd.service_manager import Manager
+from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.sockets import listener
 from greeterd.sockets.inspection import Terms, listens, set_right, terms_of
 from greeterd.sockets.sockdiag import spoiled_listeners
 from greeterd.supervisor.events import (
     MENDING,
     Event,
-    Life,
     Restart,
     SlotIndex,
     Unreachable,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.ratelimit import RateLimit
@@ -58,7 +58,7 @@ class Mender:
         *,
         escrow: Escrow,
         supervisor: Supervisor,
-        manager: Manager,
+        manager: ServiceManager,
         log: MasterLog,
         feed: Callable[[Event], None],
     ) -> None:
@@ -212,10 +212,10 @@ class Mender:
         due = []
         for slot, last in list(self._outdated.items()):
             workers = self._supervisor.slots[slot].workers if slot in self._supervisor.slots else []
-            lives = {each.life for each in workers if each.id <= last} - {Life.DRAINING}
+            lives = {each.life for each in workers if each.id <= last} - {WorkerState.DRAINING}
             if not lives:
                 del self._outdated[slot]
-            elif Life.READY in lives:
+            elif WorkerState.READY in lives:
                 due.append(slot)
         if due and not self._replacing and now >= self._replace_at and not self._stopping:
             self._replacing = True

@@ -23,10 +23,10 @@ from greeterd.errors import GreeterdError, ListenError, ResourceError
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations
 from greeterd.master.log import MasterLog
-from greeterd.master.systemd.service_manager import Manager
+from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.supervisor.events import DISPATCHER, Event, Restart, SlotIndex, WorkerId
 from greeterd.supervisor.supervisor import Supervisor
-from greeterd.system.pidfile import RunLock
+from greeterd.system.pidfile import PidLock
 from greeterd.system.socket_file import FileId, file_at, place_of
 
 PERIOD: Final = 1.0
@@ -73,12 +73,12 @@ class Names:
     def __init__(  # noqa: PLR0913 - what has a name, and who hears of it
         self,
         *,
-        lock: RunLock,
+        lock: PidLock,
         control: ControlServer,
         escrow: Escrow,
         generations: Generations,
         supervisor: Supervisor,
-        manager: Manager,
+        manager: ServiceManager,
         log: MasterLog,
         feed: Callable[[Event], None],
     ) -> None:

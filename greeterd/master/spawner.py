@@ -1,4 +1,4 @@
-"""Forks workers in the order in which that was asked for, and gives each its seat."""
+"""Spawner workers in the order in which that was asked for, and gives each its seat."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from greeterd.errors import GreeterdError, reason_of
-from greeterd.master.children import Nursery
+from greeterd.master.children import Children
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations, may_exit
 from greeterd.master.log import MasterLog
@@ -16,18 +16,18 @@ from greeterd.system.files import Identity
 from greeterd.system.signals import SignalPipe
 from greeterd.worker import main
 from greeterd.worker.channel import Channel
-from greeterd.worker.context import Handoff, Seat
+from greeterd.worker.context import DispatcherContext, WorkerContext
 from greeterd.worker.conversation import Conversation
 from greeterd.worker.messages import FailedMessage
 from greeterd.worker.scoreboard import Row, Scoreboard
 
 
-class Forks:
+class Spawner:
     """The orders to fork a worker that are not carried out yet."""
 
     def __init__(  # noqa: PLR0913 - what a seat is made of
         self,
-        nursery: Nursery,
+        nursery: Children,
         *,
         generations: Generations,
         board: Scoreboard,
@@ -84,7 +84,7 @@ class Forks:
                 self._board.open_row(spawn.slot, spawn.place) as row,
                 self._board.views(routes) as rows,
             ):
-                live = partial(self._live, spawn, row, Handoff(routes, rows))
+                live = partial(self._live, spawn, row, DispatcherContext(routes, rows))
                 child = self._nursery.fork(
                     spawn, live, keep=keep, conversation=conversation, log=log
                 )
@@ -99,7 +99,7 @@ class Forks:
         self,
         spawn: Spawn,
         row: Row,
-        handoff: Handoff,
+        handoff: DispatcherContext,
         channel: Channel,
         pipe: SignalPipe,
         log_lock: int,
@@ -112,7 +112,7 @@ class Forks:
             channel.send(FailedMessage(error.exit_code, str(error)))
             return error.exit_code
         log = daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
-        seat = Seat(
+        seat = WorkerContext(
             slot=spawn.slot,
             generation=spawn.generation,
             config=config,

@@ -8,17 +8,17 @@ from pathlib import Path
 from greeterd.config.schema import Config
 from greeterd.errors import ConfigError, GreeterdError
 from greeterd.master.generations import fixed_settings, prepare_log_dir, require_files
-from greeterd.master.master import Master, Source
-from greeterd.master.systemd.activation import Allotment
+from greeterd.master.master import ConfigSource, Master
+from greeterd.master.systemd.activation import SocketAssignment
 from greeterd.master.systemd.receive import bind_by, receive
 from greeterd.master.upgrade import reexec
 from greeterd.master.upgrade.preflight import rehearse
-from greeterd.master.upgrade.reexec import Estate
+from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.sockets.address import parse_address
 from greeterd.sockets.listener import resolve as resolve_address
 from greeterd.system import signals
 from greeterd.system.daemonize import Readiness, launch
-from greeterd.system.pidfile import RunLock, prepare_run_dir
+from greeterd.system.pidfile import PidLock, prepare_run_dir
 from greeterd.system.privileges import resolve
 
 
@@ -37,7 +37,7 @@ def run(
     In a process that was a daemon's master already, go on as that daemon's new image.
     """
     estate = reexec.inherited()
-    sockets = receive(config) if estate is None else Allotment(listeners=estate.listeners)
+    sockets = receive(config) if estate is None else SocketAssignment(listeners=estate.listeners)
     config, reload = bind_by(sockets.listeners, config, reload)
     if estate is not None:
         if config.daemonize:
@@ -47,7 +47,7 @@ def run(
             raise ConfigError(f"only a restart changes {', '.join(changed)}")
         if reexec.is_trial():
             prepare_run_dir(config.run_dir)  # what the next start would refuse is told now
-            RunLock.adopt(estate.lock_fd, config.run_dir).close()
+            PidLock.adopt(estate.lock_fd, config.run_dir).close()
             rehearse(config, estate)
             return 0
     require_files(config)
@@ -55,7 +55,7 @@ def run(
     # Names are looked up while TERM ends this process, and nobody knows its pid.
     names = config.bind if given is None or None in given.shared else ()
     resolved = {name: resolve_address(parse_address(name)) for name in names}
-    source = Source(reload, config_file, directory, sockets, resolved)
+    source = ConfigSource(reload, config_file, directory, sockets, resolved)
     return launch(
         lambda readiness: _serve(config, source, readiness, estate),
         detach=config.daemonize and estate is None,
@@ -63,7 +63,9 @@ def run(
     )
 
 
-def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate | None) -> int:
+def _serve(
+    config: Config, source: ConfigSource, readiness: Readiness, estate: UpgradeState | None
+) -> int:
     identity = resolve(config.user, config.group)  # this may take long, too
     try:
         prepare_log_dir(config, identity)
@@ -72,9 +74,9 @@ def _serve(config: Config, source: Source, readiness: Readiness, estate: Estate 
             raise  # else the workers that serve go on; those that cannot write their logs say why
     signals.hold()  # from here on nothing waits, and the lock's file tells our pid
     if estate is None:
-        lock = RunLock.acquire(config.run_dir)
+        lock = PidLock.acquire(config.run_dir)
     else:
-        lock = RunLock.adopt(estate.lock_fd, config.run_dir)
+        lock = PidLock.adopt(estate.lock_fd, config.run_dir)
         with suppress(GreeterdError):  # such as a full disk: the pid is in the file already
             lock.publish()
     try:

@@ -24,7 +24,7 @@ from greeterd.master.escrow import Escrow
 from greeterd.sockets.fd_passing import is_exit
 from greeterd.sockets.listener import local_address
 from greeterd.sockets.sockdiag import drops
-from greeterd.supervisor.events import DISPATCHER, Life, SlotIndex
+from greeterd.supervisor.events import DISPATCHER, SlotIndex, WorkerState
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Launch
 from greeterd.supervisor.supervisor import Supervisor
@@ -32,7 +32,7 @@ from greeterd.worker.scoreboard import BLOCKED_BY_LOG, Counters, Scoreboard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class StatusInputs:
     """What the master knows besides: instants are monotonic but for `since` (wall clock)."""
 
     pid: int
@@ -49,7 +49,7 @@ class Circumstances:
 
 
 def survey(
-    supervisor: Supervisor, board: Scoreboard, escrow: Escrow, about: Circumstances
+    supervisor: Supervisor, board: Scoreboard, escrow: Escrow, about: StatusInputs
 ) -> Status:
     """Return the daemon's status at `about.now`; changes nothing but the longest queue seen."""
     slots = [slot for index, slot in sorted(supervisor.slots.items()) if index != DISPATCHER]
@@ -133,8 +133,8 @@ def _workers(
         )
         return [waiting]
     return [
-        _worker(board, slot, worker, now, lent_to if worker.life is Life.READY else None)
-        for worker in sorted(slot.workers, key=lambda each: each.life is Life.DRAINING)
+        _worker(board, slot, worker, now, lent_to if worker.life is WorkerState.READY else None)
+        for worker in sorted(slot.workers, key=lambda each: each.life is WorkerState.DRAINING)
     ]
 
 
@@ -152,7 +152,7 @@ def _worker(
         heartbeat_age=max(0.0, now - heartbeat_ns / 1e9) if heartbeat_ns else None,
         restarts=slot.restarts,
         lent_to=lent_to,
-        leaving=worker.life is Life.DRAINING,
+        leaving=worker.life is WorkerState.DRAINING,
         log=_log_trouble(row),
     )
 

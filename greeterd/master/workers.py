@@ -6,16 +6,16 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from greeterd.errors import GreeterdError
-from greeterd.master.children import HANG_UP_GRACE, Child, Death, Nursery
+from greeterd.master.children import HANG_UP_GRACE, Child, ChildExit, Children
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations
 from greeterd.master.log import MasterLog
 from greeterd.master.reopening import Reopening
-from greeterd.master.systemd.service_manager import Manager
-from greeterd.master.upgrade.reexec import Estate
+from greeterd.master.systemd.service_manager import ServiceManager
+from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.master.upgrade.serialize import adopt_children
 from greeterd.sockets import rights
-from greeterd.sockets.fd_passing import Pair
+from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.supervisor.events import (
     DISPATCHER,
     Closed,
@@ -23,7 +23,6 @@ from greeterd.supervisor.events import (
     Exited,
     ExitRequested,
     Leaving,
-    Life,
     LoanRefused,
     Pulse,
     Ready,
@@ -31,6 +30,7 @@ from greeterd.supervisor.events import (
     Signal,
     SlotIndex,
     WorkerId,
+    WorkerState,
     name_of,
 )
 from greeterd.supervisor.supervisor import Supervisor
@@ -57,7 +57,7 @@ from greeterd.worker.scoreboard import Scoreboard
 SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
 
 
-class Crew:
+class Workers:
     """The workers' processes; the supervisor's records of them are only read."""
 
     def __init__(  # noqa: PLR0913 - what a worker's word may concern, each needed
@@ -68,7 +68,7 @@ class Crew:
         generations: Generations,
         board: Scoreboard,
         escrow: Escrow,
-        manager: Manager,
+        manager: ServiceManager,
         log: MasterLog,
         feed: Callable[[Event], None],
     ) -> None:
@@ -83,9 +83,9 @@ class Crew:
         self._unrouted: dict[SlotIndex, tuple[Child, set[WorkerId]]] = {}
         """The workers that are ready but for these dispatchers, which do not hand on to them yet.
         """
-        self.nursery = Nursery(selector, self._hear)
+        self.nursery = Children(selector, self._hear)
 
-    def adopt(self, estate: Estate) -> None:
+    def adopt(self, estate: UpgradeState) -> None:
         """Go on with the workers that a predecessor in this process has forked."""
         adopt_children(estate, self.nursery, self._generations)
 
@@ -162,7 +162,7 @@ class Crew:
         """Let the listeners that a worker has opened listen: it serves."""
         ident = child.spawn.worker
         record = self._supervisor.worker(ident)
-        if record is None or record.life is not Life.STARTING:
+        if record is None or record.life is not WorkerState.STARTING:
             rights.close_all(fds)
             return
         if fds:
@@ -192,7 +192,7 @@ class Crew:
 
     # Routes ---------------------------------------------------------------------------------
 
-    def _route(self, child: Child, pair: Pair) -> None:
+    def _route(self, child: Child, pair: HandoffPair) -> None:
         """Have the dispatchers hand on to a slot that is served for the first time.
 
         Those that are forked from now on know of it.
@@ -206,7 +206,7 @@ class Crew:
             fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
             reason = self.send(dispatcher.id, RouteMessage(slot), fds)
             living = self.nursery.get(dispatcher.id)
-            if dispatcher.life is Life.DRAINING or living is None:
+            if dispatcher.life is WorkerState.DRAINING or living is None:
                 continue  # it has nothing to hand on
             if reason:
                 self._give_up_route(child, reason)
@@ -262,7 +262,7 @@ class Crew:
                 continue
             if doubt := self._board.look(each.slot, each.place):
                 self._distrust(child, doubt)
-            if each.life is not Life.READY:
+            if each.life is not WorkerState.READY:
                 continue
             said = self._board.worker(each.slot, each.place)
             waiting = queued[each.slot]
@@ -298,7 +298,7 @@ class Crew:
         for death in self.nursery.reap(others):
             self._bury(death)
 
-    def _bury(self, death: Death) -> None:
+    def _bury(self, death: ChildExit) -> None:
         child = death.child
         self._reopening.gone(child.spawn.worker)
         self._note_end(child.spawn.worker)

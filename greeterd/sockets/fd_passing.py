@@ -30,7 +30,7 @@ _RECORD_COST: Final = 768
 _INT_BYTES: Final = array.array("i").itemsize
 
 
-class Pair:
+class HandoffPair:
     """Both ends: `entry` is the dispatcher's, `exit` is the slot's."""
 
     ENDS: Final = ("entry", "exit")
@@ -40,7 +40,7 @@ class Pair:
         self.exit: Final = exit_
 
     @classmethod
-    def make(cls) -> "Pair":
+    def make(cls) -> "HandoffPair":
         """Return a new pair; both ends are non-blocking and close-on-exec."""
         entry, exit_ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         entry.setblocking(False)
@@ -49,7 +49,7 @@ class Pair:
         return cls(entry, exit_)
 
     @classmethod
-    def adopt(cls, entry: int, exit_: int) -> "Pair":
+    def adopt(cls, entry: int, exit_: int) -> "HandoffPair":
         """Take over descriptors of the two ends."""
         return cls(socket.socket(fileno=entry), socket.socket(fileno=exit_))
 
@@ -72,7 +72,7 @@ class Pair:
         self.entry.setblocking(False)
         self.exit.setblocking(False)
 
-    def pour_into(self, other: "Pair") -> None:
+    def pour_into(self, other: "HandoffPair") -> None:
         """Move the connections that wait here to another pair, as far as it has room."""
         take = taker(self.exit)
         with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ def name_of(slot: int) -> str:
     return "the dispatcher" if slot == DISPATCHER else f"worker {slot}"
 
 
-class Life(Enum):
+class WorkerState(Enum):
     """What is awaited of a worker; the transition table is `workers.TRANSITIONS`."""
 
     STARTING = "starting"
@@ -46,7 +46,7 @@ class Signal(Enum):
     KILL = "kill"
 
 
-class How(Enum):
+class DrainMode(Enum):
     """How a worker leaves."""
 
     HAND_OVER = "hand over"
@@ -198,7 +198,7 @@ class Upgrade:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialEnded:
+class PreflightEnded:
     """The new image has started, or `reason` tells why not."""
 
     reason: str = ""
@@ -256,7 +256,7 @@ Event = (
     | Closed
     | Returned
     | LoanRefused
-    | TrialEnded
+    | PreflightEnded
     | Command
     | Unreachable
     | Stop
@@ -282,7 +282,7 @@ class Drain:
     """Tell the worker to leave."""
 
     worker: WorkerId
-    how: How
+    how: DrainMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,12 +330,12 @@ class TakeBack:
 
 
 @dataclass(frozen=True, slots=True)
-class StartTrial:
+class StartPreflight:
     """Start the new image beside this one, without clients; answered by TrialEnded."""
 
 
 @dataclass(frozen=True, slots=True)
-class EndTrial:
+class EndPreflight:
     """Kill the new image that is being tried, if there is one."""
 
 
@@ -390,8 +390,8 @@ Action = (
     | GateAll
     | Lend
     | TakeBack
-    | StartTrial
-    | EndTrial
+    | StartPreflight
+    | EndPreflight
     | Replace
     | Started
     | Finished

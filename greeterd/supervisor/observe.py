@@ -10,14 +10,14 @@ from greeterd.supervisor.events import (
     DISPATCHER,
     NO_TICKET,
     Closed,
+    DrainMode,
     Event,
     Exit,
     Exited,
     ExitRequested,
-    How,
     Leaving,
-    Life,
     LoanRefused,
+    PreflightEnded,
     Pulse,
     Ready,
     Reload,
@@ -28,14 +28,14 @@ from greeterd.supervisor.events import (
     SpawnFailed,
     Stop,
     Tick,
-    TrialEnded,
     Unreachable,
     Upgrade,
     WorkerId,
+    WorkerState,
     name_of,
 )
 from greeterd.supervisor.records import Slot, Worker, backoff_delay
-from greeterd.supervisor.running import Launch, Resize, Roll, Trial
+from greeterd.supervisor.running import Launch, Preflight, Resize, Roll
 from greeterd.supervisor.state import State
 
 REFUSED_FOR: Final = 5.0
@@ -76,7 +76,7 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
             _note_stop(state, event, now)
         case Reload() | Restart() | Scale() | Upgrade():
             state.commands.append(event)
-        case TrialEnded(reason):
+        case PreflightEnded(reason):
             _note_trial(state, reason)
         case Tick():
             for pulse in event.pulses:
@@ -86,14 +86,14 @@ def apply(state: State, event: Event, now: float) -> None:  # noqa: C901, PLR091
 
 
 def _note_trial(state: State, reason: str) -> None:
-    if isinstance(state.operation, Trial) and not state.operation.failure:
+    if isinstance(state.operation, Preflight) and not state.operation.failure:
         state.operation.ended = True
         state.operation.failure = reason
 
 
 def _note_ready(state: State, event: Ready, now: float) -> None:
     worker = state.worker(event.worker)
-    if worker is None or worker.life is not Life.STARTING:
+    if worker is None or worker.life is not WorkerState.STARTING:
         return
     slot = state.slots[worker.slot]
     slot.served = True
@@ -101,7 +101,7 @@ def _note_ready(state: State, event: Ready, now: float) -> None:
         return  # too late: it is about to die, and must not take the place of one that serves
     if slot.ready is None:
         slot.served_since = now
-    worker.become(Life.READY, now)
+    worker.become(WorkerState.READY, now)
     worker.deadline = None
     worker.first_rss_bytes = event.rss_bytes
     worker.patience = 1.0 - recycling.JITTER * state.jitter()
@@ -113,10 +113,10 @@ def _note_ready(state: State, event: Ready, now: float) -> None:
 def _note_leaving(state: State, ident: WorkerId, now: float) -> None:
     """Let the slot have a new worker at once; `leaving` stays open, nobody here has told how."""
     worker = state.worker(ident)
-    if worker is None or worker.life is not Life.READY:
+    if worker is None or worker.life is not WorkerState.READY:
         return
-    worker.become(Life.DRAINING, now)
-    worker.end_by(now + state.timeout(How.SWEEP))
+    worker.become(WorkerState.DRAINING, now)
+    worker.end_by(now + state.timeout(DrainMode.SWEEP))
     slot = state.slots[worker.slot]
     if slot.ready is None:
         _lose(state, slot, now)
@@ -128,17 +128,19 @@ def _bury(state: State, ident: WorkerId, reason: str, code: int, now: float) -> 
         return
     slot = state.slots[worker.slot]
     life = worker.life
-    worker.become(Life.GONE, now)
+    worker.become(WorkerState.GONE, now)
     slot.workers.remove(worker)
     reason = f"{worker.doomed}; {reason}" if worker.doomed else reason
-    if life is Life.DRAINING:
+    if life is WorkerState.DRAINING:
         # Only one that was told to has emptied the listener, and only if it ended in peace.
-        slot.swept = slot.swept or (slot.steered and worker.leaving is How.SWEEP and code == 0)
+        slot.swept = slot.swept or (
+            slot.steered and worker.leaving is DrainMode.SWEEP and code == 0
+        )
         return
-    if life is Life.STARTING:
+    if life is WorkerState.STARTING:
         _note_failed_start(state, worker, reason, code)
     if slot.ready is None:
-        if life is Life.READY:
+        if life is WorkerState.READY:
             _lose(state, slot, now)
         else:
             _back_off(state, slot, now)
@@ -219,7 +221,7 @@ def _note_stop(state: State, event: Stop, now: float) -> None:
 
 def _feel(state: State, pulse: Pulse, now: float) -> None:
     worker = state.worker(pulse.worker)
-    if worker is None or worker.life is not Life.READY:
+    if worker is None or worker.life is not WorkerState.READY:
         return
     if pulse.turned:
         worker.stalled_since = None

@@ -10,17 +10,17 @@ from greeterd.supervisor import recycling
 from greeterd.supervisor.events import (
     DISPATCHER,
     Command,
-    EndTrial,
+    EndPreflight,
     Reload,
     Replace,
     Restart,
     Scale,
     Started,
-    StartTrial,
+    StartPreflight,
     Upgrade,
 )
 from greeterd.supervisor.records import Slot
-from greeterd.supervisor.running import Launch, Operation, Resize, Roll, Trial
+from greeterd.supervisor.running import Launch, Operation, Preflight, Resize, Roll
 from greeterd.supervisor.state import State
 
 
@@ -39,7 +39,7 @@ def operate(state: State, now: float) -> None:
             _roll(state, roll, now)
         case Resize() as resize:
             _resize(state, resize, now)
-        case Trial() as trial:
+        case Preflight() as trial:
             _try(state, trial, now)
         case None:
             pass
@@ -75,9 +75,9 @@ def _begin(state: State, command: Command, now: float) -> Operation | None:
                 return None
             return Resize(command=command.name, want=want, ticket=command.ticket)
         case Upgrade():
-            state.do(StartTrial())
+            state.do(StartPreflight())
             deadline = now + state.policy.start_timeout
-            return Trial(command=command.name, deadline=deadline, ticket=command.ticket)
+            return Preflight(command=command.name, deadline=deadline, ticket=command.ticket)
         case _:
             assert_never(command)
 
@@ -157,11 +157,11 @@ def _resize(state: State, resize: Resize, now: float) -> None:
     state.finish(resize.ticket, resize.command, resize.failure)
 
 
-def _try(state: State, trial: Trial, now: float) -> None:
+def _try(state: State, trial: Preflight, now: float) -> None:
     """Let the new image take the place as soon as it has shown that it can start."""
     if not trial.ended and now >= trial.deadline:
         trial.failure = f"the new image was not ready within {state.policy.start_timeout:g} s"
-        state.do(EndTrial())
+        state.do(EndPreflight())
     if trial.failure:
         state.operation = None
         state.finish(trial.ticket, trial.command, trial.failure)

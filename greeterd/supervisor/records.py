@@ -8,16 +8,16 @@ serves and one that starts to replace it.  Only the supervisor writes these reco
 from dataclasses import dataclass, field
 from typing import Final
 
-from greeterd.supervisor.events import Generation, How, Life, Pid, SlotIndex, WorkerId
+from greeterd.supervisor.events import DrainMode, Generation, Pid, SlotIndex, WorkerId, WorkerState
 
 BACKOFF_BASE: Final = 0.1
 BACKOFF_CAP: Final = 30.0
 
-TRANSITIONS: Final[dict[Life, frozenset[Life]]] = {
-    Life.STARTING: frozenset({Life.READY, Life.DRAINING, Life.GONE}),
-    Life.READY: frozenset({Life.DRAINING, Life.GONE}),
-    Life.DRAINING: frozenset({Life.GONE}),
-    Life.GONE: frozenset(),
+TRANSITIONS: Final[dict[WorkerState, frozenset[WorkerState]]] = {
+    WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.DRAINING, WorkerState.GONE}),
+    WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.GONE}),
+    WorkerState.DRAINING: frozenset({WorkerState.GONE}),
+    WorkerState.GONE: frozenset(),
 }
 
 
@@ -31,7 +31,7 @@ class Worker:
     generation: Generation
     since: float
     """When it entered its present life."""
-    life: Life = Life.STARTING
+    life: WorkerState = WorkerState.STARTING
     pid: Pid | None = None
     deadline: float | None = None
     """When it is aborted (starting, hung) or killed (draining, aborted)."""
@@ -39,7 +39,7 @@ class Worker:
     """Why it was aborted or killed; empty while it was not."""
     aborted: bool = False
     killed: bool = False
-    leaving: How | None = None
+    leaving: DrainMode | None = None
     """How it was told to leave."""
     accepts: bool = True
     """It may accept connections; once it was told to hand over, until it says that it has."""
@@ -62,9 +62,9 @@ class Worker:
     @property
     def able(self) -> bool:
         """It serves, as far as is known, and will go on."""
-        return self.life is Life.READY and not self.stuck and not self.aborted
+        return self.life is WorkerState.READY and not self.stuck and not self.aborted
 
-    def become(self, life: Life, now: float) -> None:
+    def become(self, life: WorkerState, now: float) -> None:
         """Change the life; AssertionError for a change that `TRANSITIONS` does not list."""
         assert life in TRANSITIONS[self.life], f"{self.life} -> {life}"
         self.life = life
@@ -117,22 +117,24 @@ class Slot:
     @property
     def ready(self) -> Worker | None:
         """The worker that serves this slot."""
-        return next((worker for worker in self.workers if worker.life is Life.READY), None)
+        return next((worker for worker in self.workers if worker.life is WorkerState.READY), None)
 
     @property
     def starting(self) -> Worker | None:
         """The worker that is to serve this slot next."""
-        return next((worker for worker in self.workers if worker.life is Life.STARTING), None)
+        return next(
+            (worker for worker in self.workers if worker.life is WorkerState.STARTING), None
+        )
 
     @property
     def replaced(self) -> list[Worker]:
         """The workers that serve beside a newer one, and are not told to leave yet."""
-        return [worker for worker in self.workers if worker.life is Life.READY][:-1]
+        return [worker for worker in self.workers if worker.life is WorkerState.READY][:-1]
 
     @property
     def handing_over(self) -> bool:
         """A worker that was replaced may still accept."""
-        leaving = [worker for worker in self.workers if worker.leaving is How.HAND_OVER]
+        leaving = [worker for worker in self.workers if worker.leaving is DrainMode.HAND_OVER]
         return any(worker.accepts for worker in [*self.replaced, *leaving])
 
     @property
@@ -143,7 +145,7 @@ class Slot:
     @property
     def unswept(self) -> bool:
         """Its listener is to be emptied, and none of its own workers does that."""
-        sweeping = any(worker.leaving is How.SWEEP for worker in self.workers)
+        sweeping = any(worker.leaving is DrainMode.SWEEP for worker in self.workers)
         return self.steered and not self.swept and not sweeping
 
     @property

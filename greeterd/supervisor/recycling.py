@@ -9,7 +9,7 @@ before the last worker that was replaced has left: so one slot at a time has two
 
 from typing import Final
 
-from greeterd.supervisor.events import Life, Policy, Pulse
+from greeterd.supervisor.events import Policy, Pulse, WorkerState
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Roll
 from greeterd.supervisor.state import State
@@ -37,7 +37,7 @@ def weigh(policy: Policy, worker: Worker, pulse: Pulse, now: float) -> None:
 def begin(state: State, now: float) -> Roll | None:
     """Return the replacement of the worker that has been due for longest; None if none is to be."""
     _complain(state)
-    under_way = any(worker.life is not Life.READY for worker in state.workers.values())
+    under_way = any(worker.life is not WorkerState.READY for worker in state.workers.values())
     if under_way or any(slot.retiring for slot in state.slots.values()):
         return None
     due = [

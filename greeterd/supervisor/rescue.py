@@ -9,7 +9,7 @@ and called back at once: a borrower empties what it gives back.
 
 from typing import Final
 
-from greeterd.supervisor.events import Lend, Life, TakeBack
+from greeterd.supervisor.events import Lend, TakeBack, WorkerState
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.state import State
 
@@ -25,7 +25,7 @@ def settle(state: State) -> None:
         borrower = state.worker(slot.borrower)
         if borrower is not None and (borrower.able or state.leaving):
             continue  # when all leave, those who have borrowed empty what they hold
-        if borrower is not None and borrower.life is Life.READY and not slot.returning:
+        if borrower is not None and borrower.life is WorkerState.READY and not slot.returning:
             state.do(TakeBack(slot.index, borrower.id))
         slot.borrower = None
         slot.returning = False

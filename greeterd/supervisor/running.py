@@ -56,7 +56,7 @@ class Resize:
 
 
 @dataclass(slots=True, kw_only=True)
-class Trial:
+class Preflight:
     """A new image of the program is tried, and takes this one's place when it can start."""
 
     command: str
@@ -69,4 +69,4 @@ class Trial:
     """The new image was asked to take the place; there is no way back but a failure."""
 
 
-Operation = Launch | Roll | Resize | Trial
+Operation = Launch | Roll | Resize | Preflight

@@ -6,16 +6,16 @@ from greeterd.supervisor import recycling
 from greeterd.supervisor.events import (
     DISPATCHER,
     CloseSlot,
-    EndTrial,
+    DrainMode,
+    EndPreflight,
     GateAll,
-    How,
     Kill,
-    Life,
     Signal,
     Stop,
+    WorkerState,
 )
 from greeterd.supervisor.records import Worker
-from greeterd.supervisor.running import Resize, Roll, Trial
+from greeterd.supervisor.running import Preflight, Resize, Roll
 from greeterd.supervisor.state import State
 
 ABORT_GRACE: Final = 2.0
@@ -28,7 +28,7 @@ def end_overdue(state: State, now: float) -> None:
     for worker in state.workers.values():
         if worker.deadline is None or now < worker.deadline or worker.killed:
             continue
-        if worker.aborted or worker.life is Life.DRAINING:
+        if worker.aborted or worker.life is WorkerState.DRAINING:
             worker.doomed = worker.doomed or "not drained in time"
             worker.killed = True
             state.do(Kill(worker.id, Signal.KILL, worker.doomed))
@@ -39,9 +39,9 @@ def end_overdue(state: State, now: float) -> None:
             state.do(Kill(worker.id, Signal.ABORT, worker.doomed))
 
 
-def _share(worker: Worker, how: How) -> float:
+def _share(worker: Worker, how: DrainMode) -> float:
     """Return how much of the time to leave is a worker's: others wait for the dispatcher's end."""
-    return 0.5 if worker.slot == DISPATCHER and how is How.SWEEP else 1.0
+    return 0.5 if worker.slot == DISPATCHER and how is DrainMode.SWEEP else 1.0
 
 
 def refuse(state: State, now: float) -> None:
@@ -50,9 +50,9 @@ def refuse(state: State, now: float) -> None:
         state.announced = True
         state.say("info", "stopping", delay=round(state.leave_at - now, 3))
     operation, state.operation = state.operation, None
-    if isinstance(operation, Trial):
-        state.do(EndTrial())
-    if isinstance(operation, Roll | Resize | Trial) and operation.command != recycling.COMMAND:
+    if isinstance(operation, Preflight):
+        state.do(EndPreflight())
+    if isinstance(operation, Roll | Resize | Preflight) and operation.command != recycling.COMMAND:
         state.finish(operation.ticket, operation.command, STOPPING)
     for command in state.commands:
         state.finish(command.ticket, command.name, STOPPING)
@@ -67,7 +67,7 @@ def leave(state: State, stop: Stop, now: float) -> None:
     if not state.gated and not stop.quick:
         state.gated = True
         state.do(GateAll())
-    how = How.QUICK if stop.quick else How.SWEEP
+    how = DrainMode.QUICK if stop.quick else DrainMode.SWEEP
     for worker in state.workers.values():
         # None: not told yet, or leaving of its own accord, without knowing that a gate is shut.
         if worker.leaving is None or (stop.quick and worker.leaving is not how):

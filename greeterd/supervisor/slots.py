@@ -1,6 +1,6 @@
 """Keeps the live slots served, and empties and closes those that retire."""
 
-from greeterd.supervisor.events import CloseSlot, Exit, How, Life, SteerAway
+from greeterd.supervisor.events import CloseSlot, DrainMode, Exit, SteerAway, WorkerState
 from greeterd.supervisor.state import State
 
 
@@ -8,7 +8,7 @@ def drain_replaced(state: State, now: float) -> None:
     """Where two workers are ready, the older one leaves: start first, stop second."""
     for slot in state.slots.values():
         for worker in slot.replaced:
-            state.drain(worker, How.HAND_OVER, now)
+            state.drain(worker, DrainMode.HAND_OVER, now)
 
 
 def respawn(state: State, now: float) -> None:
@@ -44,7 +44,7 @@ def retire(state: State, now: float) -> None:
     goes first, but for one that is on its way already.  A listener that no sibling has emptied in
     time is closed as it is.
     """
-    how = How.SWEEP if state.policy.own_listeners else How.HAND_OVER
+    how = DrainMode.SWEEP if state.policy.own_listeners else DrainMode.HAND_OVER
     retiring = [slot for slot in state.slots.values() if slot.retiring]
     order = sorted(retiring, key=lambda slot: (not slot.served, slot.steered, slot.index))
     for slot in reversed(order):
@@ -55,7 +55,7 @@ def retire(state: State, now: float) -> None:
             slot.steered = True
             state.do(SteerAway(slot.index))
         for worker in slot.workers:
-            if worker.life is not Life.DRAINING:
+            if worker.life is not WorkerState.DRAINING:
                 state.drain(worker, how, now)
         if not slot.workers:
             if slot.close_by is None:

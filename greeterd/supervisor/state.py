@@ -14,11 +14,10 @@ from greeterd.supervisor.events import (
     Action,
     Command,
     Drain,
+    DrainMode,
     Exit,
     Finished,
     Generation,
-    How,
-    Life,
     Policy,
     Say,
     SlotIndex,
@@ -26,6 +25,7 @@ from greeterd.supervisor.events import (
     Stop,
     Ticket,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Launch, Operation
@@ -126,19 +126,19 @@ class State:
         self.do(Spawn(worker.id, slot.index, place, generation))
         return worker.id
 
-    def drain(self, worker: Worker, how: How, now: float) -> None:
+    def drain(self, worker: Worker, how: DrainMode, now: float) -> None:
         """Tell the worker to leave in time."""
-        if worker.life is not Life.DRAINING:
-            worker.become(Life.DRAINING, now)
+        if worker.life is not WorkerState.DRAINING:
+            worker.become(WorkerState.DRAINING, now)
             if not worker.aborted:
                 worker.deadline = None
         worker.leaving = how
         worker.end_by(now + self.timeout(how))
         self.do(Drain(worker.id, how))
 
-    def timeout(self, how: How) -> float:
+    def timeout(self, how: DrainMode) -> float:
         """Return the seconds that a worker gets to leave in this way."""
-        return QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
+        return QUICK_TIMEOUT if how is DrainMode.QUICK else self.policy.graceful_timeout
 
     def finish(self, ticket: Ticket, command: str, reason: str) -> None:
         """Answer a command; the reason is empty when it did what was asked."""

@@ -20,7 +20,7 @@ from greeterd.supervisor.events import (
     WorkerId,
 )
 from greeterd.supervisor.records import Slot, Worker
-from greeterd.supervisor.running import Operation, Trial
+from greeterd.supervisor.running import Operation, Preflight
 from greeterd.supervisor.state import MAX_SLOTS, State
 
 __all__ = ["MAX_SLOTS", "Supervisor"]
@@ -72,7 +72,7 @@ class Supervisor:
             if worker.deadline is not None and not worker.killed:
                 yield worker.deadline
         operation = self._state.operation
-        if isinstance(operation, Trial) and not operation.ended:
+        if isinstance(operation, Preflight) and not operation.ended:
             yield operation.deadline
         if self._state.stopping is not None and not self._state.leaving:
             yield self._state.leave_at

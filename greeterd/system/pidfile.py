@@ -6,7 +6,7 @@ lock ends with its process. (An earlier version wrote its start
 time, too, after the pid.)
 A lock without its name keeps nobody away, so `names` has it renewed.
 flock belongs to the open file description: it survives fork and exec, and ends when the last
-descriptor is closed. Hence a worker closes `RunLock.fd` first of all: the lock must end with the
+descriptor is closed. Hence a worker closes `PidLock.fd` first of all: the lock must end with the
 master, not with its slowest worker. The master writes the file; anyone in its group reads it.
 """
 
@@ -28,7 +28,7 @@ FILE_MODE = 0o640
 DIR_MODE = 0o750
 
 
-class RunLock:
+class PidLock:
     """The right to run in `run_dir`; `fd` is for workers to close and for an upgrade to pass on."""
 
     __slots__ = ("fd", "path")
@@ -141,7 +141,7 @@ class RunLock:
 def prepare_run_dir(run_dir: Path) -> None:
     """Make sure that `run_dir` is there, and that nobody else can change what is in it.
 
-    Raises: ConfigError, ResourceError as RunLock.acquire.
+    Raises: ConfigError, ResourceError as PidLock.acquire.
     """
     try:
         make_directory(run_dir, DIR_MODE)

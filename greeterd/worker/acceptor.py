@@ -46,7 +46,7 @@ class Source:
     """Connections accepted since it entered the epoll set."""
 
 
-class Intake:
+class Acceptor:
     """The listeners of one worker, and whether it waits for them."""
 
     def __init__(self, epoll: select.epoll, wait: str) -> None:

@@ -71,7 +71,7 @@ class Unsent:
     deadline: float
 
 
-class Service:
+class ConnectionHandler:
     """The connections of one worker."""
 
     full: Final = scoreboard.BLOCKED_BY_LIMIT

@@ -8,7 +8,7 @@ from structlog.typing import FilteringBoundLogger
 
 from greeterd.config.schema import Config
 from greeterd.sockets.address import Address
-from greeterd.sockets.fd_passing import Pair
+from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.supervisor.events import SlotIndex
 from greeterd.system.daemon_log import DaemonLog
 from greeterd.system.files import Identity
@@ -18,17 +18,17 @@ from greeterd.worker.scoreboard import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Handoff:
+class DispatcherContext:
     """What the dispatcher is given besides."""
 
-    routes: dict[SlotIndex, Pair]
+    routes: dict[SlotIndex, HandoffPair]
     """The slots that connections are handed on to; more come by RouteMessage."""
     rows: Mapping[int, Row]
     """Of the slots' newest workers, to read; those of later ones come by RouteMessage, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
+class WorkerContext:
     """All that is the worker's own, and what it shares with its siblings."""
 
     slot: int
@@ -37,7 +37,7 @@ class Seat:
     addresses: list[Address]
     listeners: list[socket.socket] | None
     """None: it opens its own."""
-    handoff: Handoff | None = None
+    handoff: DispatcherContext | None = None
     """None: it greets, and is not the dispatcher."""
     row: Row
     log_lock: int

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from greeterd.supervisor.events import How
+from greeterd.supervisor.events import DrainMode
 from greeterd.worker.messages import (
     DrainMessage,
     FailedMessage,
@@ -84,7 +84,7 @@ class Conversation:
     def told(self, message: FromMaster) -> None:
         """Note what the worker was sent."""
         match message:
-            case DrainMessage(How.HAND_OVER.value):
+            case DrainMessage(DrainMode.HAND_OVER.value):
                 self._credit["closed"] += 1
             case ReopenMessage():
                 self._credit["reopened"] += 1

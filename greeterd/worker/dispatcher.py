@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from greeterd.sockets.fd_passing import Pair, hand_over, waiting
+from greeterd.sockets.fd_passing import HandoffPair, hand_over, waiting
 from greeterd.sockets.listener import close_with_reset
 from greeterd.sockets.steering import open_gate
 from greeterd.worker import scoreboard
@@ -32,7 +32,7 @@ from greeterd.worker.scoreboard import BLOCKED_BY_WORKERS, Row
 class Route:
     """Where connections are handed on to."""
 
-    pair: Pair
+    pair: HandoffPair
     row: "Row | None"
     """Of the slot's newest worker, to read; None if it is of an older build, and not known here."""
 
@@ -82,7 +82,7 @@ class Dispatcher:
         self.trouble = 0
         """The error number that the latest burst ended with, 0 for none."""
 
-    def add_route(self, slot: int, pair: Pair, row: "Row | None" = None) -> None:
+    def add_route(self, slot: int, pair: HandoffPair, row: "Row | None" = None) -> None:
         """Hand on to this slot, too; this process's copies of the pair are owned from now on.
 
         `row` is what its newest worker says of itself.

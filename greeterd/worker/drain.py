@@ -12,11 +12,11 @@ from time import monotonic
 from typing import Final
 
 from greeterd.sockets.steering import is_gated_by_ttl
-from greeterd.supervisor.events import How
+from greeterd.supervisor.events import DrainMode
 from greeterd.system.proctitle import title_worker
-from greeterd.worker.acceptor import Intake, Source
-from greeterd.worker.connections import Service
-from greeterd.worker.context import Seat
+from greeterd.worker.acceptor import Acceptor, Source
+from greeterd.worker.connections import ConnectionHandler
+from greeterd.worker.context import WorkerContext
 from greeterd.worker.dispatcher import Dispatcher
 from greeterd.worker.handshakes import Settling, limit_of
 
@@ -27,17 +27,21 @@ Take = Callable[[int, Source], int | None]
 """Accepts a burst from a listener; returns how many it took, None when the worker had to pause."""
 
 
-class Leaving:
+class Drainer:
     """What is on its way out."""
 
     def __init__(
-        self, seat: Seat, intake: Intake, service: Service | Dispatcher, take: Take
+        self,
+        seat: WorkerContext,
+        intake: Acceptor,
+        service: ConnectionHandler | Dispatcher,
+        take: Take,
     ) -> None:
         self._seat = seat
         self._intake = intake
         self._service = service
         self._take = take
-        self.how: How | None = None
+        self.how: DrainMode | None = None
         """None while the worker is to stay."""
         self._sweep_at: float | None = None
         self._settling: Settling | None = None
@@ -46,7 +50,9 @@ class Leaving:
         self._returns: dict[int, float] = {}
         """When the listeners that a slot has lent are emptied and closed."""
 
-    def begin(self, how: How, *, to_the_end: bool = True, settled: bool | None = None) -> None:
+    def begin(
+        self, how: DrainMode, *, to_the_end: bool = True, settled: bool | None = None
+    ) -> None:
         """Leave, from now on, in this way; a later order overrides an earlier one.
 
         `to_the_end`: until nothing more is handed over; otherwise others take what comes.
@@ -57,9 +63,9 @@ class Leaving:
         self._to_the_end = to_the_end
         self._sweep_at = self._settling = None
         match how:
-            case How.HAND_OVER:
+            case DrainMode.HAND_OVER:
                 self._intake.close(list(self._intake.sources))
-            case How.SWEEP:
+            case DrainMode.SWEEP:
                 now = monotonic()
                 if any(map(_may_be_gated, self._intake.sources.values())):
                     self._service.open_gates()
@@ -67,7 +73,7 @@ class Leaving:
                     self._settling = Settling(self._seat.addresses, self._seat.config, now)
                 else:
                     self._sweep_at = now + limit_of(self._seat.config) + PATIENCE
-            case How.QUICK:
+            case DrainMode.QUICK:
                 self._intake.close(list(self._intake.sources))
                 self._service.abandon()
 

@@ -16,19 +16,19 @@ from typing import Final
 
 from greeterd.errors import reason_of
 from greeterd.sockets import rights
-from greeterd.sockets.fd_passing import Pair
+from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.sockets.steering import gate_syn
-from greeterd.supervisor.events import How
+from greeterd.supervisor.events import DrainMode
 from greeterd.system.ratelimit import RateLimit
 from greeterd.system.rlimits import spare_files
 from greeterd.worker import scoreboard
-from greeterd.worker.acceptor import Intake, Source
+from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.channel import Received
-from greeterd.worker.connections import EXHAUSTED, SHUT, Service
-from greeterd.worker.context import Handoff, Seat
+from greeterd.worker.connections import EXHAUSTED, SHUT, ConnectionHandler
+from greeterd.worker.context import DispatcherContext, WorkerContext
 from greeterd.worker.conversation import MAX_EXITS
 from greeterd.worker.dispatcher import Dispatcher
-from greeterd.worker.drain import Leaving
+from greeterd.worker.drain import Drainer
 from greeterd.worker.greeting_log import GreetingLog
 from greeterd.worker.messages import (
     ClosedMessage,
@@ -59,11 +59,11 @@ RETRY_AFTER: Final = 0.1
 """Seconds until a paused worker tries again to write its log, or to accept without descriptors."""
 
 
-class Worker:
+class WorkerLoop:
     """The loop."""
 
     def __init__(
-        self, seat: Seat, greetings: GreetingLog | None, listeners: list[socket.socket]
+        self, seat: WorkerContext, greetings: GreetingLog | None, listeners: list[socket.socket]
     ) -> None:
         """`greetings` is None where none are logged: for the dispatcher."""
         config = seat.config
@@ -73,7 +73,7 @@ class Worker:
         self._epoll = select.epoll()
         self._epoll.register(seat.channel.fileno(), select.EPOLLIN)
         self._epoll.register(seat.signals.fileno(), select.EPOLLIN)
-        self._intake = Intake(self._epoll, config.wait_strategy)
+        self._intake = Acceptor(self._epoll, config.wait_strategy)
         for sock in listeners:
             self._intake.add(sock)
         self._warnings = RateLimit(1.0)
@@ -97,11 +97,11 @@ class Worker:
         self._paused_for = scoreboard.NOT_BLOCKED
         self._next_upkeep = 0.0
         self._next_look = 0.0
-        self._leaving = Leaving(seat, self._intake, self._service, self._take)
+        self._leaving = Drainer(seat, self._intake, self._service, self._take)
 
-    def _serve(self, greetings: GreetingLog) -> Service:
+    def _serve(self, greetings: GreetingLog) -> ConnectionHandler:
         config = self._seat.config
-        return Service(
+        return ConnectionHandler(
             max_connections=self._most_connections(),
             max_name_bytes=config.max_name_bytes,
             client_timeout=config.client_timeout,
@@ -121,7 +121,7 @@ class Worker:
             most = min(most, max(1, spare_files() - SPARE_FILES))
         return most
 
-    def _dispatch(self, handoff: Handoff | None) -> Dispatcher:
+    def _dispatch(self, handoff: DispatcherContext | None) -> Dispatcher:
         assert handoff is not None
         dispatcher = Dispatcher(
             policy=self._seat.config.handoff_policy,
@@ -339,7 +339,7 @@ class Worker:
             if signal.SIGTERM in self._seat.signals.read() and self._leaving.how is None:
                 self._tell(LeavingMessage())
                 # What is handed over from now on is the next worker's.
-                self._drain(How.SWEEP, to_the_end=False)
+                self._drain(DrainMode.SWEEP, to_the_end=False)
             return
         if fd != self._seat.channel.fileno() or self._orphaned_since is not None:
             return  # it was reported in the same turn in which its matter was settled
@@ -352,11 +352,11 @@ class Worker:
     def _obey(self, received: Received) -> None:
         match received.message:
             case DrainMessage(how, True):
-                if self._leaving.how is How(how):
+                if self._leaving.how is DrainMode(how):
                     self._leaving.settle()
                     self._next_upkeep = 0.0
             case DrainMessage(how, settled):
-                self._drain(How(how), settled=settled)
+                self._drain(DrainMode(how), settled=settled)
             case ReopenMessage():
                 self._reopen()
             case LendMessage(slot):
@@ -384,16 +384,21 @@ class Worker:
     def _add_route(self, dispatcher: Dispatcher, slot: int, received: Received) -> str:
         """Hand on to a slot; return why that cannot be, or nothing."""
         try:
-            ends, rest = received.take()[: len(Pair.ENDS)], received.fds[len(Pair.ENDS) :]
+            ends, rest = (
+                received.take()[: len(HandoffPair.ENDS)],
+                received.fds[len(HandoffPair.ENDS) :],
+            )
             row = scoreboard.adopt_view(rest[0]) if rest else None
-            dispatcher.add_route(slot, Pair.adopt(*ends), row)
+            dispatcher.add_route(slot, HandoffPair.adopt(*ends), row)
         except OSError as error:
             return error.strerror or str(error)
         return ""
 
-    def _drain(self, how: How, *, to_the_end: bool = True, settled: bool | None = None) -> None:
+    def _drain(
+        self, how: DrainMode, *, to_the_end: bool = True, settled: bool | None = None
+    ) -> None:
         self._leaving.begin(how, to_the_end=to_the_end, settled=settled)
-        if how is How.HAND_OVER:
+        if how is DrainMode.HAND_OVER:
             self._tell(ClosedMessage())
         self._next_upkeep = 0.0
 
@@ -417,14 +422,14 @@ class Worker:
             for source in self._intake.sources.values():
                 if source.sock.family != socket.AF_UNIX and not self._seat.passed:
                     gate_syn(source.sock)
-            self._drain(How.SWEEP)
+            self._drain(DrainMode.SWEEP)
 
     def _hurry_orphan(self, now: float) -> None:
         """Leave quickly when a master would have ended this worker."""
         assert self._orphaned_since is not None
         late = now - self._orphaned_since >= self._seat.config.graceful_timeout
-        if late and self._leaving.how is not How.QUICK:
-            self._drain(How.QUICK)
+        if late and self._leaving.how is not DrainMode.QUICK:
+            self._drain(DrainMode.QUICK)
 
     def _tell_exit(self) -> None:
         # More would say nothing, and the master ends who says it.

@@ -15,13 +15,13 @@ from greeterd.system.privileges import drop
 from greeterd.system.proctitle import title_worker
 from greeterd.system.rlimits import limit_core_dumps, limit_files, pin
 from greeterd.worker.channel import Channel
-from greeterd.worker.context import Seat
+from greeterd.worker.context import WorkerContext
 from greeterd.worker.greeting_log import GreetingLog, open_greeting_log
-from greeterd.worker.loop import Worker
+from greeterd.worker.loop import WorkerLoop
 from greeterd.worker.messages import DrainMessage, FailedMessage, GoMessage, ReadyMessage
 
 
-def main(seat: Seat) -> int:
+def main(seat: WorkerContext) -> int:
     """Be a worker; return the process's exit code.  Blocks until it has drained."""
     title_worker(seat.slot, seat.generation)
     opened: list[socket.socket] = []
@@ -32,7 +32,7 @@ def main(seat: Seat) -> int:
             opened = [open_member(address) for address in seat.addresses]
         _confine(seat)
         greetings = None if seat.handoff is not None else _open_greeting_log(seat)
-        worker = Worker(seat, greetings, seat.listeners or opened)
+        worker = WorkerLoop(seat, greetings, seat.listeners or opened)
     except GreeterdError as error:
         seat.channel.send(FailedMessage(error.exit_code, str(error)))
         return error.exit_code
@@ -51,7 +51,7 @@ def main(seat: Seat) -> int:
     return 0
 
 
-def _open_greeting_log(seat: Seat) -> GreetingLog:
+def _open_greeting_log(seat: WorkerContext) -> GreetingLog:
     return open_greeting_log(
         seat.config.log_dir,
         worker=seat.slot,
@@ -63,7 +63,7 @@ def _open_greeting_log(seat: Seat) -> GreetingLog:
     )
 
 
-def _confine(seat: Seat) -> None:
+def _confine(seat: WorkerContext) -> None:
     """Take on the limits of a worker, and let go of all that it has no need of.
 
     Raises:

@@ -1,6 +1,6 @@
 """A world for the supervisor: it performs the actions, and its processes misbehave.
 
-Forks fail, workers start late or never, hang, ignore orders and crash; a SIGKILL always works.
+Spawner fail, workers start late or never, hang, ignore orders and crash; a SIGKILL always works.
 Everything comes from one seed, so that a history can be told again.
 """
 
@@ -16,18 +16,18 @@ from greeterd.supervisor.events import (
     Closed,
     CloseSlot,
     Drain,
+    DrainMode,
     Event,
     Exited,
     GateAll,
     Generation,
-    How,
     Kill,
     Leaving,
     Lend,
-    Life,
     LoanRefused,
     Pid,
     Policy,
+    PreflightEnded,
     Pulse,
     Ready,
     Reload,
@@ -38,13 +38,13 @@ from greeterd.supervisor.events import (
     Spawn,
     Spawned,
     SpawnFailed,
-    StartTrial,
+    StartPreflight,
     SteerAway,
     TakeBack,
     Tick,
     Ticket,
-    TrialEnded,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.records import Slot
 from greeterd.supervisor.supervisor import Supervisor
@@ -64,7 +64,7 @@ class Process:
     turned_at: float = 0.0
     greetings: int = 0
     serving: bool = False
-    leaving: How | None = None
+    leaving: DrainMode | None = None
     lent: set[SlotIndex] = field(default_factory=set)
     orders: list[Action] = field(default_factory=list)
     """What it was told while it was hung."""
@@ -135,7 +135,7 @@ class Kernel:
         self.feed(Tick(tuple(self._pulses())))
 
     def _serve(self, process: Process) -> None:
-        if process.leaving in {None, How.SWEEP}:
+        if process.leaving in {None, DrainMode.SWEEP}:
             self.queues[process.spawn.slot] = 0
         for slot in process.lent:
             self.queues[slot] = 0
@@ -144,7 +144,7 @@ class Kernel:
         found = []
         for worker in self.supervisor.workers:
             process = self.processes.get(worker.id)
-            if process is not None and worker.life is Life.READY:
+            if process is not None and worker.life is WorkerState.READY:
                 age = self.now - process.turned_at
                 queued = self.queues[worker.slot] if self.supervisor.policy.own_listeners else 0
                 rss = RSS_BYTES + process.greetings
@@ -190,7 +190,7 @@ class Kernel:
                 self.queues[slot] += 1  # a handshake that was under way
             case CloseSlot(slot):
                 self._close(slot)
-            case StartTrial():
+            case StartPreflight():
                 reason = "no module" if self.chance(0.3) else ""
                 if not self.chance(0.2):
                     self.later(0.0, 1.0, lambda: self._end_trial(reason))
@@ -202,13 +202,13 @@ class Kernel:
                 pass
 
     def _end_trial(self, reason: str) -> None:
-        self.feed(TrialEnded(reason))
+        self.feed(PreflightEnded(reason))
 
     def _replace(self, ticket: Ticket) -> None:
         """Go on with a supervisor that has inherited what one image tells the next."""
         old = self.supervisor
         if self.chance(0.3) or any(worker.doomed for worker in old.workers):
-            self.feed(TrialEnded("exec: out of memory"))
+            self.feed(PreflightEnded("exec: out of memory"))
             return
         self.supervisor = Supervisor.adopt(
             policy=old.policy,
@@ -257,7 +257,7 @@ class Kernel:
         """Let a worker serve, unless it is told to leave."""
         process = self.processes.get(worker)
         record = self.supervisor.worker(worker)
-        if process is None or record is None or record.life is not Life.STARTING:
+        if process is None or record is None or record.life is not WorkerState.STARTING:
             return
         process.serving, process.turned_at = True, self.now
         if self.supervisor.policy.own_listeners and record.slot not in self.rules.listening:
@@ -271,7 +271,7 @@ class Kernel:
             return
         if process.hung:
             code = 70
-        if code == 0 and process.leaving in {None, How.SWEEP}:
+        if code == 0 and process.leaving in {None, DrainMode.SWEEP}:
             self.queues[process.spawn.slot] = 0
         self.feed(Exited(worker, f"exit status {code}", code))
 
@@ -279,7 +279,7 @@ class Kernel:
         """Let a worker leave that somebody else has told to."""
         process = self.processes[worker]
         if process.serving and not process.hung and process.leaving is None:
-            process.leaving = How.SWEEP
+            process.leaving = DrainMode.SWEEP
             process.serving = self.chance(0.5)
             self.later(0.0, 3.0, lambda: self._leave(worker, 0))
             self.feed(Leaving(worker))
@@ -299,10 +299,10 @@ class Kernel:
         match action:
             case Drain(_, how):
                 process.leaving = how
-                if how is How.HAND_OVER and not self.chance(0.1):
+                if how is DrainMode.HAND_OVER and not self.chance(0.1):
                     self.later(0.0, 0.2, lambda: self._tell_closed(worker))
                 code = 70 if self.chance(0.2) else 0
-                if how is How.QUICK or not self.chance(0.2):
+                if how is DrainMode.QUICK or not self.chance(0.2):
                     self.later(0.0, 1.5, lambda: self._leave(worker, code))
             case Lend(slot):
                 if self.chance(0.1):
@@ -321,7 +321,7 @@ class Kernel:
     def _leave(self, worker: WorkerId, code: int) -> None:
         process = self.processes.get(worker)
         if process is not None and process.hung:
-            process.orders.append(Drain(worker, process.leaving or How.SWEEP))
+            process.orders.append(Drain(worker, process.leaving or DrainMode.SWEEP))
         else:
             self.die(worker, code)
 

@@ -8,16 +8,16 @@ from greeterd.supervisor.events import (
     Action,
     Closed,
     Drain,
+    DrainMode,
     Event,
     Exited,
     ExitRequested,
     Finished,
     Generation,
-    How,
     Kill,
     Lend,
-    Life,
     Policy,
+    PreflightEnded,
     Pulse,
     Ready,
     Reload,
@@ -32,9 +32,9 @@ from greeterd.supervisor.events import (
     TakeBack,
     Tick,
     Ticket,
-    TrialEnded,
     Upgrade,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervisor_rules import Rules
@@ -66,7 +66,7 @@ class Daemon:
         self.now = end
         return found + self.tell(Tick())
 
-    def lives(self, slot: int) -> list[Life]:
+    def lives(self, slot: int) -> list[WorkerState]:
         """Return the lives of the slot's workers, the oldest first."""
         return [worker.life for worker in self.supervisor.slots[SlotIndex(slot)].workers]
 
@@ -150,8 +150,8 @@ def upgrade(*, ticket: int = NO_TICKET) -> Upgrade:
     return Upgrade(Ticket(ticket))
 
 
-def tried(reason: str = "") -> TrialEnded:
-    return TrialEnded(reason)
+def tried(reason: str = "") -> PreflightEnded:
+    return PreflightEnded(reason)
 
 
 def stop(*, quick: bool = False, ticket: int = NO_TICKET) -> Stop:
@@ -163,15 +163,15 @@ def spawn(worker: int, slot: int, place: int = 0, generation: int = 1) -> Spawn:
 
 
 def hand_over(worker: int) -> Drain:
-    return Drain(WorkerId(worker), How.HAND_OVER)
+    return Drain(WorkerId(worker), DrainMode.HAND_OVER)
 
 
 def sweep(worker: int) -> Drain:
-    return Drain(WorkerId(worker), How.SWEEP)
+    return Drain(WorkerId(worker), DrainMode.SWEEP)
 
 
 def quick(worker: int) -> Drain:
-    return Drain(WorkerId(worker), How.QUICK)
+    return Drain(WorkerId(worker), DrainMode.QUICK)
 
 
 def abort(worker: int, reason: str) -> Kill:

@@ -14,19 +14,19 @@ from greeterd.supervisor.events import (
     Closed,
     CloseSlot,
     Drain,
-    EndTrial,
+    DrainMode,
+    EndPreflight,
     Event,
     Exit,
     Exited,
     Finished,
     GateAll,
-    How,
     Kill,
     Leaving,
     Lend,
-    Life,
     LoanRefused,
     Policy,
+    PreflightEnded,
     Ready,
     Reload,
     Replace,
@@ -39,15 +39,15 @@ from greeterd.supervisor.events import (
     Spawn,
     SpawnFailed,
     Started,
-    StartTrial,
+    StartPreflight,
     SteerAway,
     Stop,
     TakeBack,
     Tick,
     Ticket,
-    TrialEnded,
     Upgrade,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.running import Roll
 from greeterd.supervisor.shutdown import ABORT_GRACE
@@ -65,7 +65,7 @@ class Record:
     slot: SlotIndex
     place: int
     abort_from: float
-    life: Life = Life.STARTING
+    life: WorkerState = WorkerState.STARTING
     accepts: bool = True
     """It may, though it was told to hand over if it was."""
     handing_over: bool = False
@@ -153,23 +153,23 @@ class Rules:
                 self._bury(worker, now)
             case Ready(worker):
                 record = self.alive.get(worker)
-                if record is not None and record.life is Life.STARTING:
+                if record is not None and record.life is WorkerState.STARTING:
                     self.listening.add(record.slot)
                     if not record.aborted:
-                        if not self._lives(record.slot, Life.READY):
+                        if not self._lives(record.slot, WorkerState.READY):
                             self.served_since[record.slot] = now
-                        record.life = Life.READY
+                        record.life = WorkerState.READY
             case Leaving(worker):
                 record = self.alive.get(worker)
-                if record is not None and record.life is Life.READY:
-                    record.life = Life.DRAINING
+                if record is not None and record.life is WorkerState.READY:
+                    record.life = WorkerState.DRAINING
                     record.kill_from = min(record.kill_from, now + policy.graceful_timeout)
-                    if not self._lives(record.slot, Life.READY):
-                        self._vacate(record, Life.READY, now)
+                    if not self._lives(record.slot, WorkerState.READY):
+                        self._vacate(record, WorkerState.READY, now)
             case Closed(worker):
                 if worker in self.alive:
                     self.alive[worker].accepts = False
-            case TrialEnded(reason):
+            case PreflightEnded(reason):
                 self.trial = "passed" if self.trial == "running" and not reason else ""
             case Returned(slot, worker) | LoanRefused(slot, worker):
                 self.holders.discard((slot, worker))
@@ -192,19 +192,21 @@ class Rules:
             return
         self.holders = {each for each in self.holders if each[1] != ident}
         self.close_from[record.slot] = now + self.policy.graceful_timeout
-        if record.life is not Life.DRAINING and not self._lives(record.slot, Life.READY):
+        if record.life is not WorkerState.DRAINING and not self._lives(
+            record.slot, WorkerState.READY
+        ):
             self._vacate(record, record.life, now)
             self.deaths[record.slot].append(now)
 
-    def _vacate(self, record: Record, before: Life, now: float) -> None:
-        if before is Life.READY:
+    def _vacate(self, record: Record, before: WorkerState, now: float) -> None:
+        if before is WorkerState.READY:
             served = now - self.served_since[record.slot]
             if served >= self.policy.restart_window:
                 self.failures[record.slot] = 0
         self.failures[record.slot] += 1
         self.vacant_since[record.slot] = now
 
-    def _lives(self, slot: SlotIndex, life: Life) -> list[WorkerId]:
+    def _lives(self, slot: SlotIndex, life: WorkerState) -> list[WorkerId]:
         return [
             ident for ident, each in self.alive.items() if each.slot == slot and each.life is life
         ]
@@ -215,7 +217,7 @@ class Rules:
         worker = self.supervisor.worker(ident)
         return (
             record is not None
-            and record.life is Life.READY
+            and record.life is WorkerState.READY
             and not record.aborted
             and worker is not None
             and not worker.stuck
@@ -240,7 +242,7 @@ class Rules:
                 self.close_from[slot] = now + self.policy.graceful_timeout
             case CloseSlot(slot):
                 self._check_close(slot, now)
-            case StartTrial() | EndTrial() | Replace():
+            case StartPreflight() | EndPreflight() | Replace():
                 self._check_trial(action)
             case GateAll():
                 assert self.supervisor.stopping == Stop()
@@ -271,24 +273,24 @@ class Rules:
     def _check_finished(self, finished: Finished) -> None:
         if finished.command in ROLLS and not finished.reason:
             assert not any(each.handing_over and each.accepts for each in self.alive.values())
-            ready = [each.slot for each in self.alive.values() if each.life is Life.READY]
+            ready = [each.slot for each in self.alive.values() if each.life is WorkerState.READY]
             assert len(ready) == len(set(ready))
         if finished.command != recycling.COMMAND:  # nobody has asked for that
             ticket = finished.ticket
             self.answered[ticket] += 1
             assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
 
-    def _check_trial(self, action: StartTrial | EndTrial | Replace) -> None:
+    def _check_trial(self, action: StartPreflight | EndPreflight | Replace) -> None:
         match action:
-            case StartTrial():
+            case StartPreflight():
                 assert self.trial == ""
                 self.trial = "running"
-            case EndTrial():
+            case EndPreflight():
                 assert self.trial in {"running", "passed"}
                 self.trial = ""
             case Replace():
                 assert self.trial == "passed"
-                assert all(each.life is not Life.STARTING for each in self.alive.values())
+                assert all(each.life is not WorkerState.STARTING for each in self.alive.values())
                 assert not any(slot.retiring for slot in self.supervisor.slots.values())
                 self.trial = "replacing"
 
@@ -300,33 +302,40 @@ class Rules:
         assert spawn.place not in {each.place for each in others}
         operation = self.supervisor.operation
         if not isinstance(operation, Roll) or operation.replacement != spawn.worker:
-            assert all(each.life is Life.DRAINING for each in others)
+            assert all(each.life is WorkerState.DRAINING for each in others)
             wait = min(15.0, 0.05 * 2 ** (self.failures[spawn.slot] - 2))
             if self.failures[spawn.slot] > 1:
                 assert now - self.vacant_since[spawn.slot] >= wait, "back-off"
         else:
-            assert not self._lives(spawn.slot, Life.STARTING)
+            assert not self._lives(spawn.slot, WorkerState.STARTING)
             if operation.command == recycling.COMMAND:
-                assert all(each.life is Life.READY for each in self.alive.values()), "one slot"
+                assert all(each.life is WorkerState.READY for each in self.alive.values()), (
+                    "one slot"
+                )
         limit = now + self.policy.start_timeout
         self.alive[spawn.worker] = Record(spawn.slot, spawn.place, limit)
 
-    def _check_drain(self, record: Record, how: How, now: float) -> None:
+    def _check_drain(self, record: Record, how: DrainMode, now: float) -> None:
         stop = self.supervisor.stopping if self.leaving(now) else None
         slot = self.supervisor.slots.get(record.slot)
-        if record.life is Life.READY and stop is None and slot is not None and not slot.retiring:
-            assert len(self._lives(record.slot, Life.READY)) > 1
-            assert how is How.HAND_OVER
-        if how is How.SWEEP and stop is None and record.slot in self.listening:
+        if (
+            record.life is WorkerState.READY
+            and stop is None
+            and slot is not None
+            and not slot.retiring
+        ):
+            assert len(self._lives(record.slot, WorkerState.READY)) > 1
+            assert how is DrainMode.HAND_OVER
+        if how is DrainMode.SWEEP and stop is None and record.slot in self.listening:
             assert self.steered == record.slot
-        assert (how is How.QUICK) == (stop is not None and stop.quick)
-        if how is How.HAND_OVER and self.policy.own_listeners:
+        assert (how is DrainMode.QUICK) == (stop is not None and stop.quick)
+        if how is DrainMode.HAND_OVER and self.policy.own_listeners:
             assert stop is None
-            assert len(self._lives(record.slot, Life.READY)) > 1
-        record.life = Life.DRAINING
-        record.handing_over = how is How.HAND_OVER
-        timeout = QUICK_TIMEOUT if how is How.QUICK else self.policy.graceful_timeout
-        if record.slot == DISPATCHER and how is How.SWEEP:
+            assert len(self._lives(record.slot, WorkerState.READY)) > 1
+        record.life = WorkerState.DRAINING
+        record.handing_over = how is DrainMode.HAND_OVER
+        timeout = QUICK_TIMEOUT if how is DrainMode.QUICK else self.policy.graceful_timeout
+        if record.slot == DISPATCHER and how is DrainMode.SWEEP:
             timeout /= 2  # the others have the other half
         record.kill_from = min(record.kill_from, now + timeout)
 
@@ -338,10 +347,10 @@ class Rules:
             record.killed = True
             return
         assert not record.aborted
-        if record.life is Life.STARTING:
+        if record.life is WorkerState.STARTING:
             assert now >= record.abort_from
         else:
-            assert record.life is Life.READY
+            assert record.life is WorkerState.READY
             assert self.overdue[ident] == 2
         record.aborted = True
         record.kill_from = now + ABORT_GRACE
@@ -376,7 +385,7 @@ class Rules:
         assert lives == {ident: record.life for ident, record in self.alive.items()}
         for record in self.alive.values():
             assert record.killed or now < self._kill_from(record), "killed in time"
-            if record.life is Life.STARTING:
+            if record.life is WorkerState.STARTING:
                 assert record.aborted or now < record.abort_from, "aborted in time"
         deadline = supervisor.next_deadline()
         assert deadline is None or deadline > now, "no busy loop"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.supervisor.events import How
+from greeterd.supervisor.events import DrainMode
 from greeterd.worker.conversation import MAX_EXITS, STRANGERS_CREDIT, Conversation
 from greeterd.worker.messages import (
     ClosedMessage,
@@ -35,7 +35,7 @@ READY, FAILED, EXIT, LEAVING = (
     LeavingMessage(),
 )
 ANSWERS: list[tuple[FromMaster, Message]] = [
-    (DrainMessage(How.HAND_OVER.value), ClosedMessage()),
+    (DrainMessage(DrainMode.HAND_OVER.value), ClosedMessage()),
     (ReopenMessage(), ReopenedMessage("")),
     (TakeBackMessage(3), ReturnedMessage(3)),
     (LendMessage(3), RefusedMessage(3, "no room")),
@@ -96,8 +96,8 @@ def test_an_answer_is_of_the_slot_that_was_asked_for() -> None:
     assert conversation.heard(ReturnedMessage(4), 0) == "'returned 4' is not due"
 
 
-@pytest.mark.parametrize("how", [How.SWEEP, How.QUICK])
-def test_who_is_told_to_leave_otherwise_has_nothing_to_answer(how: How) -> None:
+@pytest.mark.parametrize("how", [DrainMode.SWEEP, DrainMode.QUICK])
+def test_who_is_told_to_leave_otherwise_has_nothing_to_answer(how: DrainMode) -> None:
     conversation = ready()
     conversation.told(DrainMessage(how.value))
     conversation.told(GoMessage())

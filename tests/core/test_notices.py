@@ -1,6 +1,6 @@
 """What the service manager is told, and when."""
 
-from greeterd.master.systemd.notifications import Message, Notices, View
+from greeterd.master.systemd.notifications import Message, Notifications, View
 
 WATCHDOG = 10.0
 
@@ -9,7 +9,7 @@ class World:
     """A daemon that is as the test says, and the clock."""
 
     def __init__(self, *, watchdog: float | None = None, upgraded: Message = ()) -> None:
-        self.notices = Notices(watchdog=watchdog, upgraded=upgraded)
+        self.notices = Notifications(watchdog=watchdog, upgraded=upgraded)
         self.now = 100.0
         self.figures = "figures"
 

@@ -8,16 +8,16 @@ from greeterd.supervisor.events import (
     DISPATCHER,
     CloseSlot,
     Drain,
+    DrainMode,
     Exit,
     GateAll,
-    How,
     Leaving,
-    Life,
     Policy,
     Started,
     Stop,
     Tick,
     WorkerId,
+    WorkerState,
 )
 from tests.core.supervised import (
     Daemon,
@@ -51,7 +51,7 @@ def started(workers: int, *, policy: Policy = HANDOFF) -> Daemon:
     return daemon
 
 
-def drain(worker: int, how: How) -> Drain:
+def drain(worker: int, how: DrainMode) -> Drain:
     return Drain(WorkerId(worker), how)
 
 
@@ -75,8 +75,8 @@ def test_it_is_no_worker_to_be_counted_or_scaled_away() -> None:
     assert daemon.slots() == [1, 2]
     refusal = finished("scale", "0 workers: not between 1 and 512", ticket=1)
     assert daemon.tell(scale(0, ticket=1)) == [refusal]
-    assert drain(3, How.SWEEP) in daemon.tell(scale(1))
-    assert daemon.lives(0) == [Life.READY]
+    assert drain(3, DrainMode.SWEEP) in daemon.tell(scale(1))
+    assert daemon.lives(0) == [WorkerState.READY]
 
 
 def test_all_slots_that_there_can_be_are_workers() -> None:
@@ -127,12 +127,12 @@ def test_a_worker_that_is_stuck_is_rescued_by_another_worker() -> None:
 def test_no_client_can_retire_it() -> None:
     daemon = started(1)
     assert daemon.tell(asked_to_exit(1)) == []
-    assert daemon.lives(0) == [Life.READY]
+    assert daemon.lives(0) == [WorkerState.READY]
 
 
 def test_when_the_last_worker_has_retired_it_goes_too() -> None:
     daemon = started(1)
-    assert drain(1, How.SWEEP) in daemon.tell(asked_to_exit(2))
+    assert drain(1, DrainMode.SWEEP) in daemon.tell(asked_to_exit(2))
     assert daemon.tell(left(1)) == [CloseSlot(DISPATCHER)]
     assert daemon.tell(left(2)) == [Exit(0, "")]
 
@@ -140,7 +140,7 @@ def test_when_the_last_worker_has_retired_it_goes_too() -> None:
 @pytest.mark.parametrize("first", [1, 2])
 def test_at_a_stop_its_slot_is_closed_when_it_has_left(first: int) -> None:
     daemon = started(1)
-    sweep = How.SWEEP
+    sweep = DrainMode.SWEEP
     assert daemon.tell(Stop()) == [GateAll(), drain(1, sweep), drain(2, sweep)]
     closed = [CloseSlot(DISPATCHER)]
     gone = {1: closed, 2: []}

@@ -4,10 +4,10 @@ from greeterd.supervisor.events import (
     Action,
     CloseSlot,
     GateAll,
-    Life,
     Policy,
     SlotIndex,
     SteerAway,
+    WorkerState,
 )
 from tests.core.supervised import (
     Daemon,
@@ -102,7 +102,7 @@ def test_what_was_called_back_before_the_steering_is_waited_for() -> None:
     is_stuck(daemon, 2)
     assert daemon.tell(look(turns(2))) == [take_back(2, 1)]
     assert daemon.tell(scale(1)) == []
-    assert daemon.lives(2) == [Life.READY]
+    assert daemon.lives(2) == [WorkerState.READY]
     assert daemon.tell(returned(2, 1)) == [steer_away(2), sweep(2)]
     assert daemon.tell(died(2)) == [lend(2, 1), take_back(2, 1)]
 

@@ -1,18 +1,18 @@
 """An upgrade: the new image is tried beside the old one, and takes its place when all is calm."""
 
 from greeterd.supervisor.events import (
-    EndTrial,
+    EndPreflight,
     Exit,
     GateAll,
     Generation,
-    Life,
     Policy,
     Replace,
     SlotIndex,
-    StartTrial,
+    StartPreflight,
     Tick,
     Ticket,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.supervisor import Supervisor
@@ -40,7 +40,7 @@ NO_TRIAL = "the new image was not ready within 5 s"
 
 def test_an_image_that_has_passed_its_trial_takes_the_place() -> None:
     daemon = started(2)
-    assert daemon.tell(upgrade(ticket=1)) == [StartTrial()]
+    assert daemon.tell(upgrade(ticket=1)) == [StartPreflight()]
     assert daemon.tell(Tick(), after=1.0) == []
     assert daemon.tell(tried()) == [Replace(Ticket(1))]
     assert daemon.tell(Tick(), after=1000.0) == []
@@ -58,7 +58,7 @@ def test_a_trial_that_takes_too_long_is_ended() -> None:
     daemon = started(1, policy=Policy(start_timeout=5.0))
     daemon.tell(upgrade(ticket=1))
     assert daemon.wait(4.9) == []
-    assert daemon.wait(0.1) == [EndTrial(), finished("upgrade", NO_TRIAL, ticket=1)]
+    assert daemon.wait(0.1) == [EndPreflight(), finished("upgrade", NO_TRIAL, ticket=1)]
     assert daemon.tell(tried("killed by SIGKILL")) == []
     assert daemon.supervisor.next_deadline() is None
 
@@ -119,14 +119,14 @@ def test_commands_that_wait_for_an_upgrade_that_fails_are_carried_out() -> None:
 def test_an_upgrade_waits_for_the_commands_before_it() -> None:
     daemon = started(1)
     assert daemon.tell(scale(2), upgrade()) == [spawn(2, slot=2)]
-    assert daemon.tell(ready(2)) == [finished("scale"), StartTrial()]
+    assert daemon.tell(ready(2)) == [finished("scale"), StartPreflight()]
 
 
 def test_a_stop_ends_a_trial_and_answers_it() -> None:
     daemon = started(1)
     daemon.tell(upgrade(ticket=1))
     assert daemon.tell(stop()) == [
-        EndTrial(),
+        EndPreflight(),
         finished("upgrade", "the daemon is stopping", ticket=1),
         GateAll(),
         sweep(1),
@@ -150,7 +150,7 @@ def test_the_last_step_of_an_upgrade_is_a_reload_of_that_name() -> None:
 def test_a_successor_goes_on_with_the_slots_and_their_workers() -> None:
     index, ident = SlotIndex(3), WorkerId(7)
     worker = Worker(
-        id=ident, slot=index, place=1, generation=Generation(4), since=1.0, life=Life.READY
+        id=ident, slot=index, place=1, generation=Generation(4), since=1.0, life=WorkerState.READY
     )
     slot = Slot(index=index, generation=Generation(4), workers=[worker], served=True)
     heir = Supervisor.adopt(

@@ -8,7 +8,6 @@ from greeterd.supervisor.events import (
     GateAll,
     Generation,
     Leaving,
-    Life,
     Pid,
     Policy,
     SlotIndex,
@@ -16,6 +15,7 @@ from greeterd.supervisor.events import (
     SpawnFailed,
     Tick,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.records import TRANSITIONS, Worker, backoff_delay
 from tests.core.supervised import (
@@ -35,7 +35,7 @@ from tests.core.supervised import (
 )
 
 
-def worker_in(life: Life) -> Worker:
+def worker_in(life: WorkerState) -> Worker:
     return Worker(
         id=WorkerId(1),
         slot=SlotIndex(1),
@@ -46,9 +46,11 @@ def worker_in(life: Life) -> Worker:
     )
 
 
-@pytest.mark.parametrize("life", Life)
-@pytest.mark.parametrize("then", Life)
-def test_a_worker_changes_its_life_only_as_the_table_says(life: Life, then: Life) -> None:
+@pytest.mark.parametrize("life", WorkerState)
+@pytest.mark.parametrize("then", WorkerState)
+def test_a_worker_changes_its_life_only_as_the_table_says(
+    life: WorkerState, then: WorkerState
+) -> None:
     worker = worker_in(life)
     if then in TRANSITIONS[life]:
         worker.become(then, 5.0)
@@ -61,16 +63,16 @@ def test_a_worker_changes_its_life_only_as_the_table_says(life: Life, then: Life
 
 def test_the_table_leads_one_way_from_the_start_to_the_end() -> None:
     assert {
-        Life.STARTING: {Life.READY, Life.DRAINING, Life.GONE},
-        Life.READY: {Life.DRAINING, Life.GONE},
-        Life.DRAINING: {Life.GONE},
-        Life.GONE: set(),
+        WorkerState.STARTING: {WorkerState.READY, WorkerState.DRAINING, WorkerState.GONE},
+        WorkerState.READY: {WorkerState.DRAINING, WorkerState.GONE},
+        WorkerState.DRAINING: {WorkerState.GONE},
+        WorkerState.GONE: set(),
     } == TRANSITIONS
 
 
 def test_a_change_of_life_forgets_what_was_felt_of_the_former() -> None:
-    worker = replace(worker_in(Life.READY), stalled_since=1.0, stuck=True, overdue=True)
-    worker.become(Life.DRAINING, 5.0)
+    worker = replace(worker_in(WorkerState.READY), stalled_since=1.0, stuck=True, overdue=True)
+    worker.become(WorkerState.DRAINING, 5.0)
     assert worker.stalled_since is None
     assert [worker.stuck, worker.overdue] == [False, False]
 
@@ -78,9 +80,9 @@ def test_a_change_of_life_forgets_what_was_felt_of_the_former() -> None:
 def test_starting_becomes_ready_when_the_worker_says_so() -> None:
     daemon = Daemon(1, policy=Policy())
     assert daemon.tell(Tick()) == [spawn(1, slot=1)]
-    assert daemon.lives(1) == [Life.STARTING]
+    assert daemon.lives(1) == [WorkerState.STARTING]
     daemon.tell(Spawned(WorkerId(1), Pid(4242)), ready(1))
-    assert daemon.lives(1) == [Life.READY]
+    assert daemon.lives(1) == [WorkerState.READY]
     worker = daemon.supervisor.worker(WorkerId(1))
     assert worker is not None
     assert worker.pid == 4242
@@ -90,20 +92,20 @@ def test_starting_becomes_draining_when_the_daemon_stops() -> None:
     daemon = started(1)
     daemon.tell(died(1))
     assert daemon.tell(stop()) == [GateAll(), sweep(2)]
-    assert daemon.lives(1) == [Life.DRAINING]
+    assert daemon.lives(1) == [WorkerState.DRAINING]
 
 
 def test_starting_becomes_draining_when_its_slot_retires() -> None:
     daemon = started(2)
     daemon.tell(died(2))
     assert daemon.tell(scale(1)) == [hand_over(3)]
-    assert daemon.lives(2) == [Life.DRAINING]
+    assert daemon.lives(2) == [WorkerState.DRAINING]
 
 
 def test_starting_becomes_gone_when_the_fork_fails() -> None:
     daemon = started(1)
     daemon.tell(died(1))
-    assert daemon.lives(1) == [Life.STARTING]
+    assert daemon.lives(1) == [WorkerState.STARTING]
     daemon.tell(SpawnFailed(WorkerId(2), "fork: out of memory"))
     assert daemon.lives(1) == []
 
@@ -117,21 +119,21 @@ def test_starting_becomes_gone_when_the_process_ends() -> None:
 def test_ready_becomes_draining_when_another_is_ready_in_its_slot() -> None:
     daemon = started(1)
     daemon.tell(reload(2, 1))
-    assert daemon.lives(1) == [Life.READY, Life.STARTING]
+    assert daemon.lives(1) == [WorkerState.READY, WorkerState.STARTING]
     assert hand_over(1) in daemon.tell(ready(2))
-    assert daemon.lives(1) == [Life.DRAINING, Life.READY]
+    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.READY]
 
 
 def test_ready_becomes_draining_when_its_slot_retires() -> None:
     daemon = started(2)
     assert daemon.tell(scale(1)) == [hand_over(2)]
-    assert daemon.lives(2) == [Life.DRAINING]
+    assert daemon.lives(2) == [WorkerState.DRAINING]
 
 
 def test_ready_becomes_draining_when_it_leaves_unasked_and_another_is_started() -> None:
     daemon = started(1)
     assert daemon.tell(Leaving(WorkerId(1))) == [spawn(2, slot=1, place=1)]
-    assert daemon.lives(1) == [Life.DRAINING, Life.STARTING]
+    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.STARTING]
     assert daemon.supervisor.slots[SlotIndex(1)].restarts == 0, "it has not died"
 
 
@@ -152,14 +154,14 @@ def test_draining_becomes_gone_when_the_process_ends_and_nobody_takes_its_place(
     daemon = started(1)
     daemon.tell(reload(2, 1), ready(2), closed(1))
     assert daemon.tell(left(1)) == []
-    assert daemon.lives(1) == [Life.READY]
+    assert daemon.lives(1) == [WorkerState.READY]
 
 
 def test_ready_that_comes_while_it_drains_changes_nothing() -> None:
     daemon = started(1)
     daemon.tell(scale(2), stop())
     assert daemon.tell(ready(2)) == []
-    assert daemon.lives(2) == [Life.DRAINING]
+    assert daemon.lives(2) == [WorkerState.DRAINING]
 
 
 def test_what_is_told_of_a_worker_that_is_gone_changes_nothing() -> None:
@@ -173,7 +175,7 @@ def test_what_is_told_of_a_worker_that_is_gone_changes_nothing() -> None:
 def test_what_is_told_twice_changes_nothing() -> None:
     daemon = started(2)
     assert daemon.hear(ready(1), ready(2), ready(1)) == []
-    assert daemon.lives(1) == [Life.READY]
+    assert daemon.lives(1) == [WorkerState.READY]
 
 
 def test_a_slot_gives_its_two_places_in_turn() -> None:
@@ -186,7 +188,7 @@ def test_a_slot_gives_its_two_places_in_turn() -> None:
 def test_a_replacement_waits_until_one_of_two_workers_has_left() -> None:
     daemon = started(1)
     daemon.tell(reload(2, 1), ready(2), closed(1))
-    assert daemon.lives(1) == [Life.DRAINING, Life.READY]
+    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.READY]
     assert daemon.tell(reload(3, 1)) == []
     assert daemon.tell(left(1)) == [spawn(3, slot=1, place=0, generation=3)]
 
@@ -259,4 +261,4 @@ def test_who_does_not_serve_cannot_leave_of_its_own() -> None:
     daemon = Daemon(1, policy=Policy())
     daemon.tell(Tick())
     assert daemon.tell(Leaving(WorkerId(1)), Leaving(WorkerId(7))) == []
-    assert daemon.lives(1) == [Life.STARTING]
+    assert daemon.lives(1) == [WorkerState.STARTING]

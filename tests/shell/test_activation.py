@@ -12,7 +12,7 @@ import pytest
 from greeterd.config.schema import Config
 from greeterd.errors import ConfigError
 from greeterd.master.escrow import Escrow
-from greeterd.master.systemd.activation import Allotment, Passed, Stale, allot
+from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, allot
 from greeterd.master.systemd.fdstore import Stored, label_of
 from greeterd.master.systemd.receive import bind_by, receive
 from greeterd.master.upgrade.reexec import InheritedListeners
@@ -42,7 +42,7 @@ def passed(*addresses: str, first: int = 3, **differs: object) -> list[Passed]:
 
 def test_in_mode_inherit_each_address_has_one_socket() -> None:
     found = allot(passed(HERE, THERE, FILE), INHERIT, uid=UID)
-    assert found == Allotment(listeners=InheritedListeners(shared=[3, 4, 5], passed=True))
+    assert found == SocketAssignment(listeners=InheritedListeners(shared=[3, 4, 5], passed=True))
 
 
 def test_in_mode_reuseport_each_worker_has_one_socket_of_each_address() -> None:
@@ -82,7 +82,7 @@ def test_a_socket_unit_makes_the_store_useless() -> None:
 
 
 def test_without_sockets_there_is_nothing_to_take() -> None:
-    assert allot([], INHERIT, uid=UID) == Allotment()
+    assert allot([], INHERIT, uid=UID) == SocketAssignment()
 
 
 # Of the store
@@ -120,13 +120,13 @@ def test_shared_listeners_are_taken_back_in_the_order_of_bind_and_what_is_missin
         stored(Stored(label=label_of(FILE), file=(1, 2)), 4),
     ]
     listeners = InheritedListeners(shared=[None, 4, 3], unix_files={"/run/g": (1, 2)})
-    assert allot(sockets, config, uid=UID) == Allotment(listeners=listeners)
+    assert allot(sockets, config, uid=UID) == SocketAssignment(listeners=listeners)
 
 
 def test_slots_are_taken_back_by_their_numbers_and_in_their_order() -> None:
     sockets = [member(4, 1, 3), guard(4), member(1, 0, 5), member(3, 2, 6)]
     listeners = InheritedListeners(guards=[4], slots={1: [5], 3: [6], 4: [3]}, order=[1, 4, 3])
-    assert allot(sockets, REUSEPORT, uid=UID) == Allotment(listeners=listeners)
+    assert allot(sockets, REUSEPORT, uid=UID) == SocketAssignment(listeners=listeners)
 
 
 def test_a_slot_without_all_its_listeners_is_dropped_and_the_last_takes_its_index() -> None:

@@ -18,7 +18,7 @@ import greeterd.config.schema
 from greeterd.cli import greeterd as program
 from greeterd.config.loader import Loaded, _app, _settings, load, to_toml
 from greeterd.config.schema import FIXED, NAMES, Config, contradictions, fixed_differences
-from greeterd.config.types import Kind, kind_of
+from greeterd.config.types import SettingType, kind_of
 from greeterd.errors import ConfigError, GreeterdError, UsageError
 from greeterd.system.cpus import cpu_of, usable_cpus
 
@@ -70,7 +70,7 @@ NEEDED = {"steering": ["--mode=reuseport"], "handoff_policy": ["--mode=handoff"]
 """Without these a setting cannot be given."""
 
 
-def kind(name: str) -> Kind:
+def kind(name: str) -> SettingType:
     return kind_of(SETTINGS[name].parameter)
 
 

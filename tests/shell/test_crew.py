@@ -21,9 +21,9 @@ from greeterd.config.schema import Config
 from greeterd.control.status import from_json, table_rows, to_json
 from greeterd.master.children import Child
 from greeterd.master.escrow import Escrow
-from greeterd.master.status import Circumstances, survey
-from greeterd.master.workers import Crew
-from greeterd.supervisor.events import Life, Pid, Policy, Pulse, Ready, Spawn, Spawned, Tick
+from greeterd.master.status import StatusInputs, survey
+from greeterd.master.workers import Workers
+from greeterd.supervisor.events import Pid, Policy, Pulse, Ready, Spawn, Spawned, Tick, WorkerState
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.channel import Channel
 from greeterd.worker.conversation import Conversation
@@ -57,7 +57,7 @@ class Shop:
         self.said: list[dict[str, Any]] = []
         logger = SimpleNamespace(warning=lambda _event, **more: self.said.append(more))
         self._selector = selectors.DefaultSelector()
-        self.crew = Crew(
+        self.crew = Workers(
             self._selector,
             supervisor=self.supervisor,
             generations=cast("Any", None),
@@ -83,7 +83,7 @@ class Shop:
         self.supervisor.handle(Spawned(spawn.worker, Pid(1)), 0.0)
         self.supervisor.handle(Ready(spawn.worker), 0.0)
         [worker] = self.supervisor.workers
-        assert worker.life is Life.READY
+        assert worker.life is WorkerState.READY
         self.place = worker.place
         self.row = self.employ()
 
@@ -159,7 +159,7 @@ def test_whatever_a_worker_says_the_master_and_its_readers_go_on(
     for cell, value in enumerate(cells):
         shop.row[cell] = value
     pulse = shop.pulse()
-    about = Circumstances(
+    about = StatusInputs(
         pid=1,
         since=0.0,
         started=0.0,

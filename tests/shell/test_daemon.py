@@ -26,7 +26,7 @@ import json, os, select, signal, stat, sys
 from pathlib import Path
 from greeterd.system.daemonize import launch
 from greeterd.errors import ListenError
-from greeterd.system.pidfile import RunLock
+from greeterd.system.pidfile import PidLock
 
 directory, scenario = Path(sys.argv[1]), sys.argv[2]
 if sys.stdin:
@@ -51,7 +51,7 @@ def facts():
 def run(readiness):
     match scenario:
         case "ready":
-            lock = RunLock.acquire(directory)
+            lock = PidLock.acquire(directory)
             (directory / "facts.new").write_text(json.dumps(facts()))
             (directory / "facts.new").rename(directory / "facts")
             readiness.ready()

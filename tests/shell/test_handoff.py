@@ -12,17 +12,17 @@ from typing import NamedTuple
 import pytest
 
 from greeterd.sockets.address import parse_address
-from greeterd.sockets.fd_passing import QUEUE_LIMIT, Pair, hand_over, is_exit, taker, waiting
+from greeterd.sockets.fd_passing import QUEUE_LIMIT, HandoffPair, hand_over, is_exit, taker, waiting
 from greeterd.sockets.listener import local_address, open_shared
 from greeterd.worker import scoreboard
-from greeterd.worker.acceptor import Intake
+from greeterd.worker.acceptor import Acceptor
 from greeterd.worker.dispatcher import Dispatcher
 from greeterd.worker.scoreboard import Row, spare_row
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    made = Pair.make()
+def pair() -> Iterator[HandoffPair]:
+    made = HandoffPair.make()
     yield made
     made.close()
 
@@ -34,7 +34,7 @@ def connection() -> Iterator[socket.socket]:
         yield left
 
 
-def fill(pair: Pair, connection: socket.socket) -> int:
+def fill(pair: HandoffPair, connection: socket.socket) -> int:
     """Hand over until there is no room; return how many there were."""
     count = 0
     with contextlib.suppress(BlockingIOError):
@@ -47,7 +47,7 @@ def fill(pair: Pair, connection: socket.socket) -> int:
 # The pair
 
 
-def test_a_connection_comes_out_with_its_clients_name(pair: Pair) -> None:
+def test_a_connection_comes_out_with_its_clients_name(pair: HandoffPair) -> None:
     left, right = socket.socketpair()
     hand_over(pair.entry, left.fileno(), "[fe80::1234:5678:9abc:def0%eth0]:65535")
     left.close()
@@ -60,7 +60,7 @@ def test_a_connection_comes_out_with_its_clients_name(pair: Pair) -> None:
     right.close()
 
 
-def test_what_waits_is_counted(pair: Pair, connection: socket.socket) -> None:
+def test_what_waits_is_counted(pair: HandoffPair, connection: socket.socket) -> None:
     assert waiting(pair.exit) == 0
     for _ in range(3):
         hand_over(pair.entry, connection.fileno(), "someone")
@@ -69,13 +69,17 @@ def test_what_waits_is_counted(pair: Pair, connection: socket.socket) -> None:
     assert waiting(pair.exit) == 2
 
 
-def test_a_pair_takes_about_as_many_as_it_is_to_take(pair: Pair, connection: socket.socket) -> None:
+def test_a_pair_takes_about_as_many_as_it_is_to_take(
+    pair: HandoffPair, connection: socket.socket
+) -> None:
     count = fill(pair, connection)
     assert waiting(pair.exit) == count
     assert 0.9 * QUEUE_LIMIT < count < 1.5 * QUEUE_LIMIT
 
 
-def test_an_empty_pair_is_told_from_one_at_its_end(pair: Pair, connection: socket.socket) -> None:
+def test_an_empty_pair_is_told_from_one_at_its_end(
+    pair: HandoffPair, connection: socket.socket
+) -> None:
     take = taker(pair.exit)
     with pytest.raises(BlockingIOError):
         take()
@@ -92,7 +96,7 @@ def test_an_empty_pair_is_told_from_one_at_its_end(pair: Pair, connection: socke
 
 
 def test_a_connection_that_finds_no_descriptor_is_told(
-    pair: Pair, connection: socket.socket
+    pair: HandoffPair, connection: socket.socket
 ) -> None:
     hand_over(pair.entry, connection.fileno(), "someone")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,7 +111,7 @@ def test_a_connection_that_finds_no_descriptor_is_told(
     assert failed.value.errno == errno.EMFILE
 
 
-def test_an_exit_is_told_from_a_listener(pair: Pair) -> None:
+def test_an_exit_is_told_from_a_listener(pair: HandoffPair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert not is_exit(listener)
     assert is_exit(pair.exit)
@@ -120,7 +124,7 @@ class Office(NamedTuple):
     """A dispatcher with a listener, and what it works with."""
 
     dispatcher: Dispatcher
-    intake: Intake
+    intake: Acceptor
     listener: socket.socket
     row: Row
     """The dispatcher's counters."""
@@ -152,7 +156,7 @@ def office(request: pytest.FixtureRequest) -> Iterator[Office]:
             row=row,
             on_room=lambda: room.append(1),
         )
-        intake = Intake(epoll, "epoll")
+        intake = Acceptor(epoll, "epoll")
         intake.add(listener)
         yield Office(dispatcher, intake, listener, row, epoll, room)
         dispatcher.abandon()
@@ -162,15 +166,15 @@ def office(request: pytest.FixtureRequest) -> Iterator[Office]:
 
 
 @pytest.fixture
-def pairs() -> Iterator[list[Pair]]:
-    made = [Pair.make() for _ in range(3)]
+def pairs() -> Iterator[list[HandoffPair]]:
+    made = [HandoffPair.make() for _ in range(3)]
     yield made
     for each in made:
         each.close()
 
 
-def copy(pair: Pair) -> Pair:
-    return Pair.adopt(*(os.dup(fd) for fd in pair.fds))
+def copy(pair: HandoffPair) -> HandoffPair:
+    return HandoffPair.adopt(*(os.dup(fd) for fd in pair.fds))
 
 
 def close_all(sockets: list[socket.socket]) -> None:
@@ -178,7 +182,7 @@ def close_all(sockets: list[socket.socket]) -> None:
         sock.close()
 
 
-def drain(pair: Pair) -> list[str]:
+def drain(pair: HandoffPair) -> list[str]:
     """Take all that waits; return the clients' names."""
     take, names = taker(pair.exit), []
     while waiting(pair.exit):
@@ -188,7 +192,9 @@ def drain(pair: Pair) -> list[str]:
     return names
 
 
-def test_slots_take_turns_from_one_burst_to_the_next(office: Office, pairs: list[Pair]) -> None:
+def test_slots_take_turns_from_one_burst_to_the_next(
+    office: Office, pairs: list[HandoffPair]
+) -> None:
     for slot, pair in enumerate(pairs, start=1):
         office.dispatcher.add_route(slot, copy(pair))
     clients = office.connect(8)
@@ -200,7 +206,7 @@ def test_slots_take_turns_from_one_burst_to_the_next(office: Office, pairs: list
 
 
 @pytest.mark.parametrize("office", ["least-busy"], indirect=True)
-def test_who_has_least_before_it_is_next(office: Office, pairs: list[Pair]) -> None:
+def test_who_has_least_before_it_is_next(office: Office, pairs: list[HandoffPair]) -> None:
     for slot, pair in enumerate(pairs, start=1):
         row = spare_row()
         row[scoreboard.OPEN] = 3 if slot == 1 else 0
@@ -217,7 +223,7 @@ def test_who_has_least_before_it_is_next(office: Office, pairs: list[Pair]) -> N
 @pytest.mark.parametrize("office", ["round-robin", "least-busy"], indirect=True)
 @pytest.mark.parametrize("lie", [2**64 - 1, 2**63, 0])
 def test_what_the_workers_say_of_themselves_stops_nobody(
-    office: Office, pairs: list[Pair], lie: int
+    office: Office, pairs: list[HandoffPair], lie: int
 ) -> None:
     for slot, pair in enumerate(pairs, start=1):
         row = spare_row()
@@ -229,7 +235,7 @@ def test_what_the_workers_say_of_themselves_stops_nobody(
     close_all(clients)
 
 
-def test_a_slot_that_retires_is_passed_over(office: Office, pairs: list[Pair]) -> None:
+def test_a_slot_that_retires_is_passed_over(office: Office, pairs: list[HandoffPair]) -> None:
     for slot, pair in enumerate(pairs[:2], start=1):
         office.dispatcher.add_route(slot, copy(pair))
     pairs[0].close_entry()
@@ -240,7 +246,7 @@ def test_a_slot_that_retires_is_passed_over(office: Office, pairs: list[Pair]) -
 
 
 def test_a_pair_that_has_ended_is_given_up_though_nothing_comes(
-    office: Office, pairs: list[Pair]
+    office: Office, pairs: list[HandoffPair]
 ) -> None:
     office.dispatcher.add_route(1, copy(pairs[0]))
     assert office.epoll.poll(0) == []
@@ -253,7 +259,9 @@ def test_a_pair_that_has_ended_is_given_up_though_nothing_comes(
 
 
 @pytest.mark.parametrize("office", ["round-robin", "least-busy"], indirect=True)
-def test_a_slot_whose_worker_has_paused_comes_last(office: Office, pairs: list[Pair]) -> None:
+def test_a_slot_whose_worker_has_paused_comes_last(
+    office: Office, pairs: list[HandoffPair]
+) -> None:
     rows = {1: spare_row(), 2: spare_row()}
     for slot, pair in enumerate(pairs[:2], start=1):
         office.dispatcher.add_route(slot, copy(pair), rows[slot])
@@ -270,7 +278,7 @@ def test_a_slot_whose_worker_has_paused_comes_last(office: Office, pairs: list[P
 
 
 def test_a_slot_that_is_full_is_passed_over(
-    office: Office, pairs: list[Pair], connection: socket.socket
+    office: Office, pairs: list[HandoffPair], connection: socket.socket
 ) -> None:
     for slot, pair in enumerate(pairs[:2], start=1):
         office.dispatcher.add_route(slot, copy(pair))
@@ -282,7 +290,7 @@ def test_a_slot_that_is_full_is_passed_over(
 
 
 def test_one_is_held_while_nobody_has_room_and_goes_on_as_soon_as_there_is(
-    office: Office, pairs: list[Pair], connection: socket.socket
+    office: Office, pairs: list[HandoffPair], connection: socket.socket
 ) -> None:
     office.dispatcher.add_route(1, copy(pairs[0]))
     fill(pairs[0], connection)
@@ -302,7 +310,9 @@ def test_one_is_held_while_nobody_has_room_and_goes_on_as_soon_as_there_is(
     close_all(clients)
 
 
-def test_a_new_route_takes_what_was_held_for_want_of_any(office: Office, pairs: list[Pair]) -> None:
+def test_a_new_route_takes_what_was_held_for_want_of_any(
+    office: Office, pairs: list[HandoffPair]
+) -> None:
     clients = office.connect(1)
     assert (office.burst(), office.dispatcher.open) == (1, 1)
     office.dispatcher.add_route(3, copy(pairs[2]))

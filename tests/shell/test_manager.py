@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from greeterd.errors import ConfigError
-from greeterd.master.systemd.service_manager import Manager
+from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.supervisor.events import Policy, Ready, Stop, Tick, WorkerId
 from greeterd.supervisor.supervisor import Supervisor
 
@@ -48,12 +48,12 @@ def started(workers: int) -> Supervisor:
     return supervisor
 
 
-def attend(manager: Manager, supervisor: Supervisor, now: float = 0.0) -> None:
+def attend(manager: ServiceManager, supervisor: Supervisor, now: float = 0.0) -> None:
     manager.attend(supervisor, started=True, figures=lambda: "figures", now=now)
 
 
 def test_without_a_manager_nothing_is_told_or_kept_and_there_is_no_deadline() -> None:
-    manager = Manager(upgraded=False, environ={})
+    manager = ServiceManager(upgraded=False, environ={})
     manager.begin()
     manager.keep({"name": 10**6})
     attend(manager, started(1))
@@ -62,11 +62,11 @@ def test_without_a_manager_nothing_is_told_or_kept_and_there_is_no_deadline() ->
 
 def test_a_period_of_the_watchdog_that_is_no_number_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="WATCHDOG_USEC"):
-        Manager(upgraded=False, environ={"WATCHDOG_USEC": "soon"})
+        ServiceManager(upgraded=False, environ={"WATCHDOG_USEC": "soon"})
 
 
 def test_a_life_as_the_manager_hears_it(hears: socket.socket) -> None:
-    manager = Manager(upgraded=False, environ=environment(hears, WATCHDOG_USEC="4000000"))
+    manager = ServiceManager(upgraded=False, environ=environment(hears, WATCHDOG_USEC="4000000"))
     supervisor = started(2)
     attend(manager, supervisor)
     assert heard(hears) == ["READY=1", "STATUS=ready: figures", "WATCHDOG=1"]
@@ -85,13 +85,13 @@ def test_a_life_as_the_manager_hears_it(hears: socket.socket) -> None:
 
 
 def test_an_upgraded_image_tells_its_pid(hears: socket.socket) -> None:
-    manager = Manager(upgraded=True, environ=environment(hears))
+    manager = ServiceManager(upgraded=True, environ=environment(hears))
     attend(manager, started(1))
     assert heard(hears)[0] == f"READY=1\nMAINPID={os.getpid()}"
 
 
 def test_a_worker_that_does_not_turn_its_loop_is_not_well(hears: socket.socket) -> None:
-    manager = Manager(upgraded=False, environ=environment(hears, WATCHDOG_USEC="4000000"))
+    manager = ServiceManager(upgraded=False, environ=environment(hears, WATCHDOG_USEC="4000000"))
     supervisor = started(2)
     next(iter(supervisor.workers)).overdue = True
     attend(manager, supervisor)
@@ -99,7 +99,7 @@ def test_a_worker_that_does_not_turn_its_loop_is_not_well(hears: socket.socket) 
 
 
 def test_the_store_is_brought_in_line(hears: socket.socket) -> None:
-    manager = Manager(upgraded=False, environ=environment(hears))
+    manager = ServiceManager(upgraded=False, environ=environment(hears))
     with socket.socket() as one, socket.socket() as two:
         manager.keep({"a": one.fileno(), "b": two.fileno()})
         store = "FDSTORE=1\nFDNAME={}\nFDPOLL=0".format
@@ -115,7 +115,7 @@ def test_the_store_is_brought_in_line(hears: socket.socket) -> None:
 
 def test_a_word_that_is_not_taken_is_told_again_in_its_order(hears: socket.socket) -> None:
     environ = environment(hears, WATCHDOG_USEC="4000000")
-    manager = Manager(upgraded=False, environ=environ)
+    manager = ServiceManager(upgraded=False, environ=environ)
     path = Path(environ["NOTIFY_SOCKET"])
     supervisor = started(1)
     path.rename(path.with_name("away"))
@@ -140,7 +140,7 @@ def test_a_word_that_is_not_taken_is_told_again_in_its_order(hears: socket.socke
 
 def test_what_could_not_be_told_is_told_at_the_next_turn(hears: socket.socket) -> None:
     environ = environment(hears)
-    manager = Manager(upgraded=False, environ=environ)
+    manager = ServiceManager(upgraded=False, environ=environ)
     path = environ["NOTIFY_SOCKET"]
     with socket.socket() as one:
         Path(path).rename(path + "-away")

@@ -17,7 +17,7 @@ from greeterd.config.loader import _app, _settings
 from greeterd.config.schema import Config
 from greeterd.config.types import kind_of
 from greeterd.control.protocol import COMMANDS
-from greeterd.supervisor.events import Life
+from greeterd.supervisor.events import WorkerState
 from greeterd.supervisor.records import TRANSITIONS
 from greeterd.system.daemonize import INTERRUPTED
 from greeterd.system.signals import MASTER_SIGNALS
@@ -280,7 +280,7 @@ def test_the_life_of_a_worker_is_that_of_the_supervisor() -> None:
     known = {
         (life.value, after.value) for life, allowed in TRANSITIONS.items() for after in allowed
     }
-    assert set(arrows) == {("[*]", Life.STARTING.value), *known}
+    assert set(arrows) == {("[*]", WorkerState.STARTING.value), *known}
     assert len(arrows) == len(set(arrows))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError, ResourceError
-from greeterd.system.pidfile import RunLock, running_pid
+from greeterd.system.pidfile import PidLock, running_pid
 from greeterd.system.socket_file import file_at
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +25,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own fil
 HOLDER = """
 import os, sys
 from pathlib import Path
-from greeterd.system.pidfile import RunLock
-lock = RunLock.acquire(Path(sys.argv[1]))
+from greeterd.system.pidfile import PidLock
+lock = PidLock.acquire(Path(sys.argv[1]))
 print(os.getpid(), flush=True)
 sys.stdin.read()
 lock.release()
@@ -36,8 +36,8 @@ lock.release()
 MASTER_WITH_WORKER = """
 import os, subprocess, sys
 from pathlib import Path
-from greeterd.system.pidfile import RunLock
-lock = RunLock.acquire(Path(sys.argv[1]))
+from greeterd.system.pidfile import PidLock
+lock = PidLock.acquire(Path(sys.argv[1]))
 if sys.argv[2] == "worker closes":
     preserve = ()
 else:
@@ -59,7 +59,7 @@ def python(code: str, *arguments: object, **options: object) -> "subprocess.Pope
 
 
 def test_the_file_holds_the_pid_and_a_newline_and_nothing_else(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     assert (tmp_path / "greeterd.pid").read_bytes() == b"%d\n" % os.getpid()
     assert running_pid(tmp_path) == os.getpid()
     lock.release()
@@ -68,17 +68,17 @@ def test_the_file_holds_the_pid_and_a_newline_and_nothing_else(tmp_path: Path) -
 def test_a_file_with_a_start_time_of_an_earlier_version_is_read_and_its_holder_named(
     tmp_path: Path,
 ) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     (tmp_path / "greeterd.pid").write_text(f"{os.getpid()} 4711\n")
     with pytest.raises(AlreadyRunningError, match=rf"already running as pid {os.getpid()} "):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     lock.publish()
     assert (tmp_path / "greeterd.pid").read_bytes() == b"%d\n" % os.getpid()
     lock.release()
 
 
 def test_the_run_directory_is_made_and_not_open_to_others(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path / "a" / "run")
+    lock = PidLock.acquire(tmp_path / "a" / "run")
     assert stat.S_IMODE((tmp_path / "a" / "run").stat().st_mode) & 0o027 == 0
     assert stat.S_IMODE((tmp_path / "a" / "run" / "greeterd.pid").stat().st_mode) & 0o027 == 0
     lock.release()
@@ -89,9 +89,9 @@ def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
         assert first.stdout
         pid = first.stdout.readline().strip()
         with pytest.raises(AlreadyRunningError, match=rf"already running as pid {pid}\b"):
-            RunLock.acquire(tmp_path)
+            PidLock.acquire(tmp_path)
         first.communicate()
-    RunLock.acquire(tmp_path).release()
+    PidLock.acquire(tmp_path).release()
 
 
 def test_a_killed_daemon_leaves_a_stale_file_that_hinders_nobody(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_killed_daemon_leaves_a_stale_file_that_hinders_nobody(tmp_path: Path)
         first.kill()
     assert (tmp_path / "greeterd.pid").read_text()
     assert running_pid(tmp_path) is None
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     assert running_pid(tmp_path) == os.getpid()
     lock.release()
 
@@ -110,24 +110,24 @@ def test_a_killed_daemon_leaves_a_stale_file_that_hinders_nobody(tmp_path: Path)
     "content", ["", "garbage\n", "0\n", "-1 5\n", "9" * 60 + "\n", "\N{SUPERSCRIPT TWO}\n"]
 )
 def test_garbage_in_a_held_file_is_refused_without_a_pid(tmp_path: Path, content: str) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     (tmp_path / "greeterd.pid").write_text(content)
     with pytest.raises(AlreadyRunningError, match="its file does not name"):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     lock.release()
 
 
 def test_release_takes_the_file_away_and_is_idempotent(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     lock.release()
     lock.release()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_release_leaves_a_file_that_is_not_ours(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     (tmp_path / "greeterd.pid").unlink()
-    second = RunLock.acquire(tmp_path)
+    second = PidLock.acquire(tmp_path)
     lock.release()
     assert running_pid(tmp_path) == os.getpid()
     second.release()
@@ -137,7 +137,7 @@ def test_a_starter_that_opened_the_file_before_it_was_removed_locks_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "greeterd.pid"
-    old = RunLock.acquire(tmp_path)
+    old = PidLock.acquire(tmp_path)
     flock: Callable[[int, int], None] = fcntl.flock
 
     def release_first(fd: int, operation: int) -> None:
@@ -146,10 +146,10 @@ def test_a_starter_that_opened_the_file_before_it_was_removed_locks_the_new_one(
         flock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", release_first)
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     assert os.path.samestat(os.fstat(lock.fd), path.stat())
     with pytest.raises(AlreadyRunningError):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     lock.release()
 
 
@@ -162,10 +162,10 @@ def test_the_lock_ends_with_the_master_if_its_workers_closed_it(
         assert master.stdout.readline() == "ready\n"
         assert master.wait() == -signal.SIGKILL
         if worker == "worker closes":
-            RunLock.acquire(tmp_path).release()
+            PidLock.acquire(tmp_path).release()
         else:  # why the worker has to
             with pytest.raises(AlreadyRunningError, match="does not name"):
-                RunLock.acquire(tmp_path)
+                PidLock.acquire(tmp_path)
 
 
 def test_release_frees_the_lock_even_if_a_worker_kept_it_and_the_file_must_stay(
@@ -174,45 +174,45 @@ def test_release_frees_the_lock_even_if_a_worker_kept_it_and_the_file_must_stay(
     def refuse(path: Path) -> None:
         raise PermissionError(path)
 
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     copy = os.dup(lock.fd)
     monkeypatch.setattr(Path, "unlink", refuse)
     lock.release()
     monkeypatch.undo()
     assert (tmp_path / "greeterd.pid").read_text() == ""
-    RunLock.acquire(tmp_path).release()
+    PidLock.acquire(tmp_path).release()
     os.close(copy)
 
 
 def test_an_upgrade_hands_the_lock_on_without_a_gap(tmp_path: Path) -> None:
-    old = RunLock.acquire(tmp_path)
+    old = PidLock.acquire(tmp_path)
     passed = os.dup(old.fd)
     os.set_inheritable(passed, True)
-    new = RunLock.adopt(passed, tmp_path)
+    new = PidLock.adopt(passed, tmp_path)
     assert not os.get_inheritable(new.fd)
     old.close()
     with pytest.raises(AlreadyRunningError):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     new.publish()
     assert running_pid(tmp_path) == os.getpid()
     new.release()
-    RunLock.acquire(tmp_path).release()
+    PidLock.acquire(tmp_path).release()
 
 
 def test_only_the_run_lock_can_be_adopted(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     with (tmp_path / "other").open("w") as other, pytest.raises(GreeterdError, match="is not the"):
-        RunLock.adopt(other.fileno(), tmp_path)
+        PidLock.adopt(other.fileno(), tmp_path)
     foreign = os.open(tmp_path / "greeterd.pid", os.O_RDWR)
     with pytest.raises(GreeterdError, match="is not the"):
-        RunLock.adopt(foreign, tmp_path)
+        PidLock.adopt(foreign, tmp_path)
     os.close(foreign)
     lock.release()
 
 
 def test_a_shorter_line_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
     (tmp_path / "greeterd.pid").write_text("x" * 500)
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     assert (tmp_path / "greeterd.pid").read_text().count("x") == 0
     lock.release()
 
@@ -227,8 +227,8 @@ def shared(tmp_path: Path) -> Path:
 
 
 def test_our_own_directory_in_a_shared_one_is_used(shared: Path) -> None:
-    RunLock.acquire(shared / "greeterd-0").release()
-    RunLock.acquire(shared / "greeterd-0").release()
+    PidLock.acquire(shared / "greeterd-0").release()
+    PidLock.acquire(shared / "greeterd-0").release()
 
 
 @needs_root
@@ -237,7 +237,7 @@ def test_a_stranger_s_directory_is_refused_with_what_to_do(shared: Path, tmp_pat
         directory.mkdir()
         os.chown(directory, NOBODY, NOBODY)
         with pytest.raises(ConfigError, match=r"belongs to uid 65534, .*: chown it to uid 0, "):
-            RunLock.acquire(directory)
+            PidLock.acquire(directory)
         assert list(directory.iterdir()) == []
 
 
@@ -248,7 +248,7 @@ def test_a_directory_above_that_is_a_stranger_s_is_refused_and_nothing_is_made(
     (tmp_path / "session").mkdir(mode=0o700)
     os.chown(tmp_path / "session", NOBODY, NOBODY)
     with pytest.raises(ConfigError, match=r"session belongs to uid 65534.*: choose another run_d"):
-        RunLock.acquire(tmp_path / "session" / "greeterd")
+        PidLock.acquire(tmp_path / "session" / "greeterd")
     assert list((tmp_path / "session").iterdir()) == []
 
 
@@ -259,7 +259,7 @@ def test_a_stranger_s_file_is_not_believed(tmp_path: Path) -> None:
     with (tmp_path / "greeterd.pid").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="belongs to uid 65534: remove it"):
-            RunLock.acquire(tmp_path)
+            PidLock.acquire(tmp_path)
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
@@ -267,7 +267,7 @@ def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int)
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(mode)
     with pytest.raises(ConfigError, match=rf"can be written by others \(mode {mode:04o}\): chmod"):
-        RunLock.acquire(tmp_path / "run")
+        PidLock.acquire(tmp_path / "run")
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
@@ -275,7 +275,7 @@ def test_a_directory_above_that_others_may_write_is_refused(tmp_path: Path, mode
     (tmp_path / "above").mkdir()
     (tmp_path / "above").chmod(mode)
     with pytest.raises(ConfigError, match=rf"above can be written by others \(mode {mode:04o}\)"):
-        RunLock.acquire(tmp_path / "above" / "run")
+        PidLock.acquire(tmp_path / "above" / "run")
     assert list((tmp_path / "above").iterdir()) == []
 
 
@@ -283,10 +283,10 @@ def test_our_own_links_are_followed_and_what_they_lead_to_is_looked_at(tmp_path:
     (tmp_path / "target").mkdir()
     (tmp_path / "run").symlink_to("b/../target")
     (tmp_path / "b").mkdir()
-    RunLock.acquire(tmp_path / "run").release()
+    PidLock.acquire(tmp_path / "run").release()
     (tmp_path / "target").chmod(0o777)
     with pytest.raises(ConfigError, match=r"target can be written by others"):
-        RunLock.acquire(tmp_path / "run")
+        PidLock.acquire(tmp_path / "run")
 
 
 @needs_root
@@ -296,14 +296,14 @@ def test_a_stranger_s_link_is_not_followed(shared: Path, tmp_path: Path) -> None
     os.chown(shared / "link", NOBODY, NOBODY, follow_symlinks=False)
     for run_dir in (shared / "link", shared / "link" / "run"):
         with pytest.raises(ConfigError, match="is a link of uid 65534: remove it"):
-            RunLock.acquire(run_dir)
+            PidLock.acquire(run_dir)
     assert list((tmp_path / "target").iterdir()) == []
 
 
 def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("run")
     with pytest.raises(ConfigError, match="Too many levels of symbolic links"):
-        RunLock.acquire(tmp_path / "run")
+        PidLock.acquire(tmp_path / "run")
 
 
 def test_a_lock_file_that_is_a_link_is_never_followed(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_lock_file_that_is_a_link_is_never_followed(tmp_path: Path) -> None:
     victim.write_text("precious")
     (tmp_path / "greeterd.pid").symlink_to(victim)
     with pytest.raises(ConfigError, match="run lock"):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     assert victim.read_text() == "precious"
 
 
@@ -319,7 +319,7 @@ def test_a_run_directory_that_cannot_be_made_is_a_configuration_error(tmp_path: 
     (tmp_path / "file").touch()
     for run_dir in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match=r"(file|run): Not a directory"):
-            RunLock.acquire(run_dir)
+            PidLock.acquire(run_dir)
 
 
 # What may pass
@@ -339,9 +339,9 @@ def test_what_the_system_refuses_for_now_is_told_with_the_path_and_leaves_nothin
     with monkeypatch.context() as patch:
         patch.setattr(fcntl if call == "flock" else os, call, refuse)
         with pytest.raises(ResourceError) as caught:
-            RunLock.acquire(tmp_path)
+            PidLock.acquire(tmp_path)
     assert str(caught.value) == f"run lock {tmp_path}/greeterd.pid: {os.strerror(number)}"
-    RunLock.acquire(tmp_path).release()
+    PidLock.acquire(tmp_path).release()
 
 
 # A name that is lost
@@ -350,7 +350,7 @@ def test_what_the_system_refuses_for_now_is_told_with_the_path_and_leaves_nothin
 @pytest.mark.parametrize("how", ["removed", "replaced", "renamed"])
 def test_a_lock_that_has_lost_its_name_is_renewed(tmp_path: Path, how: str) -> None:
     path = tmp_path / "greeterd.pid"
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     if how == "renamed":
         path.rename(tmp_path / "other")
     else:
@@ -362,13 +362,13 @@ def test_a_lock_that_has_lost_its_name_is_renewed(tmp_path: Path, how: str) -> N
     assert lock.file == file_at(path)
     assert path.read_bytes() == b"%d\n" % os.getpid()
     with pytest.raises(AlreadyRunningError, match=rf"as pid {os.getpid()} "):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     lock.release()
     assert not path.exists()
 
 
 def test_a_lock_is_renewed_with_its_directory(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path / "run")
+    lock = PidLock.acquire(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     lock.renew()
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) & 0o027 == 0
@@ -376,7 +376,7 @@ def test_a_lock_is_renewed_with_its_directory(tmp_path: Path) -> None:
 
 
 def test_a_lock_whose_name_another_daemon_has_taken_is_held_as_it_was(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     before = lock.file
     (tmp_path / "greeterd.pid").unlink()
     with python(HOLDER, tmp_path) as other:
@@ -396,7 +396,7 @@ def test_a_lock_that_cannot_be_written_is_renewed_later(
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     before = lock.file
     (tmp_path / "greeterd.pid").unlink()
     monkeypatch.setattr(os, "pwrite", refuse)
@@ -410,13 +410,13 @@ def test_a_lock_that_cannot_be_written_is_renewed_later(
 
 
 def test_a_successor_adopts_a_lock_that_has_lost_its_name(tmp_path: Path) -> None:
-    lock = RunLock.acquire(tmp_path)
+    lock = PidLock.acquire(tmp_path)
     (tmp_path / "greeterd.pid").unlink()
-    heir = RunLock.adopt(os.dup(lock.fd), tmp_path)
+    heir = PidLock.adopt(os.dup(lock.fd), tmp_path)
     lock.close()
     heir.renew()
     with pytest.raises(AlreadyRunningError):
-        RunLock.acquire(tmp_path)
+        PidLock.acquire(tmp_path)
     heir.release()
 
 
@@ -427,6 +427,6 @@ def test_a_daemon_without_its_lock_is_found_by_its_control_socket(tmp_path: Path
         with pytest.raises(
             AlreadyRunningError, match=rf"already running as pid {os.getpid()} \(it"
         ):
-            RunLock.acquire(tmp_path)
+            PidLock.acquire(tmp_path)
         assert not (tmp_path / "greeterd.pid").exists()
-    RunLock.acquire(tmp_path).release()
+    PidLock.acquire(tmp_path).release()

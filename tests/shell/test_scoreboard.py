@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from greeterd.errors import ResourceError, StartError
 from greeterd.master.upgrade.reexec import (
-    Estate,
     InheritedListeners,
     InheritedRow,
     InheritedSlot,
     InheritedWorker,
+    UpgradeState,
 )
 from greeterd.master.upgrade.serialize import adopt_board, bequeath_rows
 from greeterd.supervisor.supervisor import MAX_SLOTS
@@ -460,7 +460,7 @@ def test_a_fork_that_fails_leaves_nothing(board: Scoreboard) -> None:
 
 def estate(
     board_fd: int, workers: Sequence[tuple[int, int]], rows: list[InheritedRow] | None = None
-) -> Estate:
+) -> UpgradeState:
     """Return an estate with these workers by slot and place, as it comes out of its JSON."""
     slots = [
         InheritedSlot(
@@ -475,12 +475,12 @@ def estate(
         )
         for number, (slot, place) in enumerate(workers, start=1)
     ]  # fmt: skip
-    found = Estate(
+    found = UpgradeState(
         program="0", fixed={}, listeners=InheritedListeners(), slots=slots, board_fd=board_fd,
         lock_fd=0, control_fd=0, generation=1, last_generation=1, last_worker=1, since=0.0,
         started=0.0, rows=rows,
     )  # fmt: skip
-    return msgspec.json.decode(msgspec.json.encode(found), type=Estate)
+    return msgspec.json.decode(msgspec.json.encode(found), type=UpgradeState)
 
 
 class OldBoard:

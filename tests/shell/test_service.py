@@ -15,11 +15,11 @@ import msgspec
 import pytest
 
 from greeterd.sockets.address import Address, parse_address
-from greeterd.sockets.fd_passing import Pair, hand_over, taker
+from greeterd.sockets.fd_passing import HandoffPair, hand_over, taker
 from greeterd.sockets.listener import local_address, open_shared
 from greeterd.worker import scoreboard
-from greeterd.worker.acceptor import Intake, Source
-from greeterd.worker.connections import FIRST_READ, Service, _close_all
+from greeterd.worker.acceptor import Acceptor, Source
+from greeterd.worker.connections import FIRST_READ, ConnectionHandler, _close_all
 from greeterd.worker.greeting_log import open_greeting_log
 from greeterd.worker.scoreboard import Row, spare_row
 
@@ -49,7 +49,7 @@ class Office:
         self.warnings: list[str] = []
         self.epoll = select.epoll()
         self.row = spare_row()
-        self.service = Service(
+        self.service = ConnectionHandler(
             max_connections=100,
             max_name_bytes=1000,
             client_timeout=10.0,
@@ -61,7 +61,7 @@ class Office:
             warn=lambda event, **_: self.warnings.append(event),
             on_exit=lambda: self.warnings.append("exit"),
         )
-        self._intake = Intake(self.epoll, "epoll")
+        self._intake = Acceptor(self.epoll, "epoll")
         self._intake.add(self._listener)
 
     @property
@@ -231,7 +231,7 @@ def test_descriptors_that_come_along_hide_nothing_that_follows(unix_office: Offi
 def test_nor_do_they_when_the_connection_is_handed_over(
     office: Office, unix_office: Office
 ) -> None:
-    pair = Pair.make()
+    pair = HandoffPair.make()
     with closing(pair), say_with_descriptors(unix_office), office.say(b"Bob"):
         for source, family in ((unix_office.source, "unix"), (office.source, "127.0.0.1:1")):
             fd, _ = source.accept()

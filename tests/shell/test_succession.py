@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 
 from greeterd.master.upgrade import reexec
-from greeterd.master.upgrade.reexec import Estate, InheritedListeners, Program, Trial
+from greeterd.master.upgrade.reexec import (
+    InheritedListeners,
+    PreflightProcess,
+    Program,
+    UpgradeState,
+)
 from greeterd.system.inheritance import LOST
 
 
 @pytest.fixture
-def estate() -> Estate:
+def estate() -> UpgradeState:
     """Return the estate of a daemon that has three descriptors."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
-    return Estate(
+    return UpgradeState(
         program="1", fixed={}, listeners=InheritedListeners(), slots=[], board_fd=fds[0],
         lock_fd=fds[1], control_fd=fds[2], generation=1, last_generation=1, last_worker=0,
         since=0.0, started=0.0,
@@ -36,10 +41,14 @@ def program(executable: str, directory: Path) -> Program:
     return Program(executable=executable, argv=(executable,), directory=directory)
 
 
-@pytest.mark.parametrize("attempt", [Trial, reexec.become])
+@pytest.mark.parametrize("attempt", [PreflightProcess, reexec.become])
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_program_that_cannot_be_executed_leaks_nothing_and_is_named(
-    estate: Estate, tmp_path: Path, attempt: object, gone: bool, monkeypatch: pytest.MonkeyPatch
+    estate: UpgradeState,
+    tmp_path: Path,
+    attempt: object,
+    gone: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert callable(attempt)
     place = tmp_path / "release"
@@ -56,7 +65,7 @@ def test_a_program_that_cannot_be_executed_leaks_nothing_and_is_named(
 
 
 def test_an_estate_that_cannot_be_written_leaks_nothing(
-    estate: Estate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    estate: UpgradeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = descriptors()
 
@@ -64,7 +73,7 @@ def test_an_estate_that_cannot_be_written_leaks_nothing(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "write", refuse)
-    for attempt in (Trial, reexec.become):
+    for attempt in (PreflightProcess, reexec.become):
         with pytest.raises(OSError, match="No space left"):
             attempt(estate, program(sys.executable, tmp_path))
     assert descriptors() == before

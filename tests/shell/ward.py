@@ -6,7 +6,7 @@ import selectors
 import signal
 from collections.abc import Iterator
 
-from greeterd.master.children import Child, Nursery
+from greeterd.master.children import Child, Children
 from greeterd.sockets import rights
 from greeterd.supervisor.events import Generation, Pid, SlotIndex, Spawn, WorkerId
 from greeterd.worker.channel import Channel
@@ -16,7 +16,7 @@ from greeterd.worker.messages import Message, ReadyMessage
 WORKER = WorkerId(7)
 
 
-class Ward(Nursery):
+class Ward(Children):
     """A nursery with one child that is no process, and what became of it."""
 
     def __init__(self, *, listeners: int = 0, ready: bool = True) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from greeterd.cli.greeterd import main
 from greeterd.sockets import rights
 from greeterd.worker import scoreboard
-from greeterd.worker.loop import Worker
+from greeterd.worker.loop import WorkerLoop
 from greeterd.worker.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
 from tests.system.harness import ROOT
 
@@ -34,7 +34,7 @@ _ORDERS = "TEST_HOSTILE_ORDERS"
 class Harm:
     """What is done, and how the master tells of the worker's end."""
 
-    do: Callable[[Worker], None]
+    do: Callable[[WorkerLoop], None]
     reason: str
     """Part of the reason in `worker exited`."""
 
@@ -42,10 +42,10 @@ class Harm:
 HARMS: dict[str, Harm] = {}
 
 
-def harm(reason: str) -> Callable[[Callable[[Worker], None]], Callable[[Worker], None]]:
+def harm(reason: str) -> Callable[[Callable[[WorkerLoop], None]], Callable[[WorkerLoop], None]]:
     """List a function as a harm, under its name; `reason` is part of what the master says."""
 
-    def enter(do: Callable[[Worker], None]) -> Callable[[Worker], None]:
+    def enter(do: Callable[[WorkerLoop], None]) -> Callable[[WorkerLoop], None]:
         HARMS[do.__name__.replace("_", "-")] = Harm(do, reason)
         return do
 
@@ -105,11 +105,11 @@ def given_orders() -> Iterator[Orders]:
 
 def _take_over(orders: Orders) -> None:
     """Replace the turn of the loop in every worker that this program forks."""
-    honest = Worker._turn
+    honest = WorkerLoop._turn
     had: dict[int, int] = {}
     """The connections of the row before this worker's, by its pid."""
 
-    def turn(worker: Worker) -> None:
+    def turn(worker: WorkerLoop) -> None:
         count, pid = worker._row[scoreboard.CONNECTIONS], os.getpid()
         name = orders.take(worker._seat.slot, count - had[pid] if pid in had else None)
         had.setdefault(pid, count)
@@ -117,78 +117,78 @@ def _take_over(orders: Orders) -> None:
             HARMS[name].do(worker)
         honest(worker)
 
-    Worker._turn = turn  # type: ignore[assignment, method-assign]
+    WorkerLoop._turn = turn  # type: ignore[assignment, method-assign]
 
 
 # Harms: messages ----------------------------------------------------------------------------
 
 
-def _socket(worker: Worker) -> socket.socket:
+def _socket(worker: WorkerLoop) -> socket.socket:
     return worker._seat.channel._socket
 
 
-def _send(worker: Worker, data: bytes, fds: Collection[int] = ()) -> None:
+def _send(worker: WorkerLoop, data: bytes, fds: Collection[int] = ()) -> None:
     with contextlib.suppress(OSError):
         rights.send(_socket(worker), data, fds)
 
 
-def _say(worker: Worker, message: Message, fds: list[int] | None = None) -> None:
+def _say(worker: WorkerLoop, message: Message, fds: list[int] | None = None) -> None:
     worker._seat.channel.send(message, fds)
 
 
 @harm("protocol error: not JSON")
-def no_json(worker: Worker) -> None:
+def no_json(worker: WorkerLoop) -> None:
     _send(worker, b"\xff\x00\x1b]0;owned\x07")
 
 
 @harm("protocol error: not JSON")
-def nested_too_deep(worker: Worker) -> None:
+def nested_too_deep(worker: WorkerLoop) -> None:
     _send(worker, b'{"type":"ready","more":' + b"[" * 60_000)
 
 
 @harm("protocol error: not a message")
-def unknown_message(worker: Worker) -> None:
+def unknown_message(worker: WorkerLoop) -> None:
     _send(worker, json.dumps({"type": "\x1b[2J" * 1000}).encode())
 
 
 @harm("protocol error: too long a message")
-def too_long_a_message(worker: Worker) -> None:
+def too_long_a_message(worker: WorkerLoop) -> None:
     _send(worker, b'{"type":"exit"}' + b" " * 100_000)
 
 
 @harm("protocol error: 'drain' is for the master to say")
-def message_of_the_master(worker: Worker) -> None:
+def message_of_the_master(worker: WorkerLoop) -> None:
     _send(worker, b'{"type":"drain","how":"quick"}')
 
 
 @harm("protocol error: 'ready' is not due")
-def ready_twice(worker: Worker) -> None:
+def ready_twice(worker: WorkerLoop) -> None:
     _say(worker, ReadyMessage())
 
 
 @harm("protocol error: 'returned 1' is not due")
-def returned_unlent(worker: Worker) -> None:
+def returned_unlent(worker: WorkerLoop) -> None:
     _send(worker, b'{"type":"returned","slot":1}')
 
 
 @harm("protocol error: 'exit' is not due")
-def exit_though_it_is_not_allowed(worker: Worker) -> None:
+def exit_though_it_is_not_allowed(worker: WorkerLoop) -> None:
     for _ in range(5):
         _say(worker, ExitMessage())
 
 
 @harm("protocol error: it has closed its channel")
-def empty_message(worker: Worker) -> None:
+def empty_message(worker: WorkerLoop) -> None:
     _send(worker, b"")
 
 
 @harm("protocol error: it has closed its channel")
-def closed_channel(worker: Worker) -> None:
+def closed_channel(worker: WorkerLoop) -> None:
     _socket(worker).shutdown(socket.SHUT_WR)
 
 
 @harm("protocol error: 'leaving' is not due")
-def flood(worker: Worker) -> None:
+def flood(worker: WorkerLoop) -> None:
     while True:
         with contextlib.suppress(BlockingIOError):
             rights.send(_socket(worker), b'{"type":"leaving"}')
@@ -198,7 +198,7 @@ def flood(worker: Worker) -> None:
 
 
 @harm("protocol error: descriptors that are not due")
-def descriptors_unasked(worker: Worker) -> None:
+def descriptors_unasked(worker: WorkerLoop) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     while True:
         with contextlib.suppress(OSError):
@@ -206,7 +206,7 @@ def descriptors_unasked(worker: Worker) -> None:
 
 
 @harm("protocol error: descriptors that are not due")
-def descriptors_with_an_empty_message(worker: Worker) -> None:
+def descriptors_with_an_empty_message(worker: WorkerLoop) -> None:
     _send(worker, b"", [0, 1, 2])
 
 
@@ -224,7 +224,7 @@ def _lingering() -> tuple[int, list[socket.socket]]:
 
 
 @harm("protocol error: descriptors that are not due")
-def descriptors_that_linger(worker: Worker) -> None:
+def descriptors_that_linger(worker: WorkerLoop) -> None:
     kept = []
     for _ in range(10):
         fd, others = _lingering()
@@ -235,13 +235,13 @@ def descriptors_that_linger(worker: Worker) -> None:
 
 
 @harm("protocol error: not JSON")
-def descriptors_that_linger_behind_a_breach(worker: Worker) -> None:
+def descriptors_that_linger_behind_a_breach(worker: WorkerLoop) -> None:
     _send(worker, b"garbage")
     descriptors_that_linger(worker)
 
 
 @harm("protocol error: descriptors that are not due")
-def descriptors_of_all_kinds(worker: Worker) -> None:
+def descriptors_of_all_kinds(worker: WorkerLoop) -> None:
     reader, writer = os.pipe()
     kinds = [reader, writer, os.memfd_create("any"), os.open("/", os.O_PATH), os.eventfd(0)]
     _send(worker, b'{"type":"leaving"}', [*kinds, *worker._intake.sources])
@@ -260,14 +260,14 @@ def _stack_fd() -> int:
 
 
 @harm("killed by SIGABRT")
-def sparse_stack(_worker: Worker) -> None:
+def sparse_stack(_worker: WorkerLoop) -> None:
     with contextlib.suppress(OSError):
         os.ftruncate(_stack_fd(), 2**45)
     os.abort()
 
 
 @harm("killed by SIGKILL")
-def long_stack(_worker: Worker) -> None:
+def long_stack(_worker: WorkerLoop) -> None:
     fd = _stack_fd()
     with contextlib.suppress(OSError):
         for at in range(0, 2**24, 2**16):
@@ -279,7 +279,7 @@ def long_stack(_worker: Worker) -> None:
 
 
 @harm("exit status 0")
-def leaves_at_once(worker: Worker) -> None:
+def leaves_at_once(worker: WorkerLoop) -> None:
     _say(worker, LeavingMessage())
     os._exit(0)
 

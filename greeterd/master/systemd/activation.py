@@ -85,7 +85,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allotment:
+class SocketAssignment:
     """What to do with the sockets."""
 
     listeners: InheritedListeners | None = None
@@ -93,7 +93,7 @@ class Allotment:
     stale: tuple[Stale, ...] = ()
 
 
-def allot(passed: Sequence[Passed], config: Config, *, uid: int) -> Allotment:
+def allot(passed: Sequence[Passed], config: Config, *, uid: int) -> SocketAssignment:
     """Return what each socket becomes; `uid` is whom this process opens sockets as.
 
     Raises:
@@ -104,9 +104,9 @@ def allot(passed: Sequence[Passed], config: Config, *, uid: int) -> Allotment:
     of_unit = [one for one in passed if not one.name.startswith(PREFIX)]
     if of_unit:
         stale = tuple(Stale(one.name, one.fd, "a socket unit has passed others") for one in stored)
-        return Allotment(listeners=_of_unit(of_unit, config), stale=stale)
+        return SocketAssignment(listeners=_of_unit(of_unit, config), stale=stale)
     if not stored:
-        return Allotment()
+        return SocketAssignment()
     return _of_store(stored, config, uid)
 
 
@@ -181,7 +181,7 @@ def _require_group(address: Address, several: Sequence[Passed]) -> None:
 # Of the descriptor store --------------------------------------------------------------------
 
 
-def _of_store(stored: Sequence[Passed], config: Config, uid: int) -> Allotment:
+def _of_store(stored: Sequence[Passed], config: Config, uid: int) -> SocketAssignment:
     stale: list[Stale] = []
     found: dict[str, tuple[Passed, Stored]] = {}
     labels = [label_of(text) for text in config.bind]
@@ -217,19 +217,19 @@ def _flaw(
 
 def _adopt_shared(
     found: Sequence[tuple[Passed, Stored]], labels: Sequence[str], stale: list[Stale]
-) -> Allotment:
+) -> SocketAssignment:
     by_label = {what.label: each for each, what in found}
     kept = [by_label.get(label) for label in labels]
     listeners = InheritedListeners(
         shared=[one.fd if one is not None else None for one in kept],
         unix_files={one.address.path: one.file for one in kept if one and one.address and one.file},
     )
-    return Allotment(listeners=listeners if found else None, stale=tuple(stale))
+    return SocketAssignment(listeners=listeners if found else None, stale=tuple(stale))
 
 
 def _adopt_group(
     found: Sequence[tuple[Passed, Stored]], labels: Sequence[str], stale: list[Stale]
-) -> Allotment:
+) -> SocketAssignment:
     guards = {what.label: each.fd for each, what in found if what.guard}
     members: dict[int, dict[str, tuple[Passed, Stored]]] = {}
     for each, what in found:
@@ -237,7 +237,7 @@ def _adopt_group(
             members.setdefault(what.slot, {})[what.label] = each, what
     if guards.keys() != set(labels):
         everything = (Stale(one.name, one.fd, "an address has no guard") for one, _ in found)
-        return Allotment(stale=(*stale, *everything))
+        return SocketAssignment(stale=(*stale, *everything))
     indexes = {slot: min(what.index for _, what in row.values()) for slot, row in members.items()}
     order = sorted(members, key=lambda slot: indexes[slot])
     for slot in [slot for slot in order if members[slot].keys() != set(labels)]:
@@ -249,7 +249,7 @@ def _adopt_group(
         slots={slot: [row[label][0].fd for label in labels] for slot, row in members.items()},
         order=order,
     )
-    return Allotment(listeners=listeners, stale=tuple(stale))
+    return SocketAssignment(listeners=listeners, stale=tuple(stale))
 
 
 def _close_hole(order: list[int], slot: int) -> None:

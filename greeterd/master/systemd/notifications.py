@@ -52,7 +52,7 @@ class Phase(Enum):
     STOPPING = "stopping"
 
 
-class Notices:
+class Notifications:
     """What was told, and what is due; instants and durations are seconds."""
 
     def __init__(self, *, watchdog: float | None, upgraded: Message = ()) -> None:

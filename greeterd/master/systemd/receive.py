@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from greeterd.config.schema import Config
 from greeterd.master.escrow import Escrow
-from greeterd.master.systemd.activation import Allotment, Passed, Stale, Terms, allot
+from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, Terms, allot
 from greeterd.master.upgrade.reexec import InheritedListeners
 from greeterd.sockets import steering
 from greeterd.sockets.address import Address
@@ -27,7 +27,7 @@ from greeterd.system import sd_daemon
 BARRIER_TIMEOUT: Final = 5.0
 
 
-def receive(config: Config) -> Allotment:
+def receive(config: Config) -> SocketAssignment:
     """Take what the service manager has passed to this process; call it once, at the start.
 
     What is stale is gone from the store when this returns.  What is kept has no gate any more.
@@ -70,7 +70,7 @@ def terms_of(listeners: InheritedListeners | None) -> Terms | None:
     return Terms(bind=tuple(map(_address_text, fds)), workers=len(slots) or None)
 
 
-def take_up(sockets: Allotment, escrow: Escrow, log: FilteringBoundLogger) -> None:
+def take_up(sockets: SocketAssignment, escrow: Escrow, log: FilteringBoundLogger) -> None:
     """Arrange listeners that were there before this daemon, and tell of them."""
     for stale in sockets.stale:
         log.warning("stored descriptor dropped", name=stale.name, reason=stale.reason)

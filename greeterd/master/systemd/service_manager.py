@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from greeterd.master.systemd.notifications import Message, Notices, View
+from greeterd.master.systemd.notifications import Message, Notifications, View
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system import sd_daemon
 
@@ -20,7 +20,7 @@ LASTING: Final = frozenset({"READY", "RELOADING", "STOPPING", "STATUS"})
 """What stays true until there is another such word; all others are soon told anew."""
 
 
-class Manager:
+class ServiceManager:
     """The service manager, as the master knows it."""
 
     def __init__(self, *, upgraded: bool, environ: Mapping[str, str] = os.environ) -> None:
@@ -33,7 +33,7 @@ class Manager:
         self._environ = environ
         self._there = bool(environ.get("NOTIFY_SOCKET"))
         period_usec = sd_daemon.watchdog_usec(environ)
-        self._notices = Notices(
+        self._notices = Notifications(
             watchdog=None if period_usec is None else period_usec / 1e6,
             # The exec has kept the pid; it is told all the same, for those who look after it.
             upgraded=(f"MAINPID={os.getpid()}",) if upgraded else (),

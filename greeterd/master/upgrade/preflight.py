@@ -5,11 +5,11 @@ import selectors
 
 from greeterd.config.schema import Config
 from greeterd.errors import StartError
-from greeterd.master.children import Child, Nursery
+from greeterd.master.children import Child, Children
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import prepare_log_dir
 from greeterd.master.log import MasterLog
-from greeterd.master.upgrade.reexec import Estate
+from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.master.upgrade.serialize import adopt_board
 from greeterd.sockets import rights
 from greeterd.supervisor.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId, name_of
@@ -18,13 +18,13 @@ from greeterd.system.privileges import resolve
 from greeterd.system.signals import SignalPipe
 from greeterd.worker import main
 from greeterd.worker.channel import Channel
-from greeterd.worker.context import Handoff, Seat
+from greeterd.worker.context import DispatcherContext, WorkerContext
 from greeterd.worker.conversation import Conversation
 from greeterd.worker.messages import FailedMessage, Message, ReadyMessage
 from greeterd.worker.scoreboard import spare_row
 
 
-def rehearse(config: Config, estate: Estate) -> None:
+def rehearse(config: Config, estate: UpgradeState) -> None:
     """Start a worker for each slot, which leaves as soon as it could serve.
 
     Blocks for at most `start_timeout` a worker.
@@ -58,13 +58,13 @@ def _start(spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog) -> Mess
         said.append(message)
 
     def live(channel: Channel, pipe: SignalPipe, log_lock: int) -> int:
-        seat = Seat(
+        seat = WorkerContext(
             slot=spawn.slot,
             generation=spawn.generation,
             config=config,
             addresses=escrow.addresses,
             listeners=escrow.for_slot(spawn.slot),
-            handoff=Handoff({}, {}) if spawn.slot == DISPATCHER else None,
+            handoff=DispatcherContext({}, {}) if spawn.slot == DISPATCHER else None,
             # The slot's own rows belong to the worker that serves meanwhile.
             row=spare_row(),
             log_lock=log_lock,
@@ -78,7 +78,7 @@ def _start(spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog) -> Mess
         return main.main(seat)
 
     with selectors.DefaultSelector() as selector:
-        nursery = Nursery(selector, hear)
+        nursery = Children(selector, hear)
         keep = [log.fd, *(sock.fileno() for sock in escrow.for_slot(spawn.slot) or [])]
         own = 0 if escrow.for_slot(spawn.slot) else len(escrow.addresses)
         conversation = Conversation(listeners=own)

@@ -107,7 +107,7 @@ class InheritedRow(Struct, frozen=True, kw_only=True):
     greetings_before: int = 0
 
 
-class Estate(Struct, frozen=True, kw_only=True):
+class UpgradeState(Struct, frozen=True, kw_only=True):
     """All that the new image takes over."""
 
     version: int = VERSION
@@ -214,14 +214,14 @@ def _interpreter_of(script: Path) -> str | None:
     return os.fsdecode(line[2:].strip()) if line.startswith(b"#!") else None
 
 
-class Trial:
+class PreflightProcess:
     """The child in which the new image shows that it can start.
 
     It leads a process group, so that a child of its own that hangs ends with it, and it does not
     outlive this process, whose listeners it holds.
     """
 
-    def __init__(self, estate: Estate, program: Program) -> None:
+    def __init__(self, estate: UpgradeState, program: Program) -> None:
         """Start it.  Raises: OSError if it cannot be executed."""
         self.said = ""
         """The end of what it has written to standard error, once there is a verdict."""
@@ -276,7 +276,7 @@ class Trial:
         os.killpg(self.pid, signal.SIGKILL)
 
 
-def become(estate: Estate, program: Program) -> None:
+def become(estate: UpgradeState, program: Program) -> None:
     """Become the new image.  Returns only by an error; everything is as before then.
 
     Raises:
@@ -297,7 +297,7 @@ def become(estate: Estate, program: Program) -> None:
         os.execve(program.executable, program.argv, program.environment(memory))
 
 
-def inherited() -> Estate | None:
+def inherited() -> UpgradeState | None:
     """Return what a predecessor has left, None if this is a start of its own.
 
     Raises:
@@ -311,7 +311,7 @@ def inherited() -> Estate | None:
         memory = int(number)
         data = os.pread(memory, os.fstat(memory).st_size, 0)
         os.close(memory)
-        estate = msgspec.json.decode(data, type=Estate)
+        estate = msgspec.json.decode(data, type=UpgradeState)
         for fd in estate.fds():
             os.set_inheritable(fd, False)
     except (ValueError, OSError, OverflowError, RecursionError) as error:
@@ -326,12 +326,12 @@ def is_trial() -> bool:
     return os.environ.pop(TRIAL, None) is not None
 
 
-def differences(estate: Estate, fixed: Iterable[tuple[str, str]]) -> list[str]:
+def differences(estate: UpgradeState, fixed: Iterable[tuple[str, str]]) -> list[str]:
     """Return the names of the settings that only a restart changes, and that differ."""
     return [name for name, value in fixed if estate.fixed.get(name, value) != value]
 
 
-def _write(estate: Estate) -> int:
+def _write(estate: UpgradeState) -> int:
     memory = open_memory("greeterd-estate")
     try:
         os.write(memory, msgspec.json.encode(estate))

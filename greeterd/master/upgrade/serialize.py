@@ -4,18 +4,23 @@ import socket
 from collections.abc import Callable
 
 from greeterd.errors import StartError
-from greeterd.master.children import Child, Nursery
+from greeterd.master.children import Child, Children
 from greeterd.master.generations import Generations, may_exit
-from greeterd.master.upgrade.reexec import Estate, InheritedRow, InheritedSlot, InheritedWorker
+from greeterd.master.upgrade.reexec import (
+    InheritedRow,
+    InheritedSlot,
+    InheritedWorker,
+    UpgradeState,
+)
 from greeterd.supervisor.events import (
+    DrainMode,
     Generation,
-    How,
-    Life,
     Pid,
     Policy,
     SlotIndex,
     Spawn,
     WorkerId,
+    WorkerState,
 )
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
@@ -24,7 +29,7 @@ from greeterd.worker.conversation import Conversation
 from greeterd.worker.scoreboard import Claim, Scoreboard
 
 
-def bequeath(supervisor: Supervisor, nursery: Nursery) -> list[InheritedSlot]:
+def bequeath(supervisor: Supervisor, nursery: Children) -> list[InheritedSlot]:
     """Return every slot with its workers; loans are forgotten, and made anew where needed."""
     return [
         InheritedSlot(
@@ -77,7 +82,7 @@ def bequeath_rows(board: Scoreboard) -> list[InheritedRow]:
     ]
 
 
-def adopt_board(estate: Estate) -> Scoreboard:
+def adopt_board(estate: UpgradeState) -> Scoreboard:
     """Return the scoreboard of the workers in the estate.
 
     Raises:
@@ -90,7 +95,7 @@ def adopt_board(estate: Estate) -> Scoreboard:
         raise StartError(f"the predecessor's scoreboard: {error}") from error
 
 
-def _adopt_board(estate: Estate) -> Scoreboard:
+def _adopt_board(estate: UpgradeState) -> Scoreboard:
     if estate.rows is None:
         living = [(slot.index, worker.place) for slot in estate.slots for worker in slot.workers]
         return Scoreboard.copy(MAX_SLOTS, estate.board_fd, living)
@@ -102,7 +107,9 @@ def _adopt_board(estate: Estate) -> Scoreboard:
     return board
 
 
-def adopt_supervisor(estate: Estate, policy: Policy, jitter: Callable[[], float]) -> Supervisor:
+def adopt_supervisor(
+    estate: UpgradeState, policy: Policy, jitter: Callable[[], float]
+) -> Supervisor:
     """Return the supervisor of the slots in the estate."""
     return Supervisor.adopt(
         policy=policy,
@@ -114,7 +121,7 @@ def adopt_supervisor(estate: Estate, policy: Policy, jitter: Callable[[], float]
     )
 
 
-def adopt_children(estate: Estate, nursery: Nursery, generations: Generations) -> None:
+def adopt_children(estate: UpgradeState, nursery: Children, generations: Generations) -> None:
     """Take over the processes in the estate."""
     slots = [slot.index for slot in estate.slots]
     for slot in estate.slots:
@@ -159,9 +166,9 @@ def _worker(slot: InheritedSlot, each: InheritedWorker) -> Worker:
         place=each.place,
         generation=Generation(each.generation),
         since=each.since,
-        life=Life(each.life),
+        life=WorkerState(each.life),
         pid=Pid(each.pid),
         deadline=each.deadline,
-        leaving=How(each.leaving) if each.leaving else None,
+        leaving=DrainMode(each.leaving) if each.leaving else None,
         accepts=each.accepts,
     )

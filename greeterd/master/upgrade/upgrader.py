@@ -6,19 +6,19 @@ from pathlib import Path
 from greeterd.errors import reason_of
 from greeterd.master.log import MasterLog
 from greeterd.master.upgrade import reexec
-from greeterd.master.upgrade.reexec import Estate, Program, Trial
-from greeterd.supervisor.events import NO_TICKET, Event, Ticket, TrialEnded
+from greeterd.master.upgrade.reexec import PreflightProcess, Program, UpgradeState
+from greeterd.supervisor.events import NO_TICKET, Event, PreflightEnded, Ticket
 from greeterd.system import signals
 
 
-class Upgrading:
+class Upgrader:
     """The trial that is under way, and those that were given up."""
 
     def __init__(
         self,
         directory: Path,
         *,
-        estate: Callable[[Ticket], Estate],
+        estate: Callable[[Ticket], UpgradeState],
         pipe: signals.SignalPipe,
         log: MasterLog,
         feed: Callable[[Event], None],
@@ -29,14 +29,14 @@ class Upgrading:
         self._pipe = pipe
         self._log = log
         self._feed = feed
-        self._trial: Trial | None = None
-        self._given_up: list[Trial] = []
+        self._trial: PreflightProcess | None = None
+        self._given_up: list[PreflightProcess] = []
         """Trials that were killed and are not reaped."""
 
     def start_trial(self) -> None:
         """Start the new image beside this one; `look` tells how that has ended."""
         try:
-            self._trial = Trial(self._estate(NO_TICKET), self._program)
+            self._trial = PreflightProcess(self._estate(NO_TICKET), self._program)
         except OSError as error:
             self._fail(error)
             return
@@ -61,7 +61,7 @@ class Upgrading:
             if verdict:
                 self._log.logger.warning("new image refused", said=self._trial.said)
             self._trial = None
-            self._feed(TrialEnded(verdict))
+            self._feed(PreflightEnded(verdict))
 
     def replace(self, ticket: Ticket) -> None:
         """Become the new image; only a failure comes back."""
@@ -76,4 +76,4 @@ class Upgrading:
 
     def _fail(self, error: OSError) -> None:
         reason = f"the new image cannot be executed: {reason_of(error)}"
-        self._feed(TrialEnded(self._program.explain(reason)))
+        self._feed(PreflightEnded(self._program.explain(reason)))
