@@ -26,7 +26,7 @@ from greeterd.control.protocol import MAX_WORKERS
 from greeterd.control.status import Status, duration
 from greeterd.errors import GreeterdError
 from greeterd.screen import Screen
-from greeterd.supervisor.events import DISPATCHER
+from greeterd.supervisor.ids import DISPATCHER
 from greeterd.system.escape import escape
 
 LONGEST_LINE: Final = 2**24

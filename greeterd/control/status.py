@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from greeterd.supervisor.events import DISPATCHER
+from greeterd.supervisor.ids import DISPATCHER
 
 State = Literal["starting", "running", "reloading", "stopping"]
 

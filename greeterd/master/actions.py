@@ -11,14 +11,11 @@ from greeterd.master.spawner import Spawner
 from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.master.upgrade.upgrader import Upgrader
 from greeterd.master.workers import Workers
-from greeterd.supervisor.events import (
-    DISPATCHER,
+from greeterd.supervisor.actions import (
     Action,
     CloseSlot,
     Drain,
-    DrainMode,
     EndPreflight,
-    Event,
     Exit,
     Finished,
     GateAll,
@@ -32,6 +29,8 @@ from greeterd.supervisor.events import (
     SteerAway,
     TakeBack,
 )
+from greeterd.supervisor.events import Event
+from greeterd.supervisor.ids import DISPATCHER, DrainMode
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.daemonize import Readiness
 from greeterd.system.proctitle import title_master

@@ -23,7 +23,8 @@ from typing import Final, NoReturn, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from greeterd.sockets import rights
-from greeterd.supervisor.events import Pid, SlotIndex, Spawn, WorkerId
+from greeterd.supervisor.actions import Spawn
+from greeterd.supervisor.ids import Pid, SlotIndex, WorkerId
 from greeterd.system import signals
 from greeterd.system.escape import escape_lines
 from greeterd.system.files import open_memory

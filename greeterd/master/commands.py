@@ -23,19 +23,9 @@ from greeterd.master.mender import Mender
 from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.master.workers import Workers
-from greeterd.supervisor.events import (
-    MENDING,
-    NO_TICKET,
-    Event,
-    Finished,
-    Reload,
-    Restart,
-    Scale,
-    SlotIndex,
-    Stop,
-    Ticket,
-    Upgrade,
-)
+from greeterd.supervisor.actions import Finished
+from greeterd.supervisor.events import MENDING, Event, Reload, Restart, Scale, Stop, Upgrade
+from greeterd.supervisor.ids import NO_TICKET, SlotIndex, Ticket
 from greeterd.supervisor.supervisor import Supervisor
 
 SERVING: Final = frozenset({"reload", "restart", "scale", "upgrade"})

@@ -27,7 +27,7 @@ from greeterd.sockets import listener, steering
 from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.fd_passing import QUEUE_LIMIT, HandoffPair, waiting
 from greeterd.sockets.sockdiag import Queue, queue_length
-from greeterd.supervisor.events import DISPATCHER, SlotIndex
+from greeterd.supervisor.ids import DISPATCHER, SlotIndex
 from greeterd.system import signals
 from greeterd.system.cpus import cpu_of
 from greeterd.system.socket_file import FileId, file_at, place_of

@@ -11,7 +11,8 @@ from typing import Final
 
 from greeterd.config.schema import FIXED, Config
 from greeterd.control.status import ReloadResult
-from greeterd.supervisor.events import DISPATCHER, Generation, Policy
+from greeterd.supervisor.ids import DISPATCHER, Generation
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system import rlimits
 from greeterd.system.files import Identity

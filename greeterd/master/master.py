@@ -37,7 +37,9 @@ from greeterd.master.upgrade.upgrader import Upgrader
 from greeterd.master.workers import Workers
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import effective_backlog
-from greeterd.supervisor.events import DrainMode, Event, Exit, Scale, Stop, Tick, Ticket
+from greeterd.supervisor.actions import Exit
+from greeterd.supervisor.events import Event, Scale, Stop, Tick
+from greeterd.supervisor.ids import DrainMode, Ticket
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
 from greeterd.system import signals
 from greeterd.system.daemonize import Readiness

@@ -25,15 +25,8 @@ from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.sockets import listener
 from greeterd.sockets.inspection import Terms, listens, set_right, terms_of
 from greeterd.sockets.sockdiag import spoiled_listeners
-from greeterd.supervisor.events import (
-    MENDING,
-    Event,
-    Restart,
-    SlotIndex,
-    Unreachable,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.events import MENDING, Event, Restart, Unreachable
+from greeterd.supervisor.ids import SlotIndex, WorkerId, WorkerState
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.ratelimit import RateLimit
 

@@ -24,7 +24,8 @@ from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations
 from greeterd.master.log import MasterLog
 from greeterd.master.systemd.service_manager import ServiceManager
-from greeterd.supervisor.events import DISPATCHER, Event, Restart, SlotIndex, WorkerId
+from greeterd.supervisor.events import Event, Restart
+from greeterd.supervisor.ids import DISPATCHER, SlotIndex, WorkerId
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.pidfile import PidLock
 from greeterd.system.socket_file import FileId, file_at, place_of

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from greeterd.supervisor.events import WorkerId
+from greeterd.supervisor.ids import WorkerId
 
 
 @dataclass(slots=True)

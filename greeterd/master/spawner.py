@@ -11,7 +11,9 @@ from greeterd.master.children import Children
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import Generations, may_exit
 from greeterd.master.log import MasterLog
-from greeterd.supervisor.events import DISPATCHER, Event, Spawn, Spawned, SpawnFailed, WorkerId
+from greeterd.supervisor.actions import Spawn
+from greeterd.supervisor.events import Event, Spawned, SpawnFailed
+from greeterd.supervisor.ids import DISPATCHER, WorkerId
 from greeterd.system.files import Identity
 from greeterd.system.signals import SignalPipe
 from greeterd.worker import main

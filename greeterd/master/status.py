@@ -24,7 +24,7 @@ from greeterd.master.escrow import Escrow
 from greeterd.sockets.fd_passing import is_exit
 from greeterd.sockets.listener import local_address
 from greeterd.sockets.sockdiag import drops
-from greeterd.supervisor.events import DISPATCHER, SlotIndex, WorkerState
+from greeterd.supervisor.ids import DISPATCHER, SlotIndex, WorkerState
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Launch
 from greeterd.supervisor.supervisor import Supervisor

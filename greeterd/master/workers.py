@@ -17,7 +17,6 @@ from greeterd.master.upgrade.serialize import adopt_children
 from greeterd.sockets import rights
 from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.supervisor.events import (
-    DISPATCHER,
     Closed,
     Event,
     Exited,
@@ -27,12 +26,8 @@ from greeterd.supervisor.events import (
     Pulse,
     Ready,
     Returned,
-    Signal,
-    SlotIndex,
-    WorkerId,
-    WorkerState,
-    name_of,
 )
+from greeterd.supervisor.ids import DISPATCHER, Signal, SlotIndex, WorkerId, WorkerState, name_of
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.messages import (
     ClosedMessage,

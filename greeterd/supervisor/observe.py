@@ -6,13 +6,10 @@ An event that comes twice, or too late, about a worker that is gone, says nothin
 from typing import Final, assert_never
 
 from greeterd.supervisor import recycling
+from greeterd.supervisor.actions import Exit
 from greeterd.supervisor.events import (
-    DISPATCHER,
-    NO_TICKET,
     Closed,
-    DrainMode,
     Event,
-    Exit,
     Exited,
     ExitRequested,
     Leaving,
@@ -30,10 +27,8 @@ from greeterd.supervisor.events import (
     Tick,
     Unreachable,
     Upgrade,
-    WorkerId,
-    WorkerState,
-    name_of,
 )
+from greeterd.supervisor.ids import DISPATCHER, NO_TICKET, DrainMode, WorkerId, WorkerState, name_of
 from greeterd.supervisor.records import Slot, Worker, backoff_delay
 from greeterd.supervisor.running import Launch, Preflight, Resize, Roll
 from greeterd.supervisor.state import State

@@ -7,18 +7,9 @@ failed; `ending` answers those that a stop overtakes.
 from typing import assert_never
 
 from greeterd.supervisor import recycling
-from greeterd.supervisor.events import (
-    DISPATCHER,
-    Command,
-    EndPreflight,
-    Reload,
-    Replace,
-    Restart,
-    Scale,
-    Started,
-    StartPreflight,
-    Upgrade,
-)
+from greeterd.supervisor.actions import EndPreflight, Replace, Started, StartPreflight
+from greeterd.supervisor.events import Command, Reload, Restart, Scale, Upgrade
+from greeterd.supervisor.ids import DISPATCHER
 from greeterd.supervisor.records import Slot
 from greeterd.supervisor.running import Launch, Operation, Preflight, Resize, Roll
 from greeterd.supervisor.state import State

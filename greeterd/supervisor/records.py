@@ -8,7 +8,7 @@ serves and one that starts to replace it.  Only the supervisor writes these reco
 from dataclasses import dataclass, field
 from typing import Final
 
-from greeterd.supervisor.events import DrainMode, Generation, Pid, SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.ids import DrainMode, Generation, Pid, SlotIndex, WorkerId, WorkerState
 
 BACKOFF_BASE: Final = 0.1
 BACKOFF_CAP: Final = 30.0

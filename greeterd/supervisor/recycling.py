@@ -9,7 +9,9 @@ before the last worker that was replaced has left: so one slot at a time has two
 
 from typing import Final
 
-from greeterd.supervisor.events import Policy, Pulse, WorkerState
+from greeterd.supervisor.events import Pulse
+from greeterd.supervisor.ids import WorkerState
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Roll
 from greeterd.supervisor.state import State

@@ -9,7 +9,8 @@ and called back at once: a borrower empties what it gives back.
 
 from typing import Final
 
-from greeterd.supervisor.events import Lend, TakeBack, WorkerState
+from greeterd.supervisor.actions import Lend, TakeBack
+from greeterd.supervisor.ids import WorkerState
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.state import State
 

@@ -6,14 +6,8 @@ number of slots.  Only the supervisor writes these records.
 
 from dataclasses import dataclass, field
 
-from greeterd.supervisor.events import (
-    NO_TICKET,
-    Generation,
-    Reload,
-    SlotIndex,
-    Ticket,
-    WorkerId,
-)
+from greeterd.supervisor.events import Reload
+from greeterd.supervisor.ids import NO_TICKET, Generation, SlotIndex, Ticket, WorkerId
 
 
 @dataclass(slots=True, kw_only=True)

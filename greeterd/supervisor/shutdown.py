@@ -3,17 +3,9 @@
 from typing import Final
 
 from greeterd.supervisor import recycling
-from greeterd.supervisor.events import (
-    DISPATCHER,
-    CloseSlot,
-    DrainMode,
-    EndPreflight,
-    GateAll,
-    Kill,
-    Signal,
-    Stop,
-    WorkerState,
-)
+from greeterd.supervisor.actions import CloseSlot, EndPreflight, GateAll, Kill
+from greeterd.supervisor.events import Stop
+from greeterd.supervisor.ids import DISPATCHER, DrainMode, Signal, WorkerState
 from greeterd.supervisor.records import Worker
 from greeterd.supervisor.running import Preflight, Resize, Roll
 from greeterd.supervisor.state import State

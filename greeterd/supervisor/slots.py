@@ -1,6 +1,7 @@
 """Keeps the live slots served, and empties and closes those that retire."""
 
-from greeterd.supervisor.events import CloseSlot, DrainMode, Exit, SteerAway, WorkerState
+from greeterd.supervisor.actions import CloseSlot, Exit, SteerAway
+from greeterd.supervisor.ids import DrainMode, WorkerState
 from greeterd.supervisor.state import State
 
 

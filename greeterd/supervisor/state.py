@@ -9,24 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from greeterd.supervisor.events import (
+from greeterd.supervisor.actions import Action, Drain, Exit, Finished, Say, Spawn
+from greeterd.supervisor.events import Command, Stop
+from greeterd.supervisor.ids import (
     DISPATCHER,
-    Action,
-    Command,
-    Drain,
     DrainMode,
-    Exit,
-    Finished,
     Generation,
-    Policy,
-    Say,
     SlotIndex,
-    Spawn,
-    Stop,
     Ticket,
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Launch, Operation
 

@@ -9,16 +9,10 @@ twice, or late, leads to the same world.  Instants come in with each call, and r
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from greeterd.supervisor import observe, operations, rescue, shutdown, slots
-from greeterd.supervisor.events import (
-    DISPATCHER,
-    Action,
-    Event,
-    Generation,
-    Policy,
-    SlotIndex,
-    Stop,
-    WorkerId,
-)
+from greeterd.supervisor.actions import Action
+from greeterd.supervisor.events import Event, Stop
+from greeterd.supervisor.ids import DISPATCHER, Generation, SlotIndex, WorkerId
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.running import Operation, Preflight
 from greeterd.supervisor.state import MAX_SLOTS, State

@@ -8,7 +8,7 @@ os.environ.setdefault("SPT_NOENV", "1")
 
 import setproctitle
 
-from greeterd.supervisor.events import DISPATCHER
+from greeterd.supervisor.ids import DISPATCHER
 
 
 def title_master(mode: str, addresses: list[str], state: str = "") -> None:

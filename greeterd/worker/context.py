@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 from greeterd.config.schema import Config
 from greeterd.sockets.address import Address
 from greeterd.sockets.fd_passing import HandoffPair
-from greeterd.supervisor.events import SlotIndex
+from greeterd.supervisor.ids import SlotIndex
 from greeterd.system.daemon_log import DaemonLog
 from greeterd.system.files import Identity
 from greeterd.system.signals import SignalPipe

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from greeterd.supervisor.events import DrainMode
+from greeterd.supervisor.ids import DrainMode
 from greeterd.worker.messages import (
     DrainMessage,
     FailedMessage,

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Final
 
 from greeterd.sockets.steering import is_gated_by_ttl
-from greeterd.supervisor.events import DrainMode
+from greeterd.supervisor.ids import DrainMode
 from greeterd.system.proctitle import title_worker
 from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.connections import ConnectionHandler

@@ -14,7 +14,7 @@ from typing import Final
 from greeterd.config.schema import Config
 from greeterd.sockets.address import Address
 from greeterd.sockets.sockdiag import Handshake, handshakes, is_under_way
-from greeterd.supervisor.events import WorkerId
+from greeterd.supervisor.ids import WorkerId
 
 LIMIT: Final = 5.0
 """Seconds that are waited at most, after the grace.  A client's lost ACK is repeated after a

@@ -18,7 +18,7 @@ from greeterd.errors import reason_of
 from greeterd.sockets import rights
 from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.sockets.steering import gate_syn
-from greeterd.supervisor.events import DrainMode
+from greeterd.supervisor.ids import DrainMode
 from greeterd.system.ratelimit import RateLimit
 from greeterd.system.rlimits import spare_files
 from greeterd.worker import scoreboard

@@ -10,42 +10,46 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from greeterd.supervisor.events import (
-    DISPATCHER,
+from greeterd.supervisor.actions import (
     Action,
-    Closed,
     CloseSlot,
     Drain,
-    DrainMode,
+    GateAll,
+    Kill,
+    Lend,
+    Replace,
+    Spawn,
+    StartPreflight,
+    SteerAway,
+    TakeBack,
+)
+from greeterd.supervisor.events import (
+    Closed,
     Event,
     Exited,
-    GateAll,
-    Generation,
-    Kill,
     Leaving,
-    Lend,
     LoanRefused,
-    Pid,
-    Policy,
     PreflightEnded,
     Pulse,
     Ready,
     Reload,
-    Replace,
     Returned,
-    Signal,
-    SlotIndex,
-    Spawn,
     Spawned,
     SpawnFailed,
-    StartPreflight,
-    SteerAway,
-    TakeBack,
     Tick,
+)
+from greeterd.supervisor.ids import (
+    DISPATCHER,
+    DrainMode,
+    Generation,
+    Pid,
+    Signal,
+    SlotIndex,
     Ticket,
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot
 from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervisor_rules import Rules

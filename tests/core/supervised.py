@@ -3,39 +3,34 @@
 Workers are numbered in the order in which they are asked for, from 1.
 """
 
+from greeterd.supervisor.actions import Action, Drain, Finished, Kill, Lend, Say, Spawn, TakeBack
 from greeterd.supervisor.events import (
-    NO_TICKET,
-    Action,
     Closed,
-    Drain,
-    DrainMode,
     Event,
     Exited,
     ExitRequested,
-    Finished,
-    Generation,
-    Kill,
-    Lend,
-    Policy,
     PreflightEnded,
     Pulse,
     Ready,
     Reload,
     Restart,
     Returned,
-    Say,
     Scale,
+    Stop,
+    Tick,
+    Upgrade,
+)
+from greeterd.supervisor.ids import (
+    NO_TICKET,
+    DrainMode,
+    Generation,
     Signal,
     SlotIndex,
-    Spawn,
-    Stop,
-    TakeBack,
-    Tick,
     Ticket,
-    Upgrade,
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervisor_rules import Rules
 

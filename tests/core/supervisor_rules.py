@@ -7,48 +7,52 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from greeterd.supervisor import recycling
-from greeterd.supervisor.events import (
-    DISPATCHER,
-    NO_TICKET,
+from greeterd.supervisor.actions import (
     Action,
-    Closed,
     CloseSlot,
     Drain,
-    DrainMode,
     EndPreflight,
-    Event,
     Exit,
-    Exited,
     Finished,
     GateAll,
     Kill,
-    Leaving,
     Lend,
-    LoanRefused,
-    Policy,
-    PreflightEnded,
-    Ready,
-    Reload,
     Replace,
-    Restart,
-    Returned,
     Say,
-    Scale,
-    Signal,
-    SlotIndex,
     Spawn,
-    SpawnFailed,
     Started,
     StartPreflight,
     SteerAway,
-    Stop,
     TakeBack,
+)
+from greeterd.supervisor.events import (
+    Closed,
+    Event,
+    Exited,
+    Leaving,
+    LoanRefused,
+    PreflightEnded,
+    Ready,
+    Reload,
+    Restart,
+    Returned,
+    Scale,
+    SpawnFailed,
+    Stop,
     Tick,
-    Ticket,
     Upgrade,
+)
+from greeterd.supervisor.ids import (
+    DISPATCHER,
+    NO_TICKET,
+    DrainMode,
+    Signal,
+    SlotIndex,
+    Ticket,
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.running import Roll
 from greeterd.supervisor.shutdown import ABORT_GRACE
 from greeterd.supervisor.state import QUICK_TIMEOUT

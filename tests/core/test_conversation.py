@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.supervisor.events import DrainMode
+from greeterd.supervisor.ids import DrainMode
 from greeterd.worker.conversation import MAX_EXITS, STRANGERS_CREDIT, Conversation
 from greeterd.worker.messages import (
     ClosedMessage,

@@ -4,21 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.events import (
-    DISPATCHER,
-    CloseSlot,
-    Drain,
-    DrainMode,
-    Exit,
-    GateAll,
-    Leaving,
-    Policy,
-    Started,
-    Stop,
-    Tick,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import CloseSlot, Drain, Exit, GateAll, Started
+from greeterd.supervisor.events import Leaving, Stop, Tick
+from greeterd.supervisor.ids import DISPATCHER, DrainMode, WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     Daemon,
     asked_to_exit,

@@ -9,21 +9,18 @@ import pytest
 from greeterd.supervisor.events import (
     Exited,
     ExitRequested,
-    Generation,
-    Policy,
     Ready,
     Reload,
     Restart,
     Returned,
     Scale,
-    SlotIndex,
     Spawned,
     SpawnFailed,
     Stop,
-    Ticket,
     Upgrade,
-    WorkerId,
 )
+from greeterd.supervisor.ids import Generation, SlotIndex, Ticket, WorkerId
+from greeterd.supervisor.policy import Policy
 from tests.core.fake_kernel import RSS_BYTES, Kernel
 
 HISTORIES = 150

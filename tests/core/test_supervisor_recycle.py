@@ -4,16 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.events import (
-    GateAll,
-    Policy,
-    Pulse,
-    Ready,
-    Say,
-    Started,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import GateAll, Say, Started
+from greeterd.supervisor.events import Pulse, Ready
+from greeterd.supervisor.ids import WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     Daemon,
     closed,

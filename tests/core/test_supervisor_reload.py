@@ -1,14 +1,9 @@
 """Reload and restart: one slot at a time, the new worker first, and back again when it fails."""
 
-from greeterd.supervisor.events import (
-    Exit,
-    GateAll,
-    Policy,
-    Say,
-    SpawnFailed,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import Exit, GateAll, Say
+from greeterd.supervisor.events import SpawnFailed
+from greeterd.supervisor.ids import WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     asked_to_exit,
     closed,

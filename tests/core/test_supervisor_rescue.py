@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.events import Action, CloseSlot, Policy, SlotIndex, SteerAway
+from greeterd.supervisor.actions import Action, CloseSlot, SteerAway
+from greeterd.supervisor.ids import SlotIndex
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     Daemon,
     abort,

@@ -1,14 +1,8 @@
 """Retiring slots with listeners of their own lose no connection; nor does a stop of the rest."""
 
-from greeterd.supervisor.events import (
-    Action,
-    CloseSlot,
-    GateAll,
-    Policy,
-    SlotIndex,
-    SteerAway,
-    WorkerState,
-)
+from greeterd.supervisor.actions import Action, CloseSlot, GateAll, SteerAway
+from greeterd.supervisor.ids import SlotIndex, WorkerState
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     Daemon,
     asked_to_exit,

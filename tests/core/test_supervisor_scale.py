@@ -2,16 +2,9 @@
 
 import pytest
 
-from greeterd.supervisor.events import (
-    CloseSlot,
-    Exit,
-    GateAll,
-    Policy,
-    Say,
-    SlotIndex,
-    SteerAway,
-    WorkerState,
-)
+from greeterd.supervisor.actions import CloseSlot, Exit, GateAll, Say, SteerAway
+from greeterd.supervisor.ids import SlotIndex, WorkerState
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     asked_to_exit,
     died,

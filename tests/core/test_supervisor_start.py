@@ -2,19 +2,10 @@
 
 import pytest
 
-from greeterd.supervisor.events import (
-    Exit,
-    GateAll,
-    Policy,
-    Say,
-    SlotIndex,
-    Spawn,
-    SpawnFailed,
-    Started,
-    Tick,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import Exit, GateAll, Say, Spawn, Started
+from greeterd.supervisor.events import SpawnFailed, Tick
+from greeterd.supervisor.ids import SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.running import Launch
 from tests.core.supervised import (
     Daemon,

@@ -4,17 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.events import (
-    CloseSlot,
-    Exit,
-    GateAll,
-    Policy,
-    Say,
-    SlotIndex,
-    Tick,
-    Unreachable,
-    WorkerState,
-)
+from greeterd.supervisor.actions import CloseSlot, Exit, GateAll, Say
+from greeterd.supervisor.events import Tick, Unreachable
+from greeterd.supervisor.ids import SlotIndex, WorkerState
+from greeterd.supervisor.policy import Policy
 from tests.core.supervised import (
     Daemon,
     abort,

@@ -1,19 +1,9 @@
 """An upgrade: the new image is tried beside the old one, and takes its place when all is calm."""
 
-from greeterd.supervisor.events import (
-    EndPreflight,
-    Exit,
-    GateAll,
-    Generation,
-    Policy,
-    Replace,
-    SlotIndex,
-    StartPreflight,
-    Tick,
-    Ticket,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import EndPreflight, Exit, GateAll, Replace, StartPreflight
+from greeterd.supervisor.events import Tick
+from greeterd.supervisor.ids import Generation, SlotIndex, Ticket, WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.supervisor import Supervisor
 from tests.core.supervised import (

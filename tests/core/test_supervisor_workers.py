@@ -4,19 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.events import (
-    GateAll,
-    Generation,
-    Leaving,
-    Pid,
-    Policy,
-    SlotIndex,
-    Spawned,
-    SpawnFailed,
-    Tick,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import GateAll
+from greeterd.supervisor.events import Leaving, Spawned, SpawnFailed, Tick
+from greeterd.supervisor.ids import Generation, Pid, SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import TRANSITIONS, Worker, backoff_delay
 from tests.core.supervised import (
     Daemon,

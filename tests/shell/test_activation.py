@@ -19,7 +19,7 @@ from greeterd.master.upgrade.reexec import InheritedListeners
 from greeterd.sockets import steering
 from greeterd.sockets.address import parse_address
 from greeterd.sockets.listener import open_member
-from greeterd.supervisor.events import SlotIndex
+from greeterd.supervisor.ids import SlotIndex
 from greeterd.system import sd_daemon
 
 HERE, THERE, FILE = "127.0.0.1:80", "127.0.0.1:81", "unix:/run/g"

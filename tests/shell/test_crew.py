@@ -23,7 +23,10 @@ from greeterd.master.children import Child
 from greeterd.master.escrow import Escrow
 from greeterd.master.status import StatusInputs, survey
 from greeterd.master.workers import Workers
-from greeterd.supervisor.events import Pid, Policy, Pulse, Ready, Spawn, Spawned, Tick, WorkerState
+from greeterd.supervisor.actions import Spawn
+from greeterd.supervisor.events import Pulse, Ready, Spawned, Tick
+from greeterd.supervisor.ids import Pid, WorkerState
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.channel import Channel
 from greeterd.worker.conversation import Conversation

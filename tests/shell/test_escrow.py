@@ -12,7 +12,7 @@ from greeterd.config.schema import Config
 from greeterd.errors import ListenError
 from greeterd.master.escrow import Escrow
 from greeterd.sockets import listener
-from greeterd.supervisor.events import SlotIndex
+from greeterd.supervisor.ids import SlotIndex
 from greeterd.system.socket_file import file_at
 
 CLIENTS = 40

@@ -11,7 +11,7 @@ from greeterd.config.schema import Config
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import local_address
 from greeterd.sockets.sockdiag import Handshake
-from greeterd.supervisor.events import WorkerId
+from greeterd.supervisor.ids import WorkerId
 from greeterd.worker import handshakes
 from greeterd.worker.handshakes import LOOKUPS, POLL, Settling, Sweeps, limit_of
 from tests.shell.sockets import connected, connecting, half_open, hear, shared

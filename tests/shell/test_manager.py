@@ -10,7 +10,9 @@ import pytest
 
 from greeterd.errors import ConfigError
 from greeterd.master.systemd.service_manager import ServiceManager
-from greeterd.supervisor.events import Policy, Ready, Stop, Tick, WorkerId
+from greeterd.supervisor.events import Ready, Stop, Tick
+from greeterd.supervisor.ids import WorkerId
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 
 

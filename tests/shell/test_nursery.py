@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from greeterd.master import children
 from greeterd.master.children import MAX_STACK_BYTES, RECORDS_A_TURN
 from greeterd.sockets import rights
-from greeterd.supervisor.events import WorkerId
+from greeterd.supervisor.ids import WorkerId
 from greeterd.worker.messages import (
     ExitMessage,
     FailedMessage,

@@ -17,7 +17,7 @@ from greeterd.config.loader import _app, _settings
 from greeterd.config.schema import Config
 from greeterd.config.types import kind_of
 from greeterd.control.protocol import COMMANDS
-from greeterd.supervisor.events import WorkerState
+from greeterd.supervisor.ids import WorkerState
 from greeterd.supervisor.records import TRANSITIONS
 from greeterd.system.daemonize import INTERRUPTED
 from greeterd.system.signals import MASTER_SIGNALS

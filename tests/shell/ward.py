@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from greeterd.master.children import Child, Children
 from greeterd.sockets import rights
-from greeterd.supervisor.events import Generation, Pid, SlotIndex, Spawn, WorkerId
+from greeterd.supervisor.actions import Spawn
+from greeterd.supervisor.ids import Generation, Pid, SlotIndex, WorkerId
 from greeterd.worker.channel import Channel
 from greeterd.worker.conversation import Conversation
 from greeterd.worker.messages import Message, ReadyMessage

@@ -16,7 +16,7 @@ from time import monotonic
 
 import pytest
 
-from greeterd.supervisor.events import DISPATCHER
+from greeterd.supervisor.ids import DISPATCHER
 from tests.support import until
 from tests.system import proc
 from tests.system.books import (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from greeterd.supervisor.events import DISPATCHER
+from greeterd.supervisor.ids import DISPATCHER
 from tests.support import until
 from tests.system.books import (
     assert_gap_free,

@@ -12,7 +12,8 @@ from greeterd.master.log import MasterLog
 from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.master.upgrade.serialize import adopt_board
 from greeterd.sockets import rights
-from greeterd.supervisor.events import DISPATCHER, Generation, SlotIndex, Spawn, WorkerId, name_of
+from greeterd.supervisor.actions import Spawn
+from greeterd.supervisor.ids import DISPATCHER, Generation, SlotIndex, WorkerId, name_of
 from greeterd.system.daemon_log import DaemonLog, open_daemon_log
 from greeterd.system.privileges import resolve
 from greeterd.system.signals import SignalPipe

@@ -12,16 +12,9 @@ from greeterd.master.upgrade.reexec import (
     InheritedWorker,
     UpgradeState,
 )
-from greeterd.supervisor.events import (
-    DrainMode,
-    Generation,
-    Pid,
-    Policy,
-    SlotIndex,
-    Spawn,
-    WorkerId,
-    WorkerState,
-)
+from greeterd.supervisor.actions import Spawn
+from greeterd.supervisor.ids import DrainMode, Generation, Pid, SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
 from greeterd.worker.channel import Channel

@@ -7,7 +7,8 @@ from greeterd.errors import reason_of
 from greeterd.master.log import MasterLog
 from greeterd.master.upgrade import reexec
 from greeterd.master.upgrade.reexec import PreflightProcess, Program, UpgradeState
-from greeterd.supervisor.events import NO_TICKET, Event, PreflightEnded, Ticket
+from greeterd.supervisor.events import Event, PreflightEnded
+from greeterd.supervisor.ids import NO_TICKET, Ticket
 from greeterd.system import signals
 
 
