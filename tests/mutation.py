@@ -114,7 +114,7 @@ def mutants(module: str) -> Iterator[Mutant]:
 
 def passes(copy: Path) -> bool:
     """Tell whether the supervisor's tests pass in this copy of the project."""
-    found = map(str, copy.glob("tests/core/test_supervisor_*.py"))
+    found = map(str, copy.glob("tests/unit/test_supervisor_*.py"))
     tests = sorted(found, key=lambda path: "histories" in path)  # the quick ones first
     command = [sys.executable, "-B", "-c", RUN, "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:

@@ -8,7 +8,7 @@ distribution, it holds the median with the probability 1 - 2 ** (1 - n), which i
 87.5 % of 4, 93.8 % of 5 and 96.9 % of 6 (H. David and H. Nagaraja, Order Statistics, 7.1).  With
 more: the percentile bootstrap (B. Efron, 1979).  Taken at 95 %, it holds the median of 8 to 30
 values in 91 to 96 % of cases (simulated); so it is taken at NOMINAL, where it holds it in 95 % or
-more (tests/core/test_bench_stats.py).  `Figure.coverage` says which.
+more (tests/unit/bench/test_stats.py).  `Figure.coverage` says which.
 
 Differences of two medians.  At 3 trials a side no test without a model reaches 95 %: of 20 ways to
 deal out six values, two are as extreme as the most extreme one.  So the noise is taken to be

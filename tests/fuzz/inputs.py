@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["greeterd"]):
     from greeterd.master.upgrade import reexec
     from greeterd.sockets import rights
     from greeterd.system import inheritance
-    from tests.shell.ward import ward
+    from tests.integration.master.ward import ward
 
 Read = Callable[[bytes], object]
 

@@ -58,7 +58,7 @@ as_root = pytest.mark.skipif(
 def test_every_command_and_every_exit_code_is_tested_here() -> None:
     assert {line[0] for line in LINES} == {*COMMANDS, "balance"}
     listed = [int(line.split(":")[0][2:]) for line in EXIT_CODES.splitlines() if line[:2] == "- "]
-    listed.remove(SYSTEM)  # tests/shell/test_program.py
+    listed.remove(SYSTEM)  # tests/integration/cli/test_program.py
     assert listed == [
         *(DONE, REFUSED, USAGE, NOT_RUNNING, NOT_TOLD, NO_ANSWER, NOT_PERMITTED),
         *(INTERRUPTED, NO_READER),
