@@ -1,7 +1,9 @@
-"""What holds for every test: the programs under test are started as from a terminal."""
+"""What holds for every test: who runs it, and programs that are started as from a terminal."""
 
+import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 # A shell without job control starts what runs in the background with SIGINT and SIGQUIT ignored,
@@ -14,3 +16,18 @@ for _number in (signal.SIGINT, signal.SIGQUIT):
 # An example that takes long has met a stall of the machine, and shows nothing.
 settings.register_profile("tests", settings.default, deadline=None)
 settings.load_profile("tests")
+
+PROCESSES_PER_CPU = 3
+"""Most of a test's time is waiting for processes."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run tests, where no number is given."""
+    return PROCESSES_PER_CPU * len(os.sched_getaffinity(0))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, in one process, the tests of a module that share a container."""
+    for item in items:
+        if "container" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

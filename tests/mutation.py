@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
-    "commands", "ending", "facts", "loans", "operations", "recycling", "serving", "state",
-    "supervisor", "workers",
+    "observe", "operations", "records", "recycling", "rescue", "running", "shutdown", "slots",
+    "state", "supervisor",
 )  # fmt: skip
 JOBS = 2
 LIMIT = 400
@@ -99,7 +99,7 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, Any, Any]]:
 
 def mutants(module: str) -> Iterator[Mutant]:
     """Yield every mutant of a module."""
-    tree = ast.parse((ROOT / f"greeterd/core/{module}.py").read_text())
+    tree = ast.parse((ROOT / f"greeterd/supervisor/{module}.py").read_text())
     for parent, field, holder, key in places(tree):
         node = holder[key]
         shown = node if isinstance(node, ast.stmt | ast.expr) else parent
@@ -114,9 +114,10 @@ def mutants(module: str) -> Iterator[Mutant]:
 
 def passes(copy: Path) -> bool:
     """Tell whether the supervisor's tests pass in this copy of the project."""
-    found = map(str, copy.glob("tests/unit/test_supervisor_*.py"))
+    found = map(str, copy.glob("tests/unit/supervisor/test_*.py"))
     tests = sorted(found, key=lambda path: "histories" in path)  # the quick ones first
-    command = [sys.executable, "-B", "-c", RUN, "-x", "-q", "-p", "no:cacheprovider", *tests]
+    plain = ("-x", "-q", "-oaddopts=", "-p", "no:cacheprovider")
+    command = [sys.executable, "-B", "-c", RUN, *plain, *tests]
     try:
         done = subprocess.run(
             command, cwd=copy, env=QUICKLY, capture_output=True, timeout=TIMEOUT, check=False
@@ -139,7 +140,7 @@ def count_survivors(chosen: list[Mutant], directory: Path) -> int:
 
     def survives(mutant: Mutant) -> bool:
         copy = copies.get()
-        path = copy / f"greeterd/core/{mutant.module}.py"
+        path = copy / f"greeterd/supervisor/{mutant.module}.py"
         original = path.read_text()
         path.write_text(mutant.source)
         try:

@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text()
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
-GREETING_LOG = {PACKAGE / "greetings.py", *(PACKAGE / "bench" / "peers").glob("*.py")}
+GREETING_LOG = {PACKAGE / "worker/greeting_log.py", *(PACKAGE / "bench" / "peers").glob("*.py")}
 """The modules whose records go to a greeting log, not to the daemon log."""
 
 
@@ -76,7 +76,7 @@ def test_the_settings_are_those_of_the_code_with_default_unit_meaning_and_reload
 
 def handled_signals() -> Iterator[str]:
     """Yield the signals that the master's loop has a case for."""
-    for node in ast.walk(SOURCES[PACKAGE / "master.py"]):
+    for node in ast.walk(SOURCES[PACKAGE / "master/master.py"]):
         match node:
             case ast.match_case(pattern=ast.MatchValue(value=ast.Attribute(attr=name))):
                 if name.startswith("SIG"):
