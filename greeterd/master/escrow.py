@@ -304,7 +304,10 @@ class Escrow:
         Listeners of a socket unit cannot be closed, so nothing is sent there any more.  Without the
         dispatcher nothing more is handed to anybody.
         """
+        self._routed.discard(slot)
         if slot == DISPATCHER:
+            # On purpose: workers read to the end. Pairs are not to be mended any more.
+            self._routed.clear()
             for pair in self._pairs.values():
                 pair.close_entry()
         if slot in self._pairs:
@@ -414,7 +417,10 @@ class Escrow:
         address = self.addresses[n]
         if slot in self._slots and not self.passed:
             self._close_members(slot)
-            self.admit(slot, [listener.open_member(each).detach() for each in self.addresses])
+            with contextlib.ExitStack() as undo:
+                fresh = [undo.enter_context(listener.open_member(each)) for each in self.addresses]
+                fds = [member.detach() for member in fresh]
+            self.admit(slot, fds)
             return
         if not address.is_unix and not anew:
             with contextlib.suppress(OSError):
@@ -428,7 +434,8 @@ class Escrow:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.shutdown(socket.SHUT_RDWR)
         self._shared[n] = self._open_shared(address)
-        sock.close()
+        with signals.prodded():
+            sock.close()
 
     def _move_last(self, slot: SlotIndex) -> None:
         """Follow the kernel, for whom a listener that listens again is a new one."""
@@ -448,9 +455,10 @@ class Escrow:
             old.set_right()
             if old.shut:
                 self._pairs[slot] = HandoffPair.make()
-                old.pour_into(self._pairs[slot])
-                old.close_entry()
-                old.close()
+                with signals.prodded():  # what a worker has put in is closed here
+                    old.pour_into(self._pairs[slot])
+                    old.close_entry()
+                    old.close()
                 shut.append(slot)
         self._routed.difference_update(shut)  # until their workers have them
         return shut

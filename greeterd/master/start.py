@@ -48,9 +48,11 @@ def run(
         if reexec.is_trial():
             prepare_run_dir(config.run_dir)  # what the next start would refuse is told now
             PidLock.adopt(estate.lock_fd, config.run_dir).close()
+            require_files(config)
             rehearse(config, estate)
             return 0
-    require_files(config)
+    else:  # else it was tried before the exec; now a refusal would end what serves
+        require_files(config)
     given = sockets.listeners
     # Names are looked up while TERM ends this process, and nobody knows its pid.
     names = config.bind if given is None or None in given.shared else ()

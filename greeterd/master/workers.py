@@ -28,6 +28,7 @@ from greeterd.supervisor.events import (
     Returned,
 )
 from greeterd.supervisor.ids import DISPATCHER, Signal, SlotIndex, WorkerId, WorkerState, name_of
+from greeterd.supervisor.records import Worker
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.messages import (
     ClosedMessage,
@@ -175,6 +176,8 @@ class Workers:
         pair = self._escrow.use(child.spawn.slot)
         if pair is not None:
             self._route(child, pair)
+        elif child.spawn.slot in self._escrow.routes:
+            self._show_row(child, self._escrow.routes[child.spawn.slot])
         if child.spawn.slot not in self._unrouted:
             self._note_ready(child)
 
@@ -196,8 +199,7 @@ class Workers:
         row_fd = self._board.row_fd(slot, child.spawn.place)
         asked = set()
         for dispatcher in self._supervisor.slots[DISPATCHER].workers:
-            # One of an older build takes the pair only.
-            knows_rows = self._board.row_fd(DISPATCHER, dispatcher.place) is not None
+            knows_rows = self._knows_rows(dispatcher)
             fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
             reason = self.send(dispatcher.id, RouteMessage(slot), fds)
             living = self.nursery.get(dispatcher.id)
@@ -210,6 +212,18 @@ class Workers:
                 asked.add(dispatcher.id)
         if asked:
             self._unrouted[slot] = child, asked
+
+    def _show_row(self, child: Child, pair: HandoffPair) -> None:
+        """Have the dispatchers look at the row of a slot's newest worker; no answer is awaited."""
+        row_fd = self._board.row_fd(child.spawn.slot, child.spawn.place)
+        for dispatcher in self._supervisor.slots[DISPATCHER].workers:
+            if row_fd is not None and self._knows_rows(dispatcher):
+                fds = [*pair.fds, row_fd]
+                self.send(dispatcher.id, RouteMessage(child.spawn.slot), fds)
+
+    def _knows_rows(self, dispatcher: Worker) -> bool:
+        """Tell a dispatcher from one of an older build, which takes the pair only."""
+        return self._board.row_fd(DISPATCHER, dispatcher.place) is not None
 
     def _note_route(self, slot: SlotIndex, dispatcher: WorkerId, reason: str) -> None:
         """Note that a dispatcher hands on to a slot, or why not."""

@@ -64,10 +64,10 @@ class Conversation:
         if credit is not None:
             heir._credit = Counter(credit)
             return heir
-        # Version 0.1 kept no books.
-        exits = ["exit"] if may_exit else []
-        keys = ["leaving", "closed", "reopened", *exits, *(f"returned {slot}" for slot in slots)]
+        # Version 0.1 kept no books, and its workers' settings are not known here.
+        keys = ["leaving", "closed", "reopened", *(f"returned {slot}" for slot in slots)]
         heir._credit = Counter(dict.fromkeys(keys, STRANGERS_CREDIT))
+        heir._credit["exit"] = MAX_EXITS if may_exit else 0
         heir.answers_routes = False
         return heir
 

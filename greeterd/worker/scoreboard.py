@@ -85,6 +85,7 @@ AHEAD_NS: Final = 10**9
 """A heartbeat that is no further ahead is taken for one of now: the worker's is rounded."""
 _GAUGES: Final = frozenset({OPEN, BLOCKED, LOG_ERRNO})
 """What goes up and down, beside the heartbeat."""
+_MOST_ERRNO: Final = 4096  # linux/err.h, MAX_ERRNO
 _WRAP: Final = 2**64 - 1
 _FAR_NS: Final = 3600 * 10**9
 _F_SEAL_FUTURE_WRITE: Final = 0x10  # linux/fcntl.h, since Linux 5.1; not in CPython's fcntl
@@ -147,7 +148,7 @@ def doubt(before: Sequence[int], says: Sequence[int], now_ns: int) -> str:
     """Return why a row that said `before` cannot say this at `now_ns`; empty when it can."""
     for cell, (was, is_now) in enumerate(zip(before, says, strict=True)):
         if cell in _GAUGES:
-            if is_now >= LEAP:
+            if is_now >= (_MOST_ERRNO if cell == LOG_ERRNO else LEAP):
                 return f"{NAMES[cell]} is {is_now}"
         elif is_now < was:
             return f"{NAMES[cell]} went back from {was} to {is_now}"
@@ -306,8 +307,13 @@ class Scoreboard:
                 cells[:CELLS] as row,
             ):
                 _seal(fd)
-                yield row
-            self._claims[slot, place] = Claim(fd)
+                claim = Claim(fd)  # now, since a worker that is forked cannot be refused any more
+                try:
+                    yield row
+                except BaseException:
+                    claim.close()
+                    raise
+            self._claims[slot, place] = claim
         except BaseException:
             os.close(fd)
             raise

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.support import until
+from tests.system.books import worker_of
 from tests.system.clients import Load, fire, silent_clients
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
@@ -79,3 +80,19 @@ def test_what_waits_in_a_socketpair_at_the_end_is_told(daemon: StartDaemon) -> N
         until(lambda: server.status()["handed"]["handed_over"] == 20)
         assert server.stop() == 0
     assert server.events("connections dropped")[0]["connections_lost"] == 19
+
+
+def test_the_load_of_a_worker_that_is_dead_is_not_its_successors(daemon: StartDaemon) -> None:
+    server = daemon(
+        *("--mode=handoff", "--workers=2", "--handoff-policy=least-busy", "--client-timeout=60")
+    )
+    dead = worker_of(server, 1)
+    with silent_clients(server.address, 40):
+        until(lambda: server.status()["totals"]["open"] == 40, what="both have as many")
+        os.kill(dead, signal.SIGKILL)
+        until(lambda: len({*server.worker_pids()} - {dead}) == 2, what="it is replaced")
+    until(lambda: server.status()["totals"]["open"] == 0, what="nobody is busy")
+    for number in range(20):
+        fire(server.address, f"client {number}")
+    until(lambda: server.status()["totals"]["greetings"] == 20, what="all are greeted")
+    assert {one["worker"] for one in server.greetings()} == {1, 2}

@@ -13,7 +13,15 @@ from greeterd.master.upgrade.reexec import (
     UpgradeState,
 )
 from greeterd.supervisor.actions import Spawn
-from greeterd.supervisor.ids import DrainMode, Generation, Pid, SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.ids import (
+    DISPATCHER,
+    DrainMode,
+    Generation,
+    Pid,
+    SlotIndex,
+    WorkerId,
+    WorkerState,
+)
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
@@ -120,9 +128,15 @@ def adopt_children(estate: UpgradeState, nursery: Children, generations: Generat
     for slot in estate.slots:
         for each in slot.workers:
             generation = Generation(each.generation)
-            conversation = Conversation.go_on(
-                each.credit, may_exit=may_exit(slot.index, generations[generation]), slots=slots
+            # With which settings version 0.1 has started it is not known here.
+            exits = (
+                slot.index != DISPATCHER
+                if each.credit is None
+                else may_exit(slot.index, generations[generation])
             )
+            conversation = Conversation.go_on(each.credit, may_exit=exits, slots=slots)
+            # Version 0.1 knew neither the lock nor that answer.
+            conversation.answers_routes = each.log_lock_fd is not None
             nursery.enter(
                 Child(
                     pid=Pid(each.pid),

@@ -12,7 +12,8 @@ from greeterd.config.schema import Config
 from greeterd.errors import ListenError
 from greeterd.master.escrow import Escrow
 from greeterd.sockets import listener
-from greeterd.supervisor.ids import SlotIndex
+from greeterd.sockets.fd_passing import hand_over, waiting
+from greeterd.supervisor.ids import DISPATCHER, SlotIndex
 from greeterd.system.socket_file import file_at
 
 CLIENTS = 40
@@ -96,3 +97,31 @@ def test_a_unix_listener_that_cannot_be_opened_anew_stays(tmp_path: Path) -> Non
             escrow.reopen(path)
         assert escrow.listeners() == before
     assert path.is_dir()
+
+
+@pytest.fixture
+def handed(tmp_path: Path) -> Iterator[Escrow]:
+    """Return an escrow of mode handoff, whose slot 1 is used."""
+    with closing(Escrow(Config(mode="handoff", bind=(f"unix:{tmp_path / 'sock'}",)))) as escrow:
+        assert escrow.for_slot(SlotIndex(1))
+        escrow.use(SlotIndex(1))
+        yield escrow
+
+
+def test_what_waits_for_a_worker_stays_its_own_when_the_dispatcher_is_no_more(
+    handed: Escrow,
+) -> None:
+    pair = handed.routes[SlotIndex(1)]
+    with socket.socket() as client:
+        hand_over(pair.entry, client.fileno(), "a client")
+    handed.close_slot(DISPATCHER)
+    assert handed.renew_pairs() == []
+    assert waiting(pair.exit) == 1
+
+
+def test_a_pair_of_a_slot_that_is_closed_before_it_was_served_is_looked_at_no_more(
+    handed: Escrow,
+) -> None:
+    handed.close_slot(SlotIndex(1))
+    assert handed.renew_pairs() == []
+    assert handed.routes == {}

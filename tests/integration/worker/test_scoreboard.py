@@ -276,7 +276,7 @@ def test_who_only_counts_on_is_believed(growth: list[list[int]]) -> None:
     for more in growth:
         before, says = says, [was + grown for was, grown in zip(says, more, strict=True)]
         for gauge in (OPEN, BLOCKED, LOG_ERRNO):
-            says[gauge] = more[gauge]
+            says[gauge] = more[gauge] % 4096
         assert doubt(before, says, says[HEARTBEAT_NS]) == ""
 
 
@@ -589,3 +589,11 @@ def test_memory_that_is_no_scoreboard_is_refused_in_words() -> None:
     row = InheritedRow(slot=1, place=0, fd=small, believed=[])
     with pytest.raises(StartError, match="the predecessor's scoreboard: "):
         adopt_board(estate(Scoreboard(MAX_SLOTS).fd, [(1, 0)], rows=[row]))
+
+
+def test_no_error_number_is_believed_that_the_kernel_has_not() -> None:
+    silent = [0] * CELLS
+    for number, believed in ((4095, True), (4096, False), (2**31, False)):
+        says = silent.copy()
+        says[LOG_ERRNO] = number
+        assert (doubt(silent, says, 0) == "") == believed
