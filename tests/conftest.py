@@ -26,8 +26,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return PROCESSES_PER_CPU * len(os.sched_getaffinity(0))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep together, in one process, the tests of a module that share a container."""
-    for item in items:
-        if "container" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    if "container" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

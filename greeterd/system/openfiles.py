@@ -15,9 +15,11 @@ OF_A_CHILD: Final = 5
 for the lock of its log."""
 OF_A_PAIR: Final = 2
 """Both ends of the socketpair by which a slot is handed connections."""
-SPARE: Final = 20
-"""What comes and goes: one child more while a slot's worker is replaced (8 in the instant of the
-fork), control connections (3), files that are read or opened anew, the trial of an upgrade (5)."""
+WORKERS_A_SLOT: Final = 2
+"""A worker that was replaced stays until its last client has left."""
+SPARE: Final = 16
+"""What comes and goes: the instant of a fork (5), control connections (3), files that are read or
+opened anew, the trial of an upgrade (5)."""
 
 
 def needed(mode: str, *, workers: int, addresses: int) -> int:
@@ -36,10 +38,11 @@ def _costs(mode: str, addresses: int) -> tuple[int, int]:
     """Return the descriptors of a daemon without workers, and those that each worker adds."""
     # A listener an address, or in mode reuseport a guard.
     fixed = STANDARD + OF_THE_MASTER + SPARE + addresses
+    slot = WORKERS_A_SLOT * OF_A_CHILD
     match mode:
         case "reuseport":
-            return fixed, OF_A_CHILD + addresses
+            return fixed, slot + addresses
         case "handoff":
-            return fixed + OF_A_CHILD, OF_A_CHILD + OF_A_PAIR  # the dispatcher is a child, too
+            return fixed + slot, slot + OF_A_PAIR  # the dispatcher has a slot, too
         case _:
-            return fixed, OF_A_CHILD
+            return fixed, slot

@@ -33,7 +33,7 @@ class Image:
     def release(self, version: str) -> None:
         """Let this be another version."""
         self._edit("__init__.py", r'__version__ = ".*"', f'__version__ = "{version}"')
-        self._edit("titles.py", r'f"greeterd.*?: ', f'f"greeterd-{version}: ')
+        self._edit("system/proctitle.py", r'f"greeterd.*?: ', f'f"greeterd-{version}: ')
 
     def _edit(self, name: str, pattern: str, by: str) -> None:
         path = self.package / name
@@ -57,7 +57,7 @@ class Image:
         """Let the next image that takes the place, and not its trial, wait for the gate to open."""
         gate = Gate(self.package.parent / "gate")
         self.spoil(
-            "master.py",
+            "master/master.py",
             r"\nTICK: ",
             f"""
 import select

@@ -107,7 +107,7 @@ def test_detached_int_counts_also_when_a_script_had_it_ignored(daemon: StartDaem
 def test_a_death_is_found_though_the_kernel_s_signal_never_comes(
     daemon: StartDaemon, image: Image
 ) -> None:
-    image.spoil("signals.py", r"\n    signal\.SIGCHLD,", "")
+    image.spoil("system/signals.py", r"\n    signal\.SIGCHLD,", "")
     server = daemon("--workers=2", "--reply", environment=image.environment)
     for count in range(1, 4):
         os.kill(worker_of(server, 1), signal.SIGKILL)
@@ -144,7 +144,9 @@ def locked(image: Image, tmp_path: Path) -> Held:
     held = Held(tmp_path)
     code = held.code.replace("\n", "\n        ")
     image.spoil(
-        "master.py", r"\n        set_limits\(config\)", code + r"\n        set_limits(config)"
+        "master/master.py",
+        r"\n        set_limits\(config\)",
+        code + r"\n        set_limits(config)",
     )
     return held
 

@@ -38,12 +38,12 @@ def infect(image: Image) -> Path:
     """Return the file whose content the next worker of slot 1 runs in its loop, once."""
     deed = image.package.parent / "deed"
     image.spoil(
-        "workloop.py",
+        "worker/loop.py",
         r"(        row\[scoreboard\.TURNS\] \+= 1\n)",
         r"\1        _run(self, row)\n",
     )
     image.spoil(
-        "workloop.py",
+        "worker/loop.py",
         r"(\nBURST: Final)",
         rf"""
 def _run(self, row):

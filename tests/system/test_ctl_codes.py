@@ -127,7 +127,7 @@ def spoil_log(server: Daemon, file: Path, image: Image) -> None:  # noqa: ARG001
 
 def spoil_image(server: Daemon, file: Path, image: Image) -> None:  # noqa: ARG001 - as above
     """Let no new image start."""
-    image.spoil("worker.py", "def main", "def def main")
+    image.spoil("worker/main.py", "def main", "def def main")
 
 
 REFUSALS: list[Refusal] = [
@@ -219,7 +219,11 @@ def test_a_daemon_that_dies_before_it_answers_exits_with_69(
     daemon: StartDaemon, ask: Ask, image: Image
 ) -> None:
     server = daemon("--workers", "1", environment=image.environment)
-    image.spoil("trial.py", r"\n    log = ", "\n    __import__('signal').pause()\n    log = ")
+    image.spoil(
+        "master/upgrade/preflight.py",
+        r"\n    log = ",
+        "\n    __import__('signal').pause()\n    log = ",
+    )
     asked = ask(server, "upgrade")
     server.wait_event("trying the new image")
     server.signal(signal.SIGKILL)

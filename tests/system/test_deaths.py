@@ -285,7 +285,7 @@ def test_an_abort_from_outside_leaves_the_stack_too(daemon: StartDaemon) -> None
     exited = one.wait_event("worker exited")
     assert (exited["worker"], exited["reason"]) == (2, "killed by SIGABRT")
     assert "Fatal Python error: Aborted" in exited["stack"]
-    assert "worker.py" in exited["stack"]
+    assert "worker/main.py" in exited["stack"]
     wait_replaced(one, 2, pid)
 
 

@@ -45,7 +45,7 @@ def dispatcher_of(server: Daemon) -> int:
 def test_a_scale_beyond_the_descriptors_of_the_master_is_refused(daemon: StartDaemon) -> None:
     server = daemon(
         "--mode=reuseport", "--workers=20", "--reply", *ADDRESSES,
-        prefix=("prlimit", "--nofile=320:320"),
+        prefix=("prlimit", "--nofile=420:420"),
     )  # fmt: skip
     asked = server.ctl("scale", "40")
     assert asked.returncode == 1

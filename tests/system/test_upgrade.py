@@ -36,24 +36,26 @@ def rewrite(file: Path, old: str, new: str) -> None:
 Spoil = Callable[[Image, Path], None]
 BREAKAGES: dict[str, tuple[Spoil, str]] = {
     "syntax error": (
-        lambda image, _: image.spoil("worker.py", r"def main", "def def main"),
+        lambda image, _: image.spoil("worker/main.py", r"def main", "def def main"),
         r"exit status 1\): SyntaxError: invalid syntax",
     ),
     "crash in a worker's start": (
         lambda image, _: image.spoil(
-            "worker.py", r"(\n    title_worker\(.*\n)", r"\1    raise RuntimeError('on purpose')\n"
+            "worker/main.py",
+            r"(\n    title_worker\(.*\n)",
+            r"\1    raise RuntimeError('on purpose')\n",
         ),
         r"exit status 70\): (worker 1|the dispatcher) ended, or said nothing, before it was ready",
     ),
     "hang in a worker's start": (
         lambda image, _: image.spoil(
-            "worker.py", r"(\n    title_worker\(.*\n)", r"\1    __import__('signal').pause()\n"
+            "worker/main.py", r"(\n    title_worker\(.*\n)", r"\1    __import__('signal').pause()\n"
         ),
         rf"the new image was not ready within ({HANG}|{PATIENCE}) s",
     ),
     "exception at import": (
         lambda image, _: image.spoil(
-            "master.py", r"\nTICK: ", "\nraise RuntimeError('on purpose')\nTICK: "
+            "master/master.py", r"\nTICK: ", "\nraise RuntimeError('on purpose')\nTICK: "
         ),
         r"exit status 1\): RuntimeError: on purpose",
     ),
@@ -67,22 +69,28 @@ BREAKAGES: dict[str, tuple[Spoil, str]] = {
     ),
     "killed": (
         lambda image, _: image.spoil(
-            "trial.py", r"\n    log = ", "\n    os.kill(os.getpid(), 9)\n    log = "
+            "master/upgrade/preflight.py",
+            r"\n    log = ",
+            "\n    os.kill(os.getpid(), 9)\n    log = ",
         ),
         r"killed by SIGKILL\): it said nothing",
     ),
     "hang at import": (
         lambda image, _: image.spoil(
-            "escrow.py", r"\nBLOCKING_TIMEOUT", "\nimport signal\nsignal.pause()\nBLOCKING_TIMEOUT"
+            "master/escrow.py",
+            r"\nBLOCKING_TIMEOUT",
+            "\nimport signal\nsignal.pause()\nBLOCKING_TIMEOUT",
         ),
         rf"the new image was not ready within ({HANG}|{PATIENCE}) s",
     ),
     "no program": (
-        lambda image, _: image.spoil("cli/daemon.py", r"def main", "def niam"),
+        lambda image, _: image.spoil("cli/greeterd.py", r"def main", "def niam"),
         r"exit status 1\): ImportError: cannot import name 'main'",
     ),
     "lost run lock": (
-        lambda image, _: image.spoil("runlock.py", r"(def adopt.*:\n)", r"\1        fd = 0\n"),
+        lambda image, _: image.spoil(
+            "system/pidfile.py", r"(def adopt.*:\n)", r"\1        fd = 0\n"
+        ),
         r"exit status 70\): descriptor 0 is not the run lock",
     ),
 }

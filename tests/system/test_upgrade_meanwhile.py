@@ -27,7 +27,11 @@ LATER = "the daemon was upgraded first: ask again"
 
 def hang(image: Image) -> None:
     """Let trials hang."""
-    image.spoil("trial.py", r"\n    log = ", "\n    __import__('signal').pause()\n    log = ")
+    image.spoil(
+        "master/upgrade/preflight.py",
+        r"\n    log = ",
+        "\n    __import__('signal').pause()\n    log = ",
+    )
 
 
 def test_two_upgrades_at_once_are_carried_out_or_refused_one_by_one(
@@ -51,7 +55,7 @@ def test_commands_during_a_trial_are_answered_at_once_or_told_to_ask_again(
     image.release("2")
     gate = Path(server.directory, "gate")
     image.spoil(
-        "trial.py",
+        "master/upgrade/preflight.py",
         r"\n    log = ",
         "\n    import select, pathlib"
         f"\n    while not pathlib.Path({str(gate)!r}).exists(): select.select([], [], [], 0.01)"
@@ -219,16 +223,19 @@ def test_a_trial_that_is_killed_is_a_refusal(daemon: StartDaemon, image: Image, 
     until(lambda: len(server.processes()) == 3)
 
 
-@pytest.mark.parametrize("where", ["trial.py", "worker.py"])
+@pytest.mark.parametrize("where", ["master/upgrade/preflight.py", "worker/main.py"])
 def test_a_stop_ends_a_trial_and_whatever_that_has_started(
     daemon: StartDaemon, image: Image, ask: Ask, where: str
 ) -> None:
     server = daemon("--workers", "2", environment=image.environment)
-    entry = {"trial.py": r"\n    log = ", "worker.py": r"\n    title_worker\("}[where]
+    entry = {
+        "master/upgrade/preflight.py": r"\n    log = ",
+        "worker/main.py": r"\n    title_worker\(",
+    }[where]
     image.spoil(where, f"({entry})", r"\n    __import__('signal').pause()\1")
     upgrading = ask(server, "upgrade")
     server.wait_event("trying the new image")
-    until(lambda: len(server.processes()) == (4 if where == "trial.py" else 5))
+    until(lambda: len(server.processes()) == (4 if where == "master/upgrade/preflight.py" else 5))
     server.signal(signal.SIGTERM)
     assert answer(upgrading) == (1, "greeterctl: upgrade: the daemon is stopping\n")
     assert server.wait() == 0

@@ -93,7 +93,7 @@ def writable(identity: Identity, paths: Iterable[Path]) -> Iterator[Path]:
 def test_a_worker_has_nothing_but_what_is_listed(
     daemon: StartDaemon, image: Image, mode: str
 ) -> None:
-    image.spoil("worker.py", r"\n        worker\.run\(\)", PROBE)
+    image.spoil("worker/main.py", r"\n        worker\.run\(\)", PROBE)
     image.package.parent.chmod(0o755)
     server = daemon(
         f"--mode={mode}", "--workers=2", "--user=nobody", "--reply",
@@ -188,7 +188,7 @@ def test_a_worker_that_stays_root_says_so_and_keeps_its_capabilities_alone(
 def test_a_worker_is_dumpable_where_core_files_are_wanted(
     daemon: StartDaemon, image: Image, allowed: bool
 ) -> None:
-    image.spoil("worker.py", r"\n        worker\.run\(\)", PROBE)
+    image.spoil("worker/main.py", r"\n        worker\.run\(\)", PROBE)
     image.package.parent.chmod(0o755)
     flag = "--core-dumps" if allowed else "--no-core-dumps"
     server = daemon("--workers=1", "--user=nobody", flag, environment=image.environment)

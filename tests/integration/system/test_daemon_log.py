@@ -374,7 +374,7 @@ def test_a_file_that_may_not_be_read_is_written_all_the_same(
 TEARING_WRITER = """
 import os, random, sys
 from pathlib import Path
-from greeterd.system import daemon_log as logs
+from greeterd.system import daemon_log
 random.seed(sys.argv[2])
 log = daemon_log.open_daemon_log(path=Path(sys.argv[1]), format="json", level="info")
 write = os.write

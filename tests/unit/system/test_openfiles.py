@@ -25,7 +25,7 @@ def test_with_next_to_none_there_is_no_worker(mode: str, addresses: int, files: 
 
 @pytest.mark.parametrize(
     ("mode", "number"),
-    [("inherit", 32 + 5 * 4), ("handoff", 37 + 7 * 4), ("reuseport", 32 + 6 * 4)],
+    [("inherit", 28 + 10 * 4), ("handoff", 38 + 12 * 4), ("reuseport", 28 + 11 * 4)],
 )
 def test_the_numbers_are_those_of_the_readme(mode: str, number: int) -> None:
     assert needed(mode, workers=4, addresses=1) == number
