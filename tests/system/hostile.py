@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from greeterd.cli.greeterd import main
 from greeterd.sockets import rights
@@ -192,6 +193,33 @@ def flood(worker: WorkerLoop) -> None:
     while True:
         with contextlib.suppress(BlockingIOError):
             rights.send(_socket(worker), b'{"type":"leaving"}')
+
+
+# Harms: counters ----------------------------------------------------------------------------
+
+
+def _hang() -> NoReturn:
+    while True:
+        signal.pause()
+
+
+@harm("its counters cannot be: ")
+def the_most_there_is(worker: WorkerLoop) -> None:
+    for cell in range(scoreboard.CELLS):
+        worker._row[cell] = 2**64 - 1
+    _hang()
+
+
+@harm("its counters cannot be: heartbeat_ns is ")
+def heartbeat_to_come(worker: WorkerLoop) -> None:
+    worker._row[scoreboard.HEARTBEAT_NS] += 3600 * 10**9
+    _hang()
+
+
+@harm("its counters cannot be: log_errno is ")
+def error_number_of_no_kernel(worker: WorkerLoop) -> None:
+    worker._row[scoreboard.LOG_ERRNO] = 2**31
+    _hang()
 
 
 # Harms: descriptors -------------------------------------------------------------------------
