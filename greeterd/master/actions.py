@@ -83,6 +83,8 @@ class ActionRunner:
                 if not self._forks.renounce(ident):
                     self._crew.send(ident, DrainMessage(how.value, settled=False))
                     self._sweeps.add(ident)
+                    if worker := self._supervisor.worker(ident):
+                        self._escrow.end_unused(worker.slot)
             case Drain(ident, how):
                 if not self._forks.renounce(ident):
                     self._crew.send(ident, DrainMessage(how.value))

@@ -294,6 +294,14 @@ class Escrow:
             self.steer()
         return None
 
+    def end_unused(self, slot: SlotIndex) -> None:
+        """Let the worker of a slot that nothing was ever handed to find the end of its pair.
+
+        It leaves, since what asked for it has failed, and nobody steers away from it.
+        """
+        if slot in self._pairs and slot not in self._routed:
+            self._pairs[slot].close_entry()
+
     def do_not_use(self, slot: SlotIndex) -> None:
         """Let no dispatcher that is forked from now on hand connections on to a slot."""
         self._routed.discard(slot)
