@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def the_most_there_is(worker: WorkerLoop) -> None:
 
 @harm("its counters cannot be: heartbeat_ns is ")
 def heartbeat_to_come(worker: WorkerLoop) -> None:
-    worker._row[scoreboard.HEARTBEAT_NS] += 3600 * 10**9
+    worker._row[scoreboard.HEARTBEAT_NS] = time.monotonic_ns() + 3600 * 10**9
     _hang()
 
 
