@@ -1,5 +1,6 @@
 """The lock of a greeting log is held by its slot's workers, and by nobody else."""
 
+import contextlib
 import signal
 from pathlib import Path
 
@@ -13,8 +14,12 @@ NAME = "/memfd:greeterd-log-lock (deleted)"
 
 def locks(pid: int) -> set[int]:
     """Return the inodes of the locks that a process has open."""
-    found = Path(f"/proc/{pid}/fd").iterdir()
-    return {each.stat().st_ino for each in found if str(each.readlink()) == NAME}
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed since it was listed
+            if str(each.readlink()) == NAME:
+                found.add(each.stat().st_ino)
+    return found
 
 
 def locks_by_slot(one: Daemon) -> dict[int, set[int]]:
