@@ -40,12 +40,6 @@ class StartError(GreeterdError):
     exit_code = 70
 
 
-class RestartIntensityError(GreeterdError):
-    """A worker died more often than `max_restarts` in `restart_window` (EX_SOFTWARE)."""
-
-    exit_code = 70
-
-
 class ResourceError(GreeterdError):
     """The system refuses what is needed, for now: space, descriptors, a call (EX_OSERR)."""
 

@@ -7,13 +7,13 @@ What a process begins with, and what becomes of it here:
                         ignored stay so in the foreground, where a terminal could send them
                         (`signals.take_over`); PIPE and XFSZ are ignored, as CPython does it
     interval timers     cleared: alarm(2) and setitimer(2) go on through exec, and ALRM would kill
-    standard streams    0, 1 and 2 are opened where they are closed (`daemon`)
-    other descriptors   sockets of the service manager are taken (`systemd`); detached, strays are
-                        closed; a worker keeps what it needs and nothing else (`nursery`)
-    umask               the setting `umask`, whatever it was (`daemon`)
+    standard streams    0, 1 and 2 are opened where they are closed (`daemonize`)
+    other descriptors   sockets of the service manager are taken (`sd_daemon`); detached, strays are
+                        closed; a worker keeps what it needs and nothing else (`children`)
+    umask               the setting `umask`, whatever it was (`daemonize`)
     directory           relative names start there, by its name (`start_directory`); a detached
                         daemon leaves it for "/"; an upgrade does without when it has gone
-    open files, cores   the settings `max_files` and `core_dumps` (`limits`)
+    open files, cores   the settings `max_files` and `core_dumps` (`rlimits`)
     environment         the master's own, for reloads and upgrades; workers keep a few names of it
     session keyring,    the master's own; workers of root get a new keyring, and give up every
     capabilities        capability that they could have (`privileges`)
