@@ -1,6 +1,6 @@
 """The errors that end a program, each with its exit code.
 
-The codes follow sysexits.h where it has one; the README's table of exit codes lists them all.
+The codes follow sysexits.h where it has one; cli/README.md lists them all.
 """
 
 import errno

@@ -1,6 +1,6 @@
 """Holds expectations that were written down before a run against what it found.
 
-A file of expectations is TOML, one table `[[expect]]` each; the README has its fields.  An
+A file of expectations is TOML, one table `[[expect]]` each; README.md has its fields.  An
 expectation speaks of every case that its `where` selects, and of the median over the valid trials
 of each.  It has held when it holds in each case that it can be told of, and in one at least; it has
 failed when it fails in one.  With `than`, the figure is a ratio: the case over its counterpart,

@@ -3,7 +3,7 @@
 A worker may run a stranger's code, and has the file description of its listener in common with the
 master and with other workers: shutdown(2), O_NONBLOCK, socket options and filters that it sets hold
 for all of them, and most options for each connection that is accepted later.  What can be seen is
-compared here with how the listener is to be; README.md, Limits, names what cannot be seen.
+compared here with how the listener is to be; greeterd/README.md, Limits, names what cannot be seen.
 It costs about 20 us a listener, or 1 us for `listens` alone.
 """
 

@@ -101,8 +101,9 @@ def test_the_wheel_says_that_it_is_typed(wheel_names: list[str]) -> None:
 
 
 def test_the_wheel_holds_the_data_that_the_package_reads(wheel_names: list[str]) -> None:
-    data = [name for name in tracked("greeterd") if not name.endswith(".py")]
+    data = [name for name in tracked("greeterd") if not name.endswith((".py", ".md"))]
     assert len(data) > 1
+    assert [name for name in wheel_names if name.endswith(".md")] == []
     assert [name for name in data if name not in wheel_names] == []
 
 

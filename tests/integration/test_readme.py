@@ -1,6 +1,6 @@
-"""The README's tables, lists and pictures are what the code says; nothing is run.
+"""The documents' tables, lists and pictures are what the code says; nothing is run.
 
-What does not agree is shown by the line that belongs into the README.
+What does not agree is shown by the line that belongs into the document.
 """
 
 import ast
@@ -26,7 +26,9 @@ from greeterd.worker.scoreboard import Counters
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "greeterd"
-README = (ROOT / "README.md").read_text()
+PLACES = (".", "conf", "greeterd", "greeterd/bench", "greeterd/cli", "systemd", "tests")
+DOCUMENTS = {path: path.read_text() for place in PLACES for path in [ROOT / place / "README.md"]}
+TEXT = "\n".join(DOCUMENTS.values())
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
@@ -36,17 +38,19 @@ GREETING_LOG = {PACKAGE / "worker/greeting_log.py", *(PACKAGE / "bench" / "peers
 
 def section(title: str) -> str:
     """Return the text below a heading, up to the next of the same depth or a higher one."""
-    found = re.search(rf"^(#+) {re.escape(title)}\n", README, re.MULTILINE)
-    assert found, f"no section {title}"
-    rest = README[found.end() :]
-    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
+    heading = re.compile(rf"^(#+) {re.escape(title)}\n", re.MULTILINE)
+    found = [match for text in DOCUMENTS.values() for match in heading.finditer(text)]
+    assert len(found) == 1, f"not one section {title}"
+    rest = found[0].string[found[0].end() :]
+    end = re.search(rf"^#{{1,{len(found[0][1])}}} ", rest, re.MULTILINE)
     return rest[: end.start()] if end else rest
 
 
 def table(title: str) -> list[list[str]]:
     """Return the cells of a section's first table, without its head."""
-    lines = [line for line in section(title).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    (found, *_) = re.findall(r"(?:^\|.*\n)+", section(title), re.MULTILINE)
+    lines = found.splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def column(title: str, index: int = 0) -> list[str]:
@@ -257,20 +261,17 @@ def test_the_peers_are_those_of_the_code() -> None:
 # Design -------------------------------------------------------------------------------------
 
 
-def tree(directory: Path, depth: int = 0) -> Iterator[str]:
-    """Yield a line for each module: its place, and the first line of its docstring."""
-    indent = "  " * depth
-    yield f"{indent}{directory.name}/"
-    for path in sorted(directory.iterdir(), key=lambda path: (path.is_file(), path.name)):
-        if path.is_dir() and any(path.glob("*.py")):
-            yield from tree(path, depth + 1)
-        elif path in SOURCES:
-            about = ast.get_docstring(SOURCES[path]) or ""
-            yield f"{indent}  {path.name}".ljust(20) + f" {about.splitlines()[0]}"
+def about(path: Path) -> str:
+    """Return the first line of a module's docstring."""
+    return (ast.get_docstring(SOURCES[path]) or "").splitlines()[0]
 
 
-def test_the_tree_is_that_of_the_modules_with_what_they_say_of_themselves() -> None:
-    assert block("Design", "text", "greeterd/").splitlines() == list(tree(PACKAGE))
+def test_the_packages_are_those_of_the_code_with_what_they_say_of_themselves() -> None:
+    packages = [path for path in SOURCES if path.name == "__init__.py" and path.parent != PACKAGE]
+    modules = [path for path in SOURCES if path.parent == PACKAGE and path.name != "__init__.py"]
+    wanted = [[f"`{path.parent.relative_to(PACKAGE)}/`", about(path)] for path in packages]
+    wanted += [[f"`{path.name}`", about(path)] for path in modules]
+    assert table("Packages") == wanted
 
 
 def test_the_life_of_a_worker_is_that_of_the_supervisor() -> None:
@@ -294,7 +295,7 @@ def cases_of(path: Path) -> set[str]:
 
 
 def test_every_test_that_is_named_exists() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)`:?((?:,?\s+`test_\w+`)*)", README)
+    named = re.findall(r"`(tests/[\w/]+\.py)`:?((?:,?\s+`test_\w+`)*)", TEXT)
     missing = []
     count = 0
     for file, tests in named:
@@ -304,7 +305,7 @@ def test_every_test_that_is_named_exists() -> None:
             if name not in cases_of(ROOT / file):
                 missing.append(f"{file}: {name}")
     assert missing == []
-    assert count == len(re.findall(r"`test_\w+`", README)), "a test without its file"
+    assert count == len(re.findall(r"`test_\w+`", TEXT)), "a test without its file"
 
 
 def shown(title: str) -> dict[str, tuple[str, str]]:
@@ -332,6 +333,36 @@ def test_every_row_of_signals_commands_and_exit_codes_has_a_test() -> None:
     assert [one for one in tests if one[1] not in cases_of(ROOT / one[0])] == []
 
 
+def test_the_short_table_has_every_command_and_signal() -> None:
+    rows = table("Commands and signals")
+    assert {row[0].strip("`").split()[0] for row in rows} == set(app_commands())
+    signals = {one for row in rows for one in row[1].split(", ") if one}
+    assert signals == set(column("Signals")) - {"CHLD"}
+
+
+def test_the_first_document_is_short() -> None:
+    assert len(DOCUMENTS[ROOT / "README.md"].splitlines()) < 200
+
+
+def test_every_link_leads_somewhere() -> None:
+    broken = []
+    for path, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not link.startswith("https://"):
+                file, _, anchor = link.partition("#")
+                target = (path.parent / file).resolve() if file else path
+                if not target.exists() or (anchor and anchor not in anchors(target)):
+                    broken.append(f"{path.relative_to(ROOT)}: {link}")
+    assert broken == []
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
 def test_what_happens_is_shown_by_tests_each_time() -> None:
     statements = re.split(r"^- ", section("What happens when"), flags=re.MULTILINE)[1:]
     assert len(statements) > 10
@@ -339,7 +370,7 @@ def test_what_happens_is_shown_by_tests_each_time() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    files = re.findall(r"`((?:conf|systemd|tests|\.ci)/[\w./@-]*)`", README)
+    files = re.findall(r"`((?:conf|systemd|tests|\.ci)/[\w./@-]*)`", TEXT)
     assert len(files) > 10
     assert [file for file in files if not (ROOT / file).exists()] == []
 
@@ -354,14 +385,14 @@ def test_the_unit_is_installed_as_its_head_says() -> None:
 
 def test_every_file_for_an_installation_is_in_the_table() -> None:
     files = [path for name in ("systemd", "conf") for path in (ROOT / name).iterdir()]
-    others = {f"{path.parent.name}/{path.name}" for path in files} - {"conf/greeterd.toml"}
-    assert set(column("Running as a unit")) == others
+    others = {f"{path.parent.name}/{path.name}" for path in files if path.name != "README.md"}
+    assert set(column("Running as a unit")) == others - {"conf/greeterd.toml"}
 
 
 def test_every_setting_that_is_written_as_one_is_one() -> None:
     names = {one.name for one in fields(Config)}
-    written = set(re.findall(r"`(\w+) = \w+`", README))
+    written = set(re.findall(r"`(\w+) = \w+`", TEXT))
     assert written <= names
-    flags = re.findall(r"greeterd (--[\w-]+(?: [\w-]+)*)", README)
+    flags = re.findall(r"greeterd (--[\w-]+(?: [\w-]+)*)", TEXT)
     known = {f"--{name.replace('_', '-')}" for name in names} | {"--check"}
     assert {word for one in flags for word in one.split() if word.startswith("--")} <= known
