@@ -34,3 +34,17 @@ class Screen(Console):
             for one in renderables:
                 self.print(one, soft_wrap=isinstance(one, Text))
         return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def duration(seconds: float) -> str:
+    """Return at most two units, six characters below a hundred days: 7s, 12m05s, 3h20m, 2d04h."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d{hour:02}h"
+    if hours:
+        return f"{hour}h{minute:02}m"
+    if minutes:
+        return f"{minute}m{second:02}s"
+    return f"{second}s"

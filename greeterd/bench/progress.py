@@ -8,8 +8,7 @@ from rich.progress import Progress as Bar
 
 from greeterd.bench.experiment import Progress as News
 from greeterd.bench.model import Case, Trial
-from greeterd.control.status import duration
-from greeterd.screen import Screen
+from greeterd.screen import Screen, duration
 from greeterd.system.escape import escape
 
 Tell = Callable[[News], None]

@@ -23,9 +23,9 @@ from rich.text import Text
 
 from greeterd.balance import SURE, Balance, balance
 from greeterd.control.protocol import MAX_WORKERS
-from greeterd.control.status import Status, duration
+from greeterd.control.status import Status
 from greeterd.errors import GreeterdError
-from greeterd.screen import Screen
+from greeterd.screen import Screen, duration
 from greeterd.supervisor.ids import DISPATCHER
 from greeterd.system.escape import escape
 

@@ -29,8 +29,8 @@ from greeterd.bench.store import Store, UnusableError
 from greeterd.cli.outputs import Outputs, counted, tell
 from greeterd.cli.program import EX_INTERRUPTED
 from greeterd.cli.usage import epilogue
-from greeterd.control.status import duration
 from greeterd.errors import UsageError
+from greeterd.screen import duration
 from greeterd.system.signals import terminate_as_interrupt
 
 EX_FAILED: Final = 1

@@ -26,7 +26,7 @@ from cyclopts.validators import Number
 from greeterd import __version__
 from greeterd.cli.balance import LogError, count_daemon, count_logs, render, to_plain
 from greeterd.cli.program import complain, run_program
-from greeterd.cli.tables import render_status
+from greeterd.cli.status import render_status
 from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
 from greeterd.control import (
     ControlError,

@@ -30,8 +30,7 @@ from greeterd.config.types import (
 )
 from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.rights import MAX_FDS
-from greeterd.system.cpulist import render_cpus
-from greeterd.system.cpus import affinity_of, unusable, usable_cpus
+from greeterd.system.cpus import affinity_of, render_cpus, unusable, usable_cpus
 
 MAX_WORKERS: Final = 512
 MAX_MIB: Final = 2**30

@@ -18,7 +18,7 @@ from typing import Any, Final, get_args
 from cyclopts import Parameter, Token
 
 from greeterd.sockets.address import parse_address
-from greeterd.system.cpulist import parse_cpus, render_cpus
+from greeterd.system.cpus import parse_cpus, render_cpus
 
 MAX_SECONDS: Final = 1_000_000.0
 """Eleven days; epoll_wait(2) takes at most 2**31 - 1 milliseconds."""

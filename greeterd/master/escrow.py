@@ -23,7 +23,7 @@ from greeterd.config.schema import Config
 from greeterd.errors import ListenError
 from greeterd.master.systemd.fdstore import Stored, label_of
 from greeterd.master.upgrade.reexec import InheritedListeners
-from greeterd.sockets import listener, steering
+from greeterd.sockets import bpf, listener, steering
 from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.fd_passing import QUEUE_LIMIT, HandoffPair, waiting
 from greeterd.sockets.sockdiag import Queue, queue_length
@@ -491,9 +491,7 @@ class Escrow:
         cpus = [cpu_of(slot, self._cpus) for slot in self._order]
         avoided = {n for n, slot in enumerate(self._order) if slot in self._avoided}
         more = avoided.union(unsettled)
-        selection = steering.choose(
-            self._steering, cpus, avoided if len(more) == len(cpus) else more
-        )
+        selection = bpf.choose(self._steering, cpus, avoided if len(more) == len(cpus) else more)
         for member in self._slots[self._order[0]]:
             steering.steer(member, selection)
 

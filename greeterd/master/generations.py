@@ -11,12 +11,12 @@ from typing import Final
 
 from greeterd.config.schema import FIXED, Config
 from greeterd.control.status import ReloadResult
+from greeterd.master.descriptors import most_workers, needed
 from greeterd.supervisor.ids import DISPATCHER, Generation
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system import rlimits
 from greeterd.system.files import Identity
-from greeterd.system.openfiles import most_workers, needed
 from greeterd.system.privileges import prepare_directory
 from greeterd.system.rlimits import allow_files, limit_core_dumps, limit_files, most_files
 

@@ -12,10 +12,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from greeterd.errors import ResourceError
-from greeterd.system.cpulist import parse_cpus
 
+MAX_CPU: Final = 8191
+"""The highest number that any Linux can have: NR_CPUS is 8192 at most."""
+
+_ITEM: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -67,6 +71,39 @@ def unusable(cpus: Iterable[int]) -> list[int]:
     """Return those of the CPUs that this process may not run on, as far as the kernel tells."""
     usable = allowed_cpus()
     return sorted(set(cpus) - usable) if usable else []
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Return the CPUs in the order of the text.
+
+    Raises:
+        ValueError: it is no list, or an empty one, or has a CPU twice, or one above MAX_CPU.
+
+    """
+    cpus: list[int] = []
+    for item in text.split(","):
+        match = _ITEM.fullmatch(item.strip())
+        if match is None:
+            raise ValueError("a list looks like 0,2-3")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last > MAX_CPU or first > last:
+            raise ValueError(f"{item.strip()} is no range of CPUs between 0 and {MAX_CPU}")
+        cpus += range(first, last + 1)
+    twice = next((cpu for cpu in cpus if cpus.count(cpu) > 1), None)
+    if twice is not None:
+        raise ValueError(f"CPU {twice} is listed twice")
+    return tuple(cpus)
+
+
+def render_cpus(cpus: Sequence[int]) -> str:
+    """Return the list, the shortest that keeps the order."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][1] + 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _cgroups(root: Path) -> Iterator[Path]:

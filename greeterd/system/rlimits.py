@@ -14,8 +14,7 @@ from contextlib import suppress
 from typing import Final, Literal
 
 from greeterd.errors import ConfigError, ResourceError
-from greeterd.system.cpulist import render_cpus
-from greeterd.system.cpus import allowed_cpus
+from greeterd.system.cpus import allowed_cpus, render_cpus
 
 MaxFiles = int | Literal["auto"]
 

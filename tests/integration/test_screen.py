@@ -23,7 +23,7 @@ from greeterd.bench.model import Case, Results
 from greeterd.bench.predicates import Predicate, check
 from greeterd.cli.balance import count_daemon, render, to_plain
 from greeterd.cli.greeterctl import _judged
-from greeterd.cli.tables import render_status
+from greeterd.cli.status import render_status
 from greeterd.control import ControlError
 from greeterd.control.status import (
     ListenerStatus,

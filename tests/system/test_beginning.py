@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from greeterd.system.openfiles import needed
+from greeterd.master.descriptors import needed
 from tests.support import until
 from tests.system.books import worker_of
 from tests.system.clients import greet

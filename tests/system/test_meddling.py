@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.sockets import steering
+from greeterd.sockets import bpf, steering
 from greeterd.sockets.address import parse_address
 from tests.support import until
 from tests.system import proc
@@ -23,7 +23,7 @@ from tests.system.harness import Daemon
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes another process's descriptors")
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 SO_LOCK_FILTER = 44
-DROP_ALL = ((steering.RETURN, 0, 0, 0),)
+DROP_ALL = ((bpf.RETURN, 0, 0, 0),)
 
 
 def holder(server: Daemon) -> int:

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from greeterd.balance import balance
 from greeterd.cli.balance import count_daemon
+from greeterd.cli.status import table_rows
 from greeterd.config.schema import Config
-from greeterd.control.status import from_json, table_rows, to_json
+from greeterd.control.status import from_plain
 from greeterd.master.children import Child
 from greeterd.master.escrow import Escrow
 from greeterd.master.status import StatusInputs, survey
@@ -177,7 +179,7 @@ def test_whatever_a_worker_says_the_master_and_its_readers_go_on(
     )
     status = survey(shop.supervisor, shop.board, shop.escrow, about)
     assert status.workers[0].state == "ready"
-    assert table_rows(from_json(to_json(status)))
+    assert table_rows(from_plain(msgspec.json.decode(msgspec.json.encode(status))))
     assert balance(count_daemon(status).greetings).sentence
     assert shop.supervisor.handle(Tick((pulse,)), time.monotonic()) is not None
     shop.board.settle(1, shop.place)

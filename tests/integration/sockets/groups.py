@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from greeterd.sockets import steering
+from greeterd.sockets import bpf, steering
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import guard_address, local_address, open_member, open_shared
 from greeterd.sockets.sockdiag import handshakes
@@ -60,7 +60,7 @@ def connecting(
     client = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
     client.setblocking(False)
     if deaf:
-        steering._attach(client, steering.SO_ATTACH_FILTER, ((steering.RETURN, 0, 0, 0),))
+        steering._attach(client, steering.SO_ATTACH_FILTER, ((bpf.RETURN, 0, 0, 0),))
     client.connect_ex(over or listener.getsockname())
     return client
 

@@ -10,17 +10,13 @@ import pytest
 
 from greeterd.sockets import steering
 from greeterd.sockets.address import Address
+from greeterd.sockets.bpf import HASH, Program, choose, cpu_over, cpu_table, random_over
 from greeterd.sockets.listener import local_address
 from greeterd.sockets.sockdiag import drops, queue_length
 from greeterd.sockets.steering import (
-    HASH,
-    choose,
-    cpu_over,
-    cpu_table,
     gate_syn,
     is_gated_by_ttl,
     open_gate,
-    random_over,
 )
 from tests.integration.sockets.groups import (
     connected,
@@ -218,7 +214,7 @@ def _gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Have both kinds of gate, whatever this kernel lets this user do."""
     if request.param == "by the TTL":
 
-        def refuse() -> steering.Program:
+        def refuse() -> Program:
             raise PermissionError
 
         monkeypatch.setattr(steering, "drop_syn", refuse)

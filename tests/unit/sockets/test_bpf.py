@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.sockets import steering
-from greeterd.sockets.steering import (
+from greeterd.sockets import bpf
+from greeterd.sockets.bpf import (
     HASH,
     Program,
     assemble,
@@ -30,23 +30,23 @@ def run(program: Program, load: Callable[[int, int], int]) -> int:  # noqa: C901
     while True:
         operation, if_true, if_false, operand = program[counter]
         counter += 1
-        if operation in {steering.LOAD_WORD, steering.LOAD_BYTE}:
+        if operation in {bpf.LOAD_WORD, bpf.LOAD_BYTE}:
             accumulator = load(operation, operand)
-        elif operation == steering.MODULO:
+        elif operation == bpf.MODULO:
             accumulator %= operand
-        elif operation == steering.ADD:
+        elif operation == bpf.ADD:
             accumulator = (accumulator + operand) % 2**32
-        elif operation == steering.JUMP_IF_AT_LEAST:
+        elif operation == bpf.JUMP_IF_AT_LEAST:
             counter += if_true if accumulator >= operand else if_false
-        elif operation == steering.JUMP_IF_EQUAL:
+        elif operation == bpf.JUMP_IF_EQUAL:
             counter += if_true if accumulator == operand else if_false
-        elif operation == steering.JUMP:
+        elif operation == bpf.JUMP:
             counter += operand
-        elif operation == steering.JUMP_IF_ANY_BIT:
+        elif operation == bpf.JUMP_IF_ANY_BIT:
             counter += if_true if accumulator & operand else if_false
-        elif operation == steering.RETURN:
+        elif operation == bpf.RETURN:
             return operand
-        elif operation == steering.RETURN_ACCUMULATOR:
+        elif operation == bpf.RETURN_ACCUMULATOR:
             return accumulator
         else:
             raise AssertionError(f"unknown operation {operation:#x}")
@@ -56,7 +56,7 @@ def chosen(program: Program, random: int) -> int:
     """Return the index that the selection gives for this random number."""
 
     def load(operation: int, offset: int) -> int:
-        assert (operation, offset) == (steering.LOAD_WORD, 0xFFFFF000 + 56)
+        assert (operation, offset) == (bpf.LOAD_WORD, 0xFFFFF000 + 56)
         return random
 
     return run(program, load)
@@ -77,7 +77,7 @@ def gated(flags: int) -> int:
     header = bytes(13) + bytes([flags]) + bytes(6)
 
     def load(operation: int, offset: int) -> int:
-        assert operation == steering.LOAD_BYTE
+        assert operation == bpf.LOAD_BYTE
         return header[offset]
 
     return run(drop_syn(), load)
@@ -104,7 +104,7 @@ def test_order_and_repetition_of_the_indexes_do_not_matter() -> None:
 
 
 def test_one_index_needs_no_random_number() -> None:
-    assert random_over([7]) == ((steering.RETURN, 0, 0, 7),)
+    assert random_over([7]) == ((bpf.RETURN, 0, 0, 7),)
 
 
 def test_leaving_out_one_of_many_costs_two_instructions() -> None:
@@ -113,12 +113,12 @@ def test_leaving_out_one_of_many_costs_two_instructions() -> None:
 
 
 def test_the_worst_set_of_slots_is_a_program_that_the_kernel_takes() -> None:
-    assert len(random_over(range(1, SLOTS, 2))) <= steering.MAX_INSTRUCTIONS
+    assert len(random_over(range(1, SLOTS, 2))) <= bpf.MAX_INSTRUCTIONS
 
 
 def test_more_gaps_than_a_program_can_hold_are_refused() -> None:
     with pytest.raises(ValueError, match="instructions"):
-        random_over(range(1, 2 * steering.MAX_INSTRUCTIONS, 2))
+        random_over(range(1, 2 * bpf.MAX_INSTRUCTIONS, 2))
 
 
 @pytest.mark.parametrize("indexes", [[], [-1, 2]])
@@ -131,7 +131,7 @@ def on_cpu(program: Program, cpu: int, random: int = 0) -> int | None:
     """Return the index for a SYN that this CPU handles; None where the hash has to choose."""
 
     def load(operation: int, offset: int) -> int:
-        assert operation == steering.LOAD_WORD
+        assert operation == bpf.LOAD_WORD
         return {0xFFFFF000 + 36: cpu, 0xFFFFF000 + 56: random}[offset]
 
     index = run(program, load)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.system.openfiles import most_workers, needed
+from greeterd.master.descriptors import most_workers, needed
 
 MODES = st.sampled_from(["inherit", "reuseport", "handoff"])
 

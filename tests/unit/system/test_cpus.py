@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.system.cpulist import MAX_CPU, parse_cpus, render_cpus
+from greeterd.system.cpus import MAX_CPU, parse_cpus, render_cpus
 
 
 @pytest.mark.parametrize(
