@@ -106,9 +106,9 @@ class ActionRunner:
                 title_master(self._generations.current.mode, self._addresses, "stopping")
                 self._escrow.gate()
             case StartPreflight():
-                self._upgrading.start_trial()
+                self._upgrading.start_preflight()
             case EndPreflight():
-                self._upgrading.end_trial()
+                self._upgrading.end_preflight()
             case Replace(ticket):
                 self._upgrading.replace(ticket)
             case Started():

@@ -21,7 +21,7 @@ from greeterd.master.generations import Generations, policy_of, set_limits
 from greeterd.master.log import MasterLog
 from greeterd.master.mender import Mender
 from greeterd.master.systemd.service_manager import ServiceManager
-from greeterd.master.upgrade.reexec import UpgradeState
+from greeterd.master.upgrade.state import UpgradeState
 from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import Finished
 from greeterd.supervisor.events import MENDING, Event, Reload, Restart, Scale, Stop, Upgrade

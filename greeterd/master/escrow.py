@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from greeterd.config.schema import Config
 from greeterd.errors import ListenError
 from greeterd.master.systemd.fdstore import Stored, label_of
-from greeterd.master.upgrade.reexec import InheritedListeners
+from greeterd.master.upgrade.state import InheritedListeners
 from greeterd.sockets import bpf, listener, steering
 from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.fd_passing import QUEUE_LIMIT, HandoffPair, waiting

@@ -145,7 +145,7 @@ def may_exit(slot: int, config: Config) -> bool:
 
 
 def fixed_settings(config: Config) -> list[tuple[str, str]]:
-    """Return the settings that only a restart changes, as an estate has them."""
+    """Return the settings that only a restart changes, as the upgrade state has them."""
     return [(name, str(getattr(config, name))) for name in sorted(FIXED)]
 
 

@@ -31,8 +31,13 @@ from greeterd.master.status import StatusInputs, describe, survey
 from greeterd.master.systemd.activation import SocketAssignment
 from greeterd.master.systemd.receive import take_up
 from greeterd.master.systemd.service_manager import ServiceManager
-from greeterd.master.upgrade.reexec import UpgradeState
-from greeterd.master.upgrade.serialize import adopt_board, adopt_supervisor, bequeath, bequeath_rows
+from greeterd.master.upgrade.serialize import (
+    adopt_scoreboard,
+    adopt_supervisor,
+    dump_rows,
+    dump_slots,
+)
+from greeterd.master.upgrade.state import UpgradeState
 from greeterd.master.upgrade.upgrader import Upgrader
 from greeterd.master.workers import Workers
 from greeterd.sockets.address import Address
@@ -94,7 +99,7 @@ class Master:
         self._escrow = Escrow(config, inherited=source.sockets.listeners, resolved=source.resolved)
         self._manager.keep(self._escrow.holdings())
         self._addresses = [str(address) for address in self._escrow.addresses]
-        self._board = adopt_board(estate) if estate else Scoreboard(MAX_SLOTS)
+        self._board = adopt_scoreboard(estate) if estate else Scoreboard(MAX_SLOTS)
         last = estate.last_generation if estate else 1
         self._generations = Generations(config, source.load, identity, last)
         self._supervisor = _supervisor(config, self._escrow, estate)
@@ -163,7 +168,7 @@ class Master:
         )
         self._upgrading = Upgrader(
             source.directory,
-            estate=self._estate,
+            state=self._estate,
             pipe=self._signals,
             log=self._log,
             feed=self._feed,
@@ -319,7 +324,7 @@ class Master:
 
     def _reap(self) -> None:
         self._crew.reap(others=self._upgrading.pids())
-        self._upgrading.look()
+        self._upgrading.reap()
 
     def _require_listeners(self) -> None:
         self._names.require_listeners()
@@ -357,9 +362,9 @@ class Master:
             program=__version__,
             fixed=dict(fixed_settings(self._generations.current)),
             listeners=self._escrow.bequest(),
-            slots=bequeath(self._supervisor, self._crew.nursery),
+            slots=dump_slots(self._supervisor, self._crew.nursery),
             board_fd=self._board.fd,
-            rows=bequeath_rows(self._board),
+            rows=dump_rows(self._board),
             lock_fd=self._lock.fd,
             control_fd=self._orders.control.listener_fd,
             control_file=self._orders.control.file,

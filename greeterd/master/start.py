@@ -11,9 +11,9 @@ from greeterd.master.generations import fixed_settings, prepare_log_dir, require
 from greeterd.master.master import ConfigSource, Master
 from greeterd.master.systemd.activation import SocketAssignment
 from greeterd.master.systemd.receive import bind_by, receive
-from greeterd.master.upgrade import reexec
-from greeterd.master.upgrade.preflight import rehearse
-from greeterd.master.upgrade.reexec import UpgradeState
+from greeterd.master.upgrade.preflight import run_preflight
+from greeterd.master.upgrade.reexec import inherited_state, is_preflight
+from greeterd.master.upgrade.state import UpgradeState
 from greeterd.sockets.address import parse_address
 from greeterd.sockets.listener import resolve as resolve_address
 from greeterd.system import signals
@@ -36,20 +36,20 @@ def run(
 
     In a process that was a daemon's master already, go on as that daemon's new image.
     """
-    estate = reexec.inherited()
-    sockets = receive(config) if estate is None else SocketAssignment(listeners=estate.listeners)
+    state = inherited_state()
+    sockets = receive(config) if state is None else SocketAssignment(listeners=state.listeners)
     config, reload = bind_by(sockets.listeners, config, reload)
-    if estate is not None:
+    if state is not None:
         if config.daemonize:
             os.chdir("/")
-        changed = reexec.differences(estate, fixed_settings(config))
+        changed = state.differences(fixed_settings(config))
         if changed:
             raise ConfigError(f"only a restart changes {', '.join(changed)}")
-        if reexec.is_trial():
+        if is_preflight():
             prepare_run_dir(config.run_dir)  # what the next start would refuse is told now
-            PidLock.adopt(estate.lock_fd, config.run_dir).close()
+            PidLock.adopt(state.lock_fd, config.run_dir).close()
             require_files(config)
-            rehearse(config, estate)
+            run_preflight(config, state)
             return 0
     else:  # else it was tried before the exec; now a refusal would end what serves
         require_files(config)
@@ -59,30 +59,30 @@ def run(
     resolved = {name: resolve_address(parse_address(name)) for name in names}
     source = ConfigSource(reload, config_file, directory, sockets, resolved)
     return launch(
-        lambda readiness: _serve(config, source, readiness, estate),
-        detach=config.daemonize and estate is None,
+        lambda readiness: _serve(config, source, readiness, state),
+        detach=config.daemonize and state is None,
         umask=config.umask,
     )
 
 
 def _serve(
-    config: Config, source: ConfigSource, readiness: Readiness, estate: UpgradeState | None
+    config: Config, source: ConfigSource, readiness: Readiness, state: UpgradeState | None
 ) -> int:
     identity = resolve(config.user, config.group)  # this may take long, too
     try:
         prepare_log_dir(config, identity)
     except GreeterdError:
-        if estate is None:
+        if state is None:
             raise  # else the workers that serve go on; those that cannot write their logs say why
     signals.hold()  # from here on nothing waits, and the lock's file tells our pid
-    if estate is None:
+    if state is None:
         lock = PidLock.acquire(config.run_dir)
     else:
-        lock = PidLock.adopt(estate.lock_fd, config.run_dir)
+        lock = PidLock.adopt(state.lock_fd, config.run_dir)
         with suppress(GreeterdError):  # such as a full disk: the pid is in the file already
             lock.publish()
     try:
-        master = Master(config, source, readiness, lock=lock, identity=identity, estate=estate)
+        master = Master(config, source, readiness, lock=lock, identity=identity, estate=state)
         try:
             return master.run()
         except Exception as error:

@@ -12,8 +12,8 @@ from greeterd.master.generations import Generations
 from greeterd.master.log import MasterLog
 from greeterd.master.reopening import Reopening
 from greeterd.master.systemd.service_manager import ServiceManager
-from greeterd.master.upgrade.reexec import UpgradeState
 from greeterd.master.upgrade.serialize import adopt_children
+from greeterd.master.upgrade.state import UpgradeState
 from greeterd.sockets import rights
 from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.supervisor.events import (

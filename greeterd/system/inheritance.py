@@ -31,18 +31,18 @@ from typing import Final
 from greeterd.errors import ResourceError, reason_of
 from greeterd.system import signals
 
-ESTATE: Final = "_GREETERD_ESTATE"
-"""The variable that tells a new image which descriptor has what it takes over (`succession`)."""
-TRIAL: Final = "_GREETERD_TRIAL"
-"""The variable that tells a new image that it is only tried."""
-LOST: Final = "_GREETERD_DIRECTORY"
-"""The variable that tells the next image of an upgrade where the daemon was started, when that
+STATE_FD: Final = "_GREETERD_ESTATE"
+"""The variable with the descriptor of the upgrade state, for a new image (`master/upgrade`)."""
+PREFLIGHT: Final = "_GREETERD_TRIAL"
+"""The variable that is set when a new image is only to show that it could start."""
+LOST_DIRECTORY: Final = "_GREETERD_DIRECTORY"
+"""The variable with the directory in which the daemon was started, for a new image, when that
 directory cannot be entered any more."""
 
 
 def take_over() -> None:
     """Put signals and timers in order; called once, before anything is waited for."""
-    signals.take_over(successor=ESTATE in os.environ and TRIAL not in os.environ)
+    signals.take_over(successor=STATE_FD in os.environ and PREFLIGHT not in os.environ)
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0.0)
 
@@ -57,7 +57,7 @@ def start_directory() -> Path:
         ResourceError: it has gone, and nobody knows its name.
 
     """
-    if (lost := os.environ.get(LOST)) is not None:
+    if (lost := os.environ.get(LOST_DIRECTORY)) is not None:
         return Path(lost)
     named = os.environ.get("PWD", "")
     try:

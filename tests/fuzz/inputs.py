@@ -57,13 +57,13 @@ def read_answer(data: bytes) -> None:
         parse_answer(data)
 
 
-def read_estate(data: bytes) -> None:
+def read_upgrade_state(data: bytes) -> None:
     """Read what the image before has left."""
-    memory = os.memfd_create("estate")
+    memory = os.memfd_create("state")
     os.write(memory, data)
-    os.environ[inheritance.ESTATE] = str(memory)
+    os.environ[inheritance.STATE_FD] = str(memory)
     try:
-        reexec.inherited()
+        reexec.inherited_state()
     except GreeterdError:
         with contextlib.suppress(OSError):
             os.close(memory)
@@ -88,7 +88,7 @@ READERS: tuple[Read, ...] = (
     read_channel,
     read_requests,
     read_answer,
-    read_estate,
+    read_upgrade_state,
     read_stored_name,
     read_stack,
 )

@@ -61,10 +61,10 @@ class Image:
             r"\nTICK: ",
             f"""
 import select
-from greeterd.master.upgrade import reexec as succession
+from greeterd.system import inheritance
 while (
-    succession.ESTATE in os.environ
-    and succession.TRIAL not in os.environ
+    inheritance.STATE_FD in os.environ
+    and inheritance.PREFLIGHT not in os.environ
     and not os.path.exists({str(gate.path)!r})
 ):
     select.select([], [], [], 0.01)

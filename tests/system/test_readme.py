@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.system.inheritance import ESTATE, TRIAL
+from greeterd.system.inheritance import PREFLIGHT, STATE_FD
 from tests.support import until
 from tests.system.books import names
 from tests.system.clients import connect, greet
@@ -108,7 +108,7 @@ def test_a_reload_and_an_upgrade_go_back_to_the_configured_workers(
 
 BROKEN_HEIR = f"""
 import os, sys
-if "{ESTATE}" in os.environ and "{TRIAL}" not in os.environ:
+if "{STATE_FD}" in os.environ and "{PREFLIGHT}" not in os.environ:
     sys.exit("broken")
 from greeterd.cli.greeterd import main
 sys.exit(main())

@@ -17,7 +17,7 @@ from typing import Final
 from greeterd.config.schema import MAX_WORKERS, Config, contradictions
 from greeterd.errors import ConfigError
 from greeterd.master.systemd.fdstore import PREFIX, Stored, label_of, parse_name
-from greeterd.master.upgrade.reexec import InheritedListeners
+from greeterd.master.upgrade.state import InheritedListeners
 from greeterd.sockets.address import Address, parse_address
 
 _TYPES: Final[dict[int, str]] = {

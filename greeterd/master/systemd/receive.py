@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from greeterd.config.schema import Config
 from greeterd.master.escrow import Escrow
 from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, Terms, allot
-from greeterd.master.upgrade.reexec import InheritedListeners
+from greeterd.master.upgrade.state import InheritedListeners
 from greeterd.sockets import steering
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import local_address

@@ -1,4 +1,4 @@
-"""Turns the supervisor's records and the children into an estate, and back."""
+"""Turns the supervisor's records, the children and the scoreboard into upgrade state, and back."""
 
 import socket
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from greeterd.errors import StartError
 from greeterd.master.children import Child, Children
 from greeterd.master.generations import Generations, may_exit
-from greeterd.master.upgrade.reexec import (
+from greeterd.master.upgrade.state import (
     InheritedRow,
     InheritedSlot,
     InheritedWorker,
@@ -30,8 +30,11 @@ from greeterd.worker.conversation import Conversation
 from greeterd.worker.scoreboard import Claim, Scoreboard
 
 
-def bequeath(supervisor: Supervisor, nursery: Children) -> list[InheritedSlot]:
-    """Return every slot with its workers; loans are forgotten, and made anew where needed."""
+def dump_slots(supervisor: Supervisor, children: Children) -> list[InheritedSlot]:
+    """Return every slot with its workers.
+
+    Loans are not among it: the new image lends anew where that is needed.
+    """
     return [
         InheritedSlot(
             index=slot.index,
@@ -60,14 +63,14 @@ def bequeath(supervisor: Supervisor, nursery: Children) -> list[InheritedSlot]:
                     credit=child.conversation.credit,
                 )
                 for worker in slot.workers
-                if (child := nursery.get(worker.id)) is not None
+                if (child := children.get(worker.id)) is not None
             ],
         )
         for slot in supervisor.slots.values()
     ]
 
 
-def bequeath_rows(board: Scoreboard) -> list[InheritedRow]:
+def dump_rows(board: Scoreboard) -> list[InheritedRow]:
     """Return the row of every worker that lives."""
     return [
         InheritedRow(
@@ -83,72 +86,79 @@ def bequeath_rows(board: Scoreboard) -> list[InheritedRow]:
     ]
 
 
-def adopt_board(estate: UpgradeState) -> Scoreboard:
-    """Return the scoreboard of the workers in the estate.
+def adopt_scoreboard(state: UpgradeState) -> Scoreboard:
+    """Return the scoreboard of the workers in the state.
 
     Raises:
-        StartError: its memory is none of ours, or there can be none.
+        StartError: its memory cannot be mapped, or is no scoreboard.
 
     """
     try:
-        return _adopt_board(estate)
+        return _adopt_scoreboard(state)
     except (OSError, ValueError, IndexError) as error:
         raise StartError(f"the predecessor's scoreboard: {error}") from error
 
 
-def _adopt_board(estate: UpgradeState) -> Scoreboard:
-    if estate.rows is None:
-        living = [(slot.index, worker.place) for slot in estate.slots for worker in slot.workers]
-        return Scoreboard.copy(MAX_SLOTS, estate.board_fd, living)
-    board = Scoreboard(MAX_SLOTS, estate.board_fd)
-    for row in estate.rows:
-        before = row.greetings_before
-        claim = Claim(row.fd, row.believed, offset=row.offset, own=row.own, greetings_before=before)
+def _adopt_scoreboard(state: UpgradeState) -> Scoreboard:
+    if state.rows is None:
+        living = [(slot.index, worker.place) for slot in state.slots for worker in slot.workers]
+        return Scoreboard.copy(MAX_SLOTS, state.board_fd, living)
+    board = Scoreboard(MAX_SLOTS, state.board_fd)
+    for row in state.rows:
+        claim = Claim(
+            row.fd,
+            row.believed,
+            offset=row.offset,
+            own=row.own,
+            greetings_before=row.greetings_before,
+        )
         board.adopt(row.slot, row.place, claim)
     return board
 
 
 def adopt_supervisor(
-    estate: UpgradeState, policy: Policy, jitter: Callable[[], float]
+    state: UpgradeState, policy: Policy, jitter: Callable[[], float]
 ) -> Supervisor:
-    """Return the supervisor of the slots in the estate."""
+    """Return the supervisor of the slots in the state."""
     return Supervisor.adopt(
         policy=policy,
         jitter=jitter,
-        generation=Generation(estate.generation),
-        slots=[_slot(each) for each in estate.slots],
-        last_worker=WorkerId(estate.last_worker),
-        highest_slot=estate.highest_slot,
+        generation=Generation(state.generation),
+        slots=[_slot(each) for each in state.slots],
+        last_worker=WorkerId(state.last_worker),
+        highest_slot=state.highest_slot,
     )
 
 
-def adopt_children(estate: UpgradeState, nursery: Children, generations: Generations) -> None:
-    """Take over the processes in the estate."""
-    slots = [slot.index for slot in estate.slots]
-    for slot in estate.slots:
-        for each in slot.workers:
-            generation = Generation(each.generation)
-            # With which settings version 0.1 has started it is not known here.
-            exits = (
-                slot.index != DISPATCHER
-                if each.credit is None
-                else may_exit(slot.index, generations[generation])
-            )
-            conversation = Conversation.go_on(each.credit, may_exit=exits, slots=slots)
-            # Version 0.1 knew neither the lock nor that answer.
-            conversation.answers_routes = each.log_lock_fd is not None
-            nursery.enter(
-                Child(
-                    pid=Pid(each.pid),
-                    spawn=Spawn(
-                        WorkerId(each.worker), SlotIndex(slot.index), each.place, generation
-                    ),
-                    channel=Channel(socket.socket(fileno=each.channel_fd)),
-                    conversation=conversation,
-                    stack_fd=each.stack_fd,
-                    log_lock_fd=each.log_lock_fd,
-                )
-            )
+def adopt_children(state: UpgradeState, children: Children, generations: Generations) -> None:
+    """Take over the processes in the state."""
+    slots = [slot.index for slot in state.slots]
+    for slot in state.slots:
+        for worker in slot.workers:
+            children.enter(_child(slot, worker, slots, generations))
+
+
+def _child(
+    slot: InheritedSlot, each: InheritedWorker, slots: list[int], generations: Generations
+) -> Child:
+    generation = Generation(each.generation)
+    # Version 0.1 says neither what its workers may send nor with which settings it forked them.
+    exits = (
+        slot.index != DISPATCHER
+        if each.credit is None
+        else may_exit(slot.index, generations[generation])
+    )
+    conversation = Conversation.go_on(each.credit, may_exit=exits, slots=slots)
+    # The version that brought the log lock brought the answer to routes, too.
+    conversation.answers_routes = each.log_lock_fd is not None
+    return Child(
+        pid=Pid(each.pid),
+        spawn=Spawn(WorkerId(each.worker), SlotIndex(slot.index), each.place, generation),
+        channel=Channel(socket.socket(fileno=each.channel_fd)),
+        conversation=conversation,
+        stack_fd=each.stack_fd,
+        log_lock_fd=each.log_lock_fd,
+    )
 
 
 def _slot(each: InheritedSlot) -> Slot:

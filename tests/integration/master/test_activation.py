@@ -15,7 +15,7 @@ from greeterd.master.escrow import Escrow
 from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, allot
 from greeterd.master.systemd.fdstore import Stored, label_of
 from greeterd.master.systemd.receive import bind_by, receive
-from greeterd.master.upgrade.reexec import InheritedListeners
+from greeterd.master.upgrade.state import InheritedListeners
 from greeterd.sockets import steering
 from greeterd.sockets.address import parse_address
 from greeterd.sockets.listener import open_member

@@ -7,18 +7,15 @@ from pathlib import Path
 import pytest
 
 from greeterd.master.upgrade import reexec
-from greeterd.master.upgrade.reexec import (
-    InheritedListeners,
-    PreflightProcess,
-    Program,
-    UpgradeState,
-)
-from greeterd.system.inheritance import LOST
+from greeterd.master.upgrade.preflight import PreflightProcess
+from greeterd.master.upgrade.reexec import Program
+from greeterd.master.upgrade.state import InheritedListeners, UpgradeState
+from greeterd.system.inheritance import LOST_DIRECTORY
 
 
 @pytest.fixture
-def estate() -> UpgradeState:
-    """Return the estate of a daemon that has three descriptors."""
+def state() -> UpgradeState:
+    """Return the state of a daemon that has three descriptors."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
     return UpgradeState(
         program="1", fixed={}, listeners=InheritedListeners(), slots=[], board_fd=fds[0],
@@ -41,10 +38,10 @@ def program(executable: str, directory: Path) -> Program:
     return Program(executable=executable, argv=(executable,), directory=directory)
 
 
-@pytest.mark.parametrize("attempt", [PreflightProcess, reexec.become])
+@pytest.mark.parametrize("attempt", [PreflightProcess, reexec.execute])
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_program_that_cannot_be_executed_leaks_nothing_and_is_named(
-    estate: UpgradeState,
+    state: UpgradeState,
     tmp_path: Path,
     attempt: object,
     gone: bool,
@@ -59,13 +56,13 @@ def test_a_program_that_cannot_be_executed_leaks_nothing_and_is_named(
     before = descriptors()
     for _ in range(3):
         with pytest.raises(FileNotFoundError, match="/no/such/program"):
-            attempt(estate, program("/no/such/program", place))
+            attempt(state, program("/no/such/program", place))
     assert descriptors() == before
     assert Path("/proc/self/cwd").readlink().name.startswith("release")
 
 
 def test_an_estate_that_cannot_be_written_leaks_nothing(
-    estate: UpgradeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: UpgradeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = descriptors()
 
@@ -73,9 +70,9 @@ def test_an_estate_that_cannot_be_written_leaks_nothing(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "write", refuse)
-    for attempt in (PreflightProcess, reexec.become):
+    for attempt in (PreflightProcess, reexec.execute):
         with pytest.raises(OSError, match="No space left"):
-            attempt(estate, program(sys.executable, tmp_path))
+            attempt(state, program(sys.executable, tmp_path))
     assert descriptors() == before
 
 
@@ -101,10 +98,10 @@ def test_a_script_is_executed_itself_where_its_first_line_names_the_interpreter(
 def test_the_start_directory_is_told_to_the_next_image_only_when_it_is_gone(tmp_path: Path) -> None:
     place = tmp_path / "release"
     one = program("/bin/true", place)
-    assert one.place == Path("/")
-    assert one.environment(3)[LOST] == str(place)
+    assert one.start_directory == Path("/")
+    assert one.environment(3)[LOST_DIRECTORY] == str(place)
     assert one.explain("why") == f"why; the start directory {place} has gone"
     place.mkdir()
-    assert one.place == place
-    assert LOST not in one.environment(3)
+    assert one.start_directory == place
+    assert LOST_DIRECTORY not in one.environment(3)
     assert one.explain("why") == "why"

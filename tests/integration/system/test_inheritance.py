@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.system.inheritance import LOST, start_directory
+from greeterd.system.inheritance import LOST_DIRECTORY, start_directory
 
 ROOT = Path(__file__).parents[3]
 PRELUDE = """\
@@ -98,7 +98,7 @@ def test_the_start_directory_has_the_name_that_was_used_for_it(
     for wrong in ("/", "release", ""):
         monkeypatch.setenv("PWD", wrong)
         assert start_directory() == release
-    monkeypatch.setenv(LOST, "/gone")
+    monkeypatch.setenv(LOST_DIRECTORY, "/gone")
     assert start_directory() == Path("/gone")
 
 

@@ -24,14 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greeterd.errors import ResourceError, StartError
-from greeterd.master.upgrade.reexec import (
+from greeterd.master.upgrade.serialize import adopt_scoreboard, dump_rows
+from greeterd.master.upgrade.state import (
     InheritedListeners,
     InheritedRow,
     InheritedSlot,
     InheritedWorker,
     UpgradeState,
 )
-from greeterd.master.upgrade.serialize import adopt_board, bequeath_rows
 from greeterd.supervisor.supervisor import MAX_SLOTS
 from greeterd.worker import scoreboard
 from greeterd.worker.scoreboard import (
@@ -458,10 +458,10 @@ def test_a_fork_that_fails_leaves_nothing(board: Scoreboard) -> None:
 # Upgrades
 
 
-def estate(
+def upgrade_state(
     board_fd: int, workers: Sequence[tuple[int, int]], rows: list[InheritedRow] | None = None
 ) -> UpgradeState:
-    """Return an estate with these workers by slot and place, as it comes out of its JSON."""
+    """Return an upgrade state with these workers by slot and place, as it comes out of its JSON."""
     slots = [
         InheritedSlot(
             index=slot, generation=1, served=True, failures=0, restarts=0, retry_at=0.0,
@@ -506,7 +506,7 @@ def test_an_older_builds_books_go_on_with_its_workers() -> None:
     gone, living = old.row(512, 0), old.row(1, 1)
     gone[GREETINGS] = gone[CONNECTIONS] = 100
     living[GREETINGS], living[CONNECTIONS] = 40, 41
-    board = adopt_board(estate(os.dup(old.fd), [(1, 1)]))
+    board = adopt_scoreboard(upgrade_state(os.dup(old.fd), [(1, 1)]))
     assert (board.total(512).greetings, board.total(1).greetings) == (100, 40)
     living[GREETINGS] += 2
     living[CONNECTIONS] += 2
@@ -522,14 +522,14 @@ def test_an_older_builds_books_go_on_with_its_workers() -> None:
 def test_an_older_builds_memory_is_closed_with_its_last_worker() -> None:
     old = OldBoard()
     fd = os.dup(old.fd)
-    board = adopt_board(estate(fd, [(1, 0), (2, 1)]))
+    board = adopt_scoreboard(upgrade_state(fd, [(1, 0), (2, 1)]))
     board.settle(1, 0)
     os.fstat(fd)
     board.settle(2, 1)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     fd = os.dup(old.fd)
-    adopt_board(estate(fd, []))
+    adopt_scoreboard(upgrade_state(fd, []))
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 
@@ -538,7 +538,7 @@ def test_an_older_builds_memory_is_closed_with_its_last_worker() -> None:
 def test_an_older_build_may_leave_anything(before: list[int], after: list[int]) -> None:
     old = OldBoard()
     say(old.row(1, 0), before[: old.CELLS])
-    board = adopt_board(estate(os.dup(old.fd), [(1, 0)]))
+    board = adopt_scoreboard(upgrade_state(os.dup(old.fd), [(1, 0)]))
     say(old.row(1, 0), after[: old.CELLS])
     board.look(1, 0)
     assert msgspec.json.encode(board.total(1))
@@ -549,13 +549,13 @@ def test_an_older_build_may_leave_anything(before: list[int], after: list[int]) 
 
 def test_two_upgrades_lose_no_count_of_a_worker_that_outlives_both() -> None:
     old = OldBoard()
-    first = adopt_board(estate(os.dup(old.fd), [(1, 0)]))
+    first = adopt_scoreboard(upgrade_state(os.dup(old.fd), [(1, 0)]))
     new = employ(first, 2, 0)
     old.row(1, 0)[GREETINGS], new[GREETINGS] = 3, 5
     first.look(2, 0)
     for _ in range(2):
-        rows = bequeath_rows(first)
-        second = adopt_board(estate(first.fd, [(1, 0), (2, 0)], rows=rows))
+        rows = dump_rows(first)
+        second = adopt_scoreboard(upgrade_state(first.fd, [(1, 0), (2, 0)], rows=rows))
         assert [second.total(slot).greetings for slot in (1, 2)] == [
             old.row(1, 0)[GREETINGS], new[GREETINGS],
         ]  # fmt: skip
@@ -572,7 +572,7 @@ def test_a_build_that_knows_the_books_only_finds_all_counts_and_nobody_hung() ->
     board = Scoreboard(MAX_SLOTS)
     row = employ(board, 3, 1)
     row[CONNECTIONS], row[GREETINGS], row[OPEN], row[HEARTBEAT_NS] = 9, 8, 1, 1
-    bequeath_rows(board)
+    dump_rows(board)
     found = OldBoard(board.fd).row(3, 1)
     assert Counters(*found) == replace(
         Counters(connections=9, greetings=8, open=1), heartbeat_ns=found[HEARTBEAT_NS]
@@ -585,10 +585,10 @@ def test_memory_that_is_no_scoreboard_is_refused_in_words() -> None:
     small = os.memfd_create("small")
     os.ftruncate(small, 100)
     with pytest.raises(StartError, match="the predecessor's scoreboard: "):
-        adopt_board(estate(small, []))
+        adopt_scoreboard(upgrade_state(small, []))
     row = InheritedRow(slot=1, place=0, fd=small, believed=[])
     with pytest.raises(StartError, match="the predecessor's scoreboard: "):
-        adopt_board(estate(Scoreboard(MAX_SLOTS).fd, [(1, 0)], rows=[row]))
+        adopt_scoreboard(upgrade_state(Scoreboard(MAX_SLOTS).fd, [(1, 0)], rows=[row]))
 
 
 def test_no_error_number_is_believed_that_the_kernel_has_not() -> None:
