@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
-    "observe", "operations", "records", "recycling", "rescue", "running", "shutdown", "slots",
+    "observe", "operations", "records", "recycling", "rescue", "shutdown", "slots",
     "state", "supervisor",
 )  # fmt: skip
 JOBS = 2

@@ -25,8 +25,7 @@ from greeterd.sockets.fd_passing import is_exit
 from greeterd.sockets.listener import local_address
 from greeterd.sockets.sockdiag import drops
 from greeterd.supervisor.ids import DISPATCHER, SlotIndex, WorkerState
-from greeterd.supervisor.records import Slot, Worker
-from greeterd.supervisor.running import Launch
+from greeterd.supervisor.records import Launch, Slot, Worker
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.scoreboard import BLOCKED_BY_LOG, Counters, Scoreboard
 

@@ -29,8 +29,7 @@ from greeterd.supervisor.events import (
     Upgrade,
 )
 from greeterd.supervisor.ids import DISPATCHER, NO_TICKET, DrainMode, WorkerId, WorkerState, name_of
-from greeterd.supervisor.records import Slot, Worker, backoff_delay
-from greeterd.supervisor.running import Launch, Preflight, Resize, Roll
+from greeterd.supervisor.records import Launch, Preflight, Resize, Roll, Slot, Worker, backoff_delay
 from greeterd.supervisor.state import State
 
 REFUSED_FOR: Final = 5.0

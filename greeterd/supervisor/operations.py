@@ -10,8 +10,7 @@ from greeterd.supervisor import recycling
 from greeterd.supervisor.actions import EndPreflight, Replace, Started, StartPreflight
 from greeterd.supervisor.events import Command, Reload, Restart, Scale, Upgrade
 from greeterd.supervisor.ids import DISPATCHER
-from greeterd.supervisor.records import Slot
-from greeterd.supervisor.running import Launch, Operation, Preflight, Resize, Roll
+from greeterd.supervisor.records import Launch, Operation, Preflight, Resize, Roll, Slot
 from greeterd.supervisor.state import State
 
 

@@ -1,14 +1,25 @@
-"""The supervisor's records: workers, the slots that they serve, and the back-off of a slot.
+"""The supervisor's records: workers, the slots that they serve, and the operation under way.
 
 `become` is the one door through which a worker changes its life; `TRANSITIONS` is its table.
 A slot holds at most two workers, one that serves or starts and one that leaves, or one that
-serves and one that starts to replace it.  Only the supervisor writes these records.
+serves and one that starts to replace it.  One operation is carried out at a time.
+Only the supervisor writes these records.
 """
 
 from dataclasses import dataclass, field
 from typing import Final
 
-from greeterd.supervisor.ids import DrainMode, Generation, Pid, SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.events import Reload
+from greeterd.supervisor.ids import (
+    NO_TICKET,
+    DrainMode,
+    Generation,
+    Pid,
+    SlotIndex,
+    Ticket,
+    WorkerId,
+    WorkerState,
+)
 
 BACKOFF_BASE: Final = 0.1
 BACKOFF_CAP: Final = 30.0
@@ -167,3 +178,59 @@ def backoff_delay(failures: int, jitter: float) -> float:
     # The exponent is bounded so that a slot that has failed for weeks cannot overflow a float.
     full = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** min(failures - 2, 16))
     return full * (1.0 - jitter / 2.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Launch:
+    """Every slot gets its first worker; one that fails ends the daemon."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Roll:
+    """Slots get a new worker each, one after the other; the old one leaves when it is ready.
+
+    It has succeeded when none of the old ones accepts any longer.
+    """
+
+    command: str
+    targets: dict[SlotIndex, Generation]
+    """The slots that are still to be done, in order, and the generation to start in each."""
+    ticket: Ticket = NO_TICKET
+    replacement: WorkerId | None = None
+    replaced: dict[SlotIndex, Generation] = field(default_factory=dict)
+    """What served before in the slots that are done, or being done: the way back."""
+    failure: str = ""
+    undoing: str = ""
+    """Why a reload is being undone; empty when none is."""
+    reload: Reload | None = None
+    """The reload that is in force once this has succeeded."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Resize:
+    """The slots become `want` in number; new ones must serve before it has succeeded."""
+
+    command: str
+    want: int
+    ticket: Ticket = NO_TICKET
+    begun: bool = False
+    added: list[SlotIndex] = field(default_factory=list)
+    removing: list[SlotIndex] = field(default_factory=list)
+    failure: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Preflight:
+    """A new image of the program is tried, and takes this one's place when it can start."""
+
+    command: str
+    deadline: float
+    ticket: Ticket = NO_TICKET
+    ended: bool = False
+    """It has started, or failed, or was killed."""
+    failure: str = ""
+    replaced: bool = False
+    """The new image was asked to take the place; there is no way back but a failure."""
+
+
+Operation = Launch | Roll | Resize | Preflight

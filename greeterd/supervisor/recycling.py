@@ -12,8 +12,7 @@ from typing import Final
 from greeterd.supervisor.events import Pulse
 from greeterd.supervisor.ids import WorkerState
 from greeterd.supervisor.policy import Policy
-from greeterd.supervisor.records import Slot, Worker
-from greeterd.supervisor.running import Roll
+from greeterd.supervisor.records import Roll, Slot, Worker
 from greeterd.supervisor.state import State
 
 COMMAND: Final = "recycle"

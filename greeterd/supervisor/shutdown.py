@@ -6,8 +6,7 @@ from greeterd.supervisor import recycling
 from greeterd.supervisor.actions import CloseSlot, EndPreflight, GateAll, Kill
 from greeterd.supervisor.events import Stop
 from greeterd.supervisor.ids import DISPATCHER, DrainMode, Signal, WorkerState
-from greeterd.supervisor.records import Worker
-from greeterd.supervisor.running import Preflight, Resize, Roll
+from greeterd.supervisor.records import Preflight, Resize, Roll, Worker
 from greeterd.supervisor.state import State
 
 ABORT_GRACE: Final = 2.0

@@ -21,8 +21,7 @@ from greeterd.supervisor.ids import (
     WorkerState,
 )
 from greeterd.supervisor.policy import Policy
-from greeterd.supervisor.records import Slot, Worker
-from greeterd.supervisor.running import Launch, Operation
+from greeterd.supervisor.records import Launch, Operation, Slot, Worker
 
 QUICK_TIMEOUT: Final = 2.0
 """Seconds that a quick stop gives the workers."""

@@ -13,8 +13,7 @@ from greeterd.supervisor.actions import Action
 from greeterd.supervisor.events import Event, Stop
 from greeterd.supervisor.ids import DISPATCHER, Generation, SlotIndex, WorkerId
 from greeterd.supervisor.policy import Policy
-from greeterd.supervisor.records import Slot, Worker
-from greeterd.supervisor.running import Operation, Preflight
+from greeterd.supervisor.records import Operation, Preflight, Slot, Worker
 from greeterd.supervisor.state import MAX_SLOTS, State
 
 __all__ = ["MAX_SLOTS", "Supervisor"]

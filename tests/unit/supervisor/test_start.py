@@ -6,7 +6,7 @@ from greeterd.supervisor.actions import Exit, GateAll, Say, Spawn, Started
 from greeterd.supervisor.events import SpawnFailed, Tick
 from greeterd.supervisor.ids import SlotIndex, WorkerId, WorkerState
 from greeterd.supervisor.policy import Policy
-from greeterd.supervisor.running import Launch
+from greeterd.supervisor.records import Launch
 from tests.unit.supervisor.supervised import (
     Daemon,
     abort,
