@@ -1,14 +1,10 @@
 """Performs the supervisor's actions, each by the part of the master that it concerns."""
 
-from collections.abc import Callable
 from typing import assert_never
 
 from greeterd.master.commands import CommandHandler
-from greeterd.master.escrow import Escrow
-from greeterd.master.generations import Generations
-from greeterd.master.log import MasterLog
+from greeterd.master.context import MasterContext
 from greeterd.master.spawner import Spawner
-from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.master.upgrade.upgrader import Upgrader
 from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import (
@@ -29,9 +25,7 @@ from greeterd.supervisor.actions import (
     SteerAway,
     TakeBack,
 )
-from greeterd.supervisor.events import Event
 from greeterd.supervisor.ids import DISPATCHER, DrainMode
-from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.daemonize import Readiness
 from greeterd.system.proctitle import title_master
 from greeterd.worker.handshakes import Sweeps
@@ -43,32 +37,22 @@ class ActionRunner:
 
     def __init__(  # noqa: PLR0913 - the master's parts, each needed
         self,
+        context: MasterContext,
         *,
-        supervisor: Supervisor,
-        generations: Generations,
-        crew: Workers,
-        forks: Spawner,
-        escrow: Escrow,
+        workers: Workers,
+        spawner: Spawner,
         sweeps: Sweeps,
-        manager: ServiceManager,
-        orders: CommandHandler,
-        upgrading: Upgrader,
+        commands: CommandHandler,
+        upgrader: Upgrader,
         readiness: Readiness,
-        log: MasterLog,
-        feed: Callable[[Event], None],
     ) -> None:
-        self._supervisor = supervisor
-        self._generations = generations
-        self._crew = crew
-        self._forks = forks
-        self._escrow = escrow
+        self._context = context
+        self._workers = workers
+        self._spawner = spawner
         self._sweeps = sweeps
-        self._manager = manager
-        self._orders = orders
-        self._upgrading = upgrading
+        self._commands = commands
+        self._upgrader = upgrader
         self._readiness = readiness
-        self._log = log
-        self._feed = feed
         self.started = False
         """Every worker of the first generation has been ready."""
         self.exit: Exit | None = None
@@ -78,61 +62,61 @@ class ActionRunner:
         """Perform it; what comes of it is fed to the supervisor as an event, now or later."""
         match action:
             case Spawn():
-                self._forks.order(action)
+                self._spawner.ask(action)
             case Drain(ident, DrainMode.SWEEP as how):
-                if not self._forks.renounce(ident):
-                    self._crew.send(ident, DrainMessage(how.value, settled=False))
+                if not self._spawner.renounce(ident):
+                    self._workers.send(ident, DrainMessage(how.value, settled=False))
                     self._sweeps.add(ident)
-                    if worker := self._supervisor.worker(ident):
-                        self._escrow.end_unused(worker.slot)
+                    if worker := self._context.supervisor.worker(ident):
+                        self._context.escrow.end_unused(worker.slot)
             case Drain(ident, how):
-                if not self._forks.renounce(ident):
-                    self._crew.send(ident, DrainMessage(how.value))
+                if not self._spawner.renounce(ident):
+                    self._workers.send(ident, DrainMessage(how.value))
             case Kill(ident, number, reason):
-                if not self._forks.renounce(ident):
-                    self._crew.kill(ident, number, reason)
+                if not self._spawner.renounce(ident):
+                    self._workers.kill(ident, number, reason)
             case Lend(slot, ident):
-                self._crew.lend(slot, ident)
+                self._workers.lend(slot, ident)
             case TakeBack(slot, ident):
-                self._crew.take_back(slot, ident)
+                self._workers.take_back(slot, ident)
             case SteerAway(slot):
-                self._escrow.steer_away(slot)
+                self._context.escrow.steer_away(slot)
             case CloseSlot(slot):
-                self._escrow.close_slot(slot)
-                self._manager.keep(self._escrow.holdings())
+                self._context.escrow.close_slot(slot)
+                self._context.service_manager.keep(self._context.escrow.holdings())
                 if slot != DISPATCHER:
-                    self._log.logger.info("worker retired", worker=slot)
+                    self._context.logger.info("worker retired", worker=slot)
             case GateAll():
-                title_master(self._generations.current.mode, self._addresses, "stopping")
-                self._escrow.gate()
+                title_master(self._context.config.mode, self._addresses, "stopping")
+                self._context.escrow.gate()
             case StartPreflight():
-                self._upgrading.start_preflight()
+                self._upgrader.start_preflight()
             case EndPreflight():
-                self._upgrading.end_preflight()
+                self._upgrader.end_preflight()
             case Replace(ticket):
-                self._upgrading.replace(ticket)
+                self._upgrader.replace(ticket)
             case Started():
                 self._start_serving()
             case Finished():
-                self._orders.finish(action)
+                self._commands.finish(action)
             case Exit():
                 self.exit = action
             case Say(level, event, fields):
-                getattr(self._log.logger, level)(event, **dict(fields))
+                getattr(self._context.logger, level)(event, **dict(fields))
             case _:
                 assert_never(action)
 
     def _start_serving(self) -> None:
         self.started = True
-        config = self._generations.current
-        self._log.logger.info(
+        config = self._context.config
+        self._context.logger.info(
             "ready",
             addresses=self._addresses,
             mode=config.mode,
-            workers=len(self._supervisor.live_slots),
+            workers=len(self._context.supervisor.live_slots),
         )
         self._readiness.ready()
 
     @property
     def _addresses(self) -> list[str]:
-        return [str(address) for address in self._escrow.addresses]
+        return [str(address) for address in self._context.escrow.addresses]

@@ -5,28 +5,23 @@ configuration here; a bad one is refused, and the old one goes on.
 """
 
 import os
-import selectors
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from greeterd.config.schema import Config, fixed_differences
 from greeterd.control import ControlServer, Request
 from greeterd.errors import GreeterdError
-from greeterd.master.escrow import Escrow
-from greeterd.master.generations import Generations, policy_of, set_limits
-from greeterd.master.log import MasterLog
+from greeterd.master.context import MasterContext
+from greeterd.master.generations import policy_of, set_limits
 from greeterd.master.mender import Mender
-from greeterd.master.systemd.service_manager import ServiceManager
+from greeterd.master.names import Names
 from greeterd.master.upgrade.state import UpgradeState
 from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import Finished
-from greeterd.supervisor.events import MENDING, Event, Reload, Restart, Scale, Stop, Upgrade
+from greeterd.supervisor.events import MENDING, Reload, Restart, Scale, Stop, Upgrade
 from greeterd.supervisor.ids import NO_TICKET, SlotIndex, Ticket
-from greeterd.supervisor.supervisor import Supervisor
 
 SERVING: Final = frozenset({"reload", "restart", "scale", "upgrade"})
 """The commands that have not done what was asked while an address accepts nobody."""
@@ -37,66 +32,43 @@ class CommandHandler:
 
     def __init__(  # noqa: PLR0913 - what a command may concern, each needed
         self,
-        selector: selectors.BaseSelector,
-        path: Path,
-        estate: UpgradeState | None,
+        context: MasterContext,
+        control: ControlServer,
         *,
-        supervisor: Supervisor,
-        generations: Generations,
-        crew: Workers,
-        escrow: Escrow,
+        workers: Workers,
         mender: Mender,
-        manager: ServiceManager,
+        names: Names,
         status: Callable[[], object],
-        require_listeners: Callable[[], None],
-        log: MasterLog,
-        feed: Callable[[Event], None],
     ) -> None:
-        """Listen at `path`, or go on with what a predecessor has opened there.
-
-        `require_listeners` raises a GreeterdError when workers could not be reached everywhere.
-        """
-        self._supervisor = supervisor
-        self._generations = generations
-        self._crew = crew
-        self._escrow = escrow
+        self._context = context
+        self._control = control
+        self._workers = workers
         self._mender = mender
-        self._manager = manager
         self._status = status
-        self._require_listeners = require_listeners
-        self._log = log
-        self._feed = feed
+        self._names = names
         self._requests: dict[Ticket, Request] = {}
         self._last_ticket = 0
         self._reload_asked = False
         """By a signal, which says no more when it comes again."""
-        self.control = ControlServer(
-            path,
-            selector,
-            self._on_request,
-            allowed_uids=frozenset({os.geteuid()}),
-            log=log.logger,
-            listener=socket.socket(fileno=estate.control_fd) if estate else None,
-            file=estate.control_file if estate else None,
-        )
 
-    def adopt(self, estate: UpgradeState) -> Ticket:
+    def adopt(self, predecessor: UpgradeState) -> Ticket:
         """Go on with a predecessor's connections; return the ticket of who awaits the upgrade."""
-        for fd in estate.idle_fds:
-            self.control.adopt(fd)
-        if estate.client_fd is None:
+        for fd in predecessor.idle_fds:
+            self._control.adopt(fd)
+        if predecessor.client_fd is None:
             return NO_TICKET
-        return self._ticket(self.control.adopt_request(estate.client_fd, "upgrade"))
+        return self._ticket(self._control.adopt_request(predecessor.client_fd, "upgrade"))
 
     def client_fd(self, ticket: Ticket) -> int | None:
         """Return the connection of who waits with this ticket; None for nobody."""
         request = self._requests.get(ticket)
         return None if request is None or request.gone else request.fd
 
-    def _on_request(self, request: Request) -> None:
+    def handle(self, request: Request) -> None:
+        """Carry a request out; what takes time is answered later."""
         match request.command:
             case "ping":
-                stops = self._supervisor.stopping is not None
+                stops = self._context.supervisor.stopping is not None
                 reason = "the daemon is stopping" if stops else self._mender.trouble
                 failure = {"error": reason} if reason else {}
                 request.answer(not reason, pid=os.getpid(), **failure)
@@ -106,7 +78,7 @@ class CommandHandler:
                 self._reload(self._ticket(request))
             case "scale":
                 workers = request.arguments["workers"]
-                self._feed(Scale(workers=workers, ticket=self._ticket(request)))
+                self._context.feed(Scale(workers=workers, ticket=self._ticket(request)))
             case "restart":
                 self._restart(request.arguments.get("slot"), self._ticket(request))
             case "reopen":
@@ -115,7 +87,7 @@ class CommandHandler:
                 self.upgrade(self._ticket(request))
             case "stop":
                 quick = request.arguments.get("now", False)
-                self._feed(Stop(quick=quick, ticket=self._ticket(request)))
+                self._context.feed(Stop(quick=quick, ticket=self._ticket(request)))
             case _:
                 request.answer(False, error=f"{request.command} is not available")
 
@@ -134,66 +106,67 @@ class CommandHandler:
     def attend(self) -> None:
         """Do what was put off until now, if it can be done."""
         if self._reload_asked and (
-            self._supervisor.operation is None or self._supervisor.stopping is not None
+            self._context.supervisor.operation is None
+            or self._context.supervisor.stopping is not None
         ):
             self._reload_asked = False
             self._reload(NO_TICKET)
 
     def _reload(self, ticket: Ticket) -> None:
-        self._manager.begin()
+        self._context.service_manager.begin()
         try:
-            self._require_listeners()
-            config = self._generations.read()
-            self._log.open(config).close()
+            self._names.require_listeners()
+            config = self._context.generations.read()
+            self._context.log.open(config).close()
         except GreeterdError as error:
             self._refuse("reload", ticket, str(error))
             return
-        if fixed := fixed_differences(self._generations.current, config):
+        if fixed := fixed_differences(self._context.config, config):
             self._refuse("reload", ticket, f"only a restart changes {', '.join(fixed)}")
             return
         self.begin_reload(config, ticket, "reload")
 
     def _refuse(self, command: str, ticket: Ticket, reason: str) -> None:
-        supervisor = self._supervisor
+        supervisor = self._context.supervisor
         workers = len(supervisor.live_slots)
         self.finish(Finished(ticket, command, reason, supervisor.generation, workers))
 
     def _restart(self, slot: int | None, ticket: Ticket) -> None:
         try:
-            self._require_listeners()
+            self._names.require_listeners()
         except GreeterdError as error:
             self._refuse("restart", ticket, str(error))
             return
-        self._feed(Restart(None if slot is None else SlotIndex(slot), ticket=ticket))
+        self._context.feed(Restart(None if slot is None else SlotIndex(slot), ticket=ticket))
 
     def begin_reload(self, config: Config, ticket: Ticket, name: str) -> None:
         """Have every worker replaced by one of this configuration; `name` is the command's."""
         self._mender.look(follow=False)
-        generation = self._generations.begin(config)
-        policy = policy_of(config, self._escrow.most_slots)
-        self._feed(Reload(generation, config.worker_count, policy, ticket, name))
+        generation = self._context.generations.begin(config)
+        policy = policy_of(config, self._context.escrow.most_slots)
+        self._context.feed(Reload(generation, config.worker_count, policy, ticket, name))
 
     def upgrade(self, ticket: Ticket = NO_TICKET) -> None:
         """Replace the program by what is installed now."""
-        self._manager.begin()
+        self._context.service_manager.begin()
         try:
-            self._require_listeners()
+            self._names.require_listeners()
         except GreeterdError as error:
             self._refuse("upgrade", ticket, str(error))
             return
         self._mender.look(follow=False)
-        self._feed(Upgrade(ticket=ticket))
+        self._context.feed(Upgrade(ticket=ticket))
 
     def reopen(self, request: Request | None = None) -> None:
         """Open every log file anew; it is answered when every worker has done so, too."""
 
         def done(reasons: str) -> None:
             if not reasons:
-                self._log.logger.info("logs reopened")
+                self._context.logger.info("logs reopened")
             if request is not None:
                 request.answer(not reasons, **({"error": reasons} if reasons else {}))
 
-        self._crew.reopen(self._log.reopen(), done)
+        self._workers.reopen(self._context.log.reopen(), done)
 
     # Their ends -----------------------------------------------------------------------------
 
@@ -207,16 +180,18 @@ class CommandHandler:
             action = replace(action, reason=self._mender.trouble)
         if reloaded:
             self._conclude_reload(action.reason)
-        record = self._log.logger
+        record = self._context.logger
         if action.reason:
-            self._log.last_error = f"{action.command}: {action.reason}"
+            self._context.log.last_error = f"{action.command}: {action.reason}"
             record.error(f"{action.command} failed", reason=action.reason)
         else:
             record.info(
                 f"{action.command} done", generation=action.generation, workers=action.workers
             )
         if action.command in {"reload", "upgrade"}:
-            self._manager.end(f"{action.command} failed: {action.reason}" if action.reason else "")
+            self._context.service_manager.end(
+                f"{action.command} failed: {action.reason}" if action.reason else ""
+            )
         request = self._requests.pop(action.ticket, None)
         if request is not None:
             failure = {"error": action.reason} if action.reason else {}
@@ -229,9 +204,9 @@ class CommandHandler:
 
     def _conclude_reload(self, reason: str) -> None:
         at = time.clock_gettime(time.CLOCK_REALTIME)
-        config = self._generations.conclude(self._supervisor, reason, at)
+        config = self._context.generations.conclude(self._context.supervisor, reason, at)
         if config is not None:
             set_limits(config)
-            self._escrow.steer_as(config)
-            self._log.change(config)
-            self.control.log = self._log.logger
+            self._context.escrow.steer_as(config)
+            self._context.log.change(config)
+            self._control.log = self._context.logger

@@ -11,7 +11,6 @@ it anew.
 import contextlib
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 from typing import Final
@@ -19,15 +18,13 @@ from weakref import WeakKeyDictionary
 
 from greeterd.config.schema import Config
 from greeterd.errors import GreeterdError, reason_of
-from greeterd.master.escrow import BLOCKING_TIMEOUT, Escrow, Place
-from greeterd.master.log import MasterLog
-from greeterd.master.systemd.service_manager import ServiceManager
+from greeterd.master.context import MasterContext
+from greeterd.master.escrow import BLOCKING_TIMEOUT, Place
 from greeterd.sockets import listener
 from greeterd.sockets.inspection import Terms, listens, set_right, terms_of
 from greeterd.sockets.sockdiag import spoiled_listeners
-from greeterd.supervisor.events import MENDING, Event, Restart, Unreachable
+from greeterd.supervisor.events import MENDING, Restart, Unreachable
 from greeterd.supervisor.ids import SlotIndex, WorkerId, WorkerState
-from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.ratelimit import RateLimit
 
 INSPECTED_AT_ONCE: Final = 64
@@ -45,23 +42,10 @@ GIVE_UP_AFTER: Final = 10.0
 class Mender:
     """What is wrong with the listeners, and who still holds one that is gone."""
 
-    def __init__(  # noqa: PLR0913 - what mending may concern, each needed
-        self,
-        config: Config,
-        *,
-        escrow: Escrow,
-        supervisor: Supervisor,
-        manager: ServiceManager,
-        log: MasterLog,
-        feed: Callable[[Event], None],
-    ) -> None:
+    def __init__(self, context: MasterContext, config: Config) -> None:
+        self._context = context
         self._backlog = config.backlog
         self._blocking = config.wait_strategy == "blocking"
-        self._escrow = escrow
-        self._supervisor = supervisor
-        self._manager = manager
-        self._log = log
-        self._feed = feed
         self._terms: WeakKeyDictionary[socket.socket, Terms] = WeakKeyDictionary()
         self._turn = 0
         self._spoiled: set[int] = set()
@@ -88,13 +72,13 @@ class Mender:
         """
         now = monotonic()
         renewed = False
-        places = self._escrow.places()
+        places = self._context.escrow.places()
         first, self._turn = self._turn, self._turn + INSPECTED_AT_ONCE
         if self._turn >= len(places):
             self._turn = 0
             # Whether a worker has attached another selection to its group, no socket option tells.
             with contextlib.suppress(OSError):
-                self._escrow.steer()
+                self._context.escrow.steer()
         if now >= self._next_spoiled:
             self._next_spoiled = now + SPOILED_EVERY
             with contextlib.suppress(OSError):  # the kernel does not tell
@@ -102,12 +86,12 @@ class Mender:
         for place in places if everywhere else places[first : first + INSPECTED_AT_ONCE]:
             if place.sock.fileno() >= 0:  # else it was closed meanwhile, with another of its slot
                 renewed |= self._inspect(place)
-        for slot in self._escrow.renew_pairs():
+        for slot in self._context.escrow.renew_pairs():
             renewed = True
             self._renewed(slot, "socketpair", "shut down")
         if renewed:
-            self._manager.keep(self._escrow.holdings())
-        slots = self._supervisor.slots
+            self._context.service_manager.keep(self._context.escrow.holdings())
+        slots = self._context.supervisor.slots
         for key in [key for key in self._troubles if key[0] and key[0] not in slots]:
             del self._troubles[key]
         if follow:
@@ -124,7 +108,7 @@ class Mender:
     def _inspect(self, place: Place) -> bool:
         """Look at a listener, and mend it; tell whether another one is in its place now."""
         slot, sock = place.slot, place.sock
-        address = self._escrow.addresses[place.address]
+        address = self._context.escrow.addresses[place.address]
         terms = self._terms_of(sock)
         what, anew = "shut down", False
         inode = os.fstat(sock.fileno()).st_ino
@@ -142,13 +126,13 @@ class Mender:
             what, anew = f"changed for good: {reason_of(error)}", True
         self._spoiled.discard(inode)
         try:
-            self._escrow.renew(place, terms.backlog or self._backlog, anew=anew)
+            self._context.escrow.renew(place, terms.backlog or self._backlog, anew=anew)
         except (GreeterdError, OSError) as error:
             why = reason_of(error) if isinstance(error, OSError) else str(error)
             if self._troubles.get((slot, str(address))) != why:
                 self._troubles[slot, str(address)] = why
                 self._report(slot, str(address), what, trouble=why)
-            if slot is not None and self._escrow.for_slot(slot) is None:
+            if slot is not None and self._context.escrow.for_slot(slot) is None:
                 self._outdate(slot)  # its next worker opens its listeners
                 return True
             return False
@@ -163,7 +147,7 @@ class Mender:
         """
         if sock not in self._terms:
             terms = terms_of(sock)
-            if not self._escrow.passed:
+            if not self._context.escrow.passed:
                 with socket.socket(sock.family, socket.SOCK_STREAM) as fresh:
                     fresh.setblocking(False)
                     if self._blocking:
@@ -191,20 +175,26 @@ class Mender:
             fields["worker"] = slot
         if trouble is not None:
             fields["trouble"] = trouble
-        self._log.logger.warning("listener meddled with", address=address, what=what, **fields)
-        self._log.last_error = f"{address} was {what}"
+        self._context.logger.warning("listener meddled with", address=address, what=what, **fields)
+        self._context.log.last_error = f"{address} was {what}"
 
     # What follows ---------------------------------------------------------------------------
 
     def _outdate(self, slot: SlotIndex | None) -> None:
-        slots = [each.index for each in self._supervisor.live_slots] if slot is None else [slot]
-        self._outdated.update(dict.fromkeys(slots, self._supervisor.last_worker))
+        slots = (
+            [each.index for each in self._context.supervisor.live_slots] if slot is None else [slot]
+        )
+        self._outdated.update(dict.fromkeys(slots, self._context.supervisor.last_worker))
 
     def _replace(self, now: float) -> None:
         """Have the workers replaced that hold a listener which is gone."""
         due = []
         for slot, last in list(self._outdated.items()):
-            workers = self._supervisor.slots[slot].workers if slot in self._supervisor.slots else []
+            workers = (
+                self._context.supervisor.slots[slot].workers
+                if slot in self._context.supervisor.slots
+                else []
+            )
             lives = {each.life for each in workers if each.id <= last} - {WorkerState.DRAINING}
             if not lives:
                 del self._outdated[slot]
@@ -212,21 +202,21 @@ class Mender:
                 due.append(slot)
         if due and not self._replacing and now >= self._replace_at and not self._stopping:
             self._replacing = True
-            everyone = len(due) == len(self._supervisor.live_slots) > 1
-            self._feed(Restart(None if everyone else due[0], MENDING))
+            everyone = len(due) == len(self._context.supervisor.live_slots) > 1
+            self._context.feed(Restart(None if everyone else due[0], MENDING))
 
     def _give_up(self, now: float) -> None:
         reachable = any(
-            (place.slot, str(self._escrow.addresses[place.address])) not in self._troubles
-            for place in self._escrow.places()
+            (place.slot, str(self._context.escrow.addresses[place.address])) not in self._troubles
+            for place in self._context.escrow.places()
         )
         if reachable or not self._troubles or self._stopping:
             self._unreachable_since = None
         elif self._unreachable_since is None:
             self._unreachable_since = now
         elif now - self._unreachable_since >= GIVE_UP_AFTER:
-            self._feed(Unreachable(self.trouble))
+            self._context.feed(Unreachable(self.trouble))
 
     @property
     def _stopping(self) -> bool:
-        return self._supervisor.stopping is not None
+        return self._context.supervisor.stopping is not None

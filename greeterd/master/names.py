@@ -20,13 +20,9 @@ from typing import Final
 
 from greeterd.control import ControlServer
 from greeterd.errors import GreeterdError, ListenError, ResourceError
-from greeterd.master.escrow import Escrow
-from greeterd.master.generations import Generations
-from greeterd.master.log import MasterLog
-from greeterd.master.systemd.service_manager import ServiceManager
-from greeterd.supervisor.events import Event, Restart
+from greeterd.master.context import MasterContext
+from greeterd.supervisor.events import Restart
 from greeterd.supervisor.ids import DISPATCHER, SlotIndex, WorkerId
-from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system.pidfile import PidLock
 from greeterd.system.socket_file import FileId, file_at, place_of
 
@@ -71,26 +67,10 @@ class Name:
 class Names:
     """The names, which of them are lost, and the workers that are older than a listener."""
 
-    def __init__(  # noqa: PLR0913 - what has a name, and who hears of it
-        self,
-        *,
-        lock: PidLock,
-        control: ControlServer,
-        escrow: Escrow,
-        generations: Generations,
-        supervisor: Supervisor,
-        manager: ServiceManager,
-        log: MasterLog,
-        feed: Callable[[Event], None],
-    ) -> None:
+    def __init__(self, context: MasterContext, lock: PidLock, control: ControlServer) -> None:
+        self._context = context
         self._lock = lock
         self._control = control
-        self._escrow = escrow
-        self._generations = generations
-        self._supervisor = supervisor
-        self._manager = manager
-        self._log = log
-        self._feed = feed
         self._lost: dict[tuple[str, Path], str] = {}
         """Why, as it was told last."""
         self._outdated = WorkerId(0)
@@ -122,7 +102,7 @@ class Names:
             if reason:
                 reason = self._renew(name, reason, before.get(key, ""))
             elif key in before:
-                self._log.logger.info("name is back", what=name.what, path=str(name.path))
+                self._context.logger.info("name is back", what=name.what, path=str(name.path))
             if reason:
                 self._lost[key] = reason
             else:
@@ -137,15 +117,15 @@ class Names:
         """
         self.look()
         for (what, path), reason in self._lost.items():
-            if path in self._escrow.unix_files:
+            if path in self._context.escrow.unix_files:
                 raise ListenError(f"{what} {path}: {reason}")
 
     def _all(self) -> Iterator[Name]:
-        log_dir = self._generations.current.log_dir
+        log_dir = self._context.config.log_dir
         yield Name("run lock", self._lock.path, self._lock.file, self._lock.renew)
         yield Name("control socket", self._control.path, self._control.file, self._control.renew)
         yield Name("log directory", log_dir, None, self._remake_log_dir)
-        for path, file in list(self._escrow.unix_files.items()):
+        for path, file in list(self._context.escrow.unix_files.items()):
             yield Name("unix listener", path, file, partial(self._reopen, path))
 
     def _renew(self, name: Name, reason: str, told: str) -> str:
@@ -156,43 +136,43 @@ class Names:
         except (GreeterdError, OSError) as error:
             why = f"{reason}; {error}"
             if why != told:
-                self._log.logger.warning("name is lost", what=name.what, path=path, reason=why)
+                self._context.logger.warning("name is lost", what=name.what, path=path, reason=why)
             return why
-        self._log.logger.warning("name made anew", what=name.what, path=path, reason=reason)
+        self._context.logger.warning("name made anew", what=name.what, path=path, reason=reason)
         return ""
 
     def _remake_log_dir(self) -> None:
         """Make the log directory, but no parent: a release that was removed is not to come back."""
-        parent = self._generations.current.log_dir.parent
+        parent = self._context.config.log_dir.parent
         if not parent.is_dir():
             raise ResourceError(f"{parent} is gone, too")
-        self._generations.prepare()
+        self._context.generations.prepare()
 
     def _reopen(self, path: Path) -> None:
         if file_at(path) is not None:
             raise ListenError("that is not ours to replace")
-        self._escrow.reopen(path)
-        self._manager.keep(self._escrow.holdings())
-        self._outdated = self._supervisor.last_worker
+        self._context.escrow.reopen(path)
+        self._context.service_manager.keep(self._context.escrow.holdings())
+        self._outdated = self._context.supervisor.last_worker
 
     def _replace_outdated(self, now: float) -> None:
         """Replace the workers that hold a listener which has lost its name."""
-        supervisor = self._supervisor
+        supervisor = self._context.supervisor
         if supervisor.operation is not None or supervisor.stopping is not None:
             return
         if self._outdated_slots() and now >= self._next_restart:
             self._next_restart = now + RETRY_AFTER
-            self._feed(Restart(self._served_by))
+            self._context.feed(Restart(self._served_by))
 
     @property
     def _served_by(self) -> SlotIndex | None:
         """Whose workers accept from unix listeners; None: all."""
-        return DISPATCHER if self._supervisor.policy.dispatcher else None
+        return DISPATCHER if self._context.supervisor.policy.dispatcher else None
 
     def _outdated_slots(self) -> list[SlotIndex]:
         return [
             index
-            for index, slot in sorted(self._supervisor.slots.items())
+            for index, slot in sorted(self._context.supervisor.slots.items())
             if self._served_by in {None, index}
             and slot.ready is not None
             and slot.ready.id <= self._outdated

@@ -82,7 +82,7 @@ def _serve(
         with suppress(GreeterdError):  # such as a full disk: the pid is in the file already
             lock.publish()
     try:
-        master = Master(config, source, readiness, lock=lock, identity=identity, estate=state)
+        master = Master(config, source, readiness, lock=lock, identity=identity, predecessor=state)
         try:
             return master.run()
         except Exception as error:

@@ -1,24 +1,19 @@
 """Speaks with the workers, and buries them: what they say and their deaths become events."""
 
-import selectors
 import signal
 from collections.abc import Callable, Collection
 from typing import Final
 
 from greeterd.errors import GreeterdError
 from greeterd.master.children import HANG_UP_GRACE, Child, ChildExit, Children
-from greeterd.master.escrow import Escrow
-from greeterd.master.generations import Generations
-from greeterd.master.log import MasterLog
+from greeterd.master.context import MasterContext
 from greeterd.master.reopening import Reopening
-from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.master.upgrade.serialize import adopt_children
 from greeterd.master.upgrade.state import UpgradeState
 from greeterd.sockets import rights
 from greeterd.sockets.fd_passing import HandoffPair
 from greeterd.supervisor.events import (
     Closed,
-    Event,
     Exited,
     ExitRequested,
     Leaving,
@@ -29,7 +24,6 @@ from greeterd.supervisor.events import (
 )
 from greeterd.supervisor.ids import DISPATCHER, Signal, SlotIndex, WorkerId, WorkerState, name_of
 from greeterd.supervisor.records import Worker
-from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.messages import (
     ClosedMessage,
     ExitMessage,
@@ -48,7 +42,6 @@ from greeterd.worker.messages import (
     RouteMessage,
     TakeBackMessage,
 )
-from greeterd.worker.scoreboard import Scoreboard
 
 SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
 
@@ -56,41 +49,24 @@ SIGNALS: Final = {Signal.ABORT: signal.SIGABRT, Signal.KILL: signal.SIGKILL}
 class Workers:
     """The workers' processes; the supervisor's records of them are only read."""
 
-    def __init__(  # noqa: PLR0913 - what a worker's word may concern, each needed
-        self,
-        selector: selectors.BaseSelector,
-        *,
-        supervisor: Supervisor,
-        generations: Generations,
-        board: Scoreboard,
-        escrow: Escrow,
-        manager: ServiceManager,
-        log: MasterLog,
-        feed: Callable[[Event], None],
-    ) -> None:
-        self._supervisor = supervisor
-        self._generations = generations
-        self._board = board
-        self._escrow = escrow
-        self._manager = manager
-        self._log = log
-        self._feed = feed
+    def __init__(self, context: MasterContext) -> None:
+        self._context = context
         self._reopening = Reopening()
         self._unrouted: dict[SlotIndex, tuple[Child, set[WorkerId]]] = {}
         """The workers that are ready but for these dispatchers, which do not hand on to them yet.
         """
-        self.nursery = Children(selector, self._hear)
+        self.children = Children(context.selector, self._hear)
 
     def adopt(self, estate: UpgradeState) -> None:
         """Go on with the workers that a predecessor in this process has forked."""
-        adopt_children(estate, self.nursery, self._generations)
+        adopt_children(estate, self.children, self._context.generations)
 
     # To the workers -------------------------------------------------------------------------
 
     def send(self, ident: WorkerId, message: FromMaster, fds: list[int] | None = None) -> str:
         """Send a message; return why the worker cannot have it, which the log tells, or nothing."""
-        if reason := self.nursery.send(ident, message, fds):
-            self._log.logger.warning(
+        if reason := self.children.send(ident, message, fds):
+            self._context.logger.warning(
                 "worker does not listen",
                 worker=self._slot_of(ident),
                 message=type(message).__name__,
@@ -100,31 +76,33 @@ class Workers:
 
     def lend(self, slot: SlotIndex, ident: WorkerId) -> None:
         """Lend a slot's listeners to a worker of another one; it answers only if it refuses."""
-        fds = [sock.fileno() for sock in self._escrow.for_slot(slot) or []]
+        fds = [sock.fileno() for sock in self._context.escrow.for_slot(slot) or []]
         if self.send(ident, LendMessage(slot), fds):
-            self._feed(LoanRefused(slot, ident))
+            self._context.feed(LoanRefused(slot, ident))
             return
-        self._log.logger.warning("listener lent", worker=slot, to=self._slot_of(ident))
+        self._context.logger.warning("listener lent", worker=slot, to=self._slot_of(ident))
 
     def take_back(self, slot: SlotIndex, ident: WorkerId) -> None:
         """Have the borrower empty and close them; it answers by ReturnedMessage."""
         self.send(ident, TakeBackMessage(slot))
-        self._log.logger.info("listener taken back", worker=slot, to=self._slot_of(ident))
+        self._context.logger.info("listener taken back", worker=slot, to=self._slot_of(ident))
 
     def kill(self, ident: WorkerId, number: Signal, reason: str) -> None:
         """Send a signal; harmless when the worker is reaped."""
-        child = self.nursery.get(ident)
+        child = self.children.get(ident)
         if child is not None:
             name = SIGNALS[number].name
-            self._log.logger.warning("worker is ended", signal=name, reason=reason, **_facts(child))
-            self.nursery.kill(child, SIGNALS[number])
+            self._context.logger.warning(
+                "worker is ended", signal=name, reason=reason, **_facts(child)
+            )
+            self.children.kill(child, SIGNALS[number])
 
     def reopen(self, reason: str, done: Callable[[str], None]) -> None:
         """Have every worker open its logs anew; see Reopening.begin."""
-        self._reopening.begin(self.nursery.broadcast(ReopenMessage()), reason, done)
+        self._reopening.begin(self.children.broadcast(ReopenMessage()), reason, done)
 
     def _slot_of(self, ident: WorkerId) -> SlotIndex | None:
-        child = self.nursery.get(ident)
+        child = self.children.get(ident)
         return child.spawn.slot if child else None
 
     # From the workers -----------------------------------------------------------------------
@@ -136,19 +114,19 @@ class Workers:
             case FailedMessage():
                 child.failure = message
             case LeavingMessage():
-                self._feed(Leaving(child.spawn.worker))
+                self._context.feed(Leaving(child.spawn.worker))
             case ClosedMessage():
-                self._feed(Closed(child.spawn.worker))
+                self._context.feed(Closed(child.spawn.worker))
             case ReopenedMessage(reason):
                 self._reopening.heard(child.spawn.worker, reason)
             case ExitMessage():
-                self._feed(ExitRequested(child.spawn.worker))
+                self._context.feed(ExitRequested(child.spawn.worker))
             case ReturnedMessage(slot):
-                self._feed(Returned(SlotIndex(slot), child.spawn.worker))
+                self._context.feed(Returned(SlotIndex(slot), child.spawn.worker))
             case RefusedMessage(slot, reason):
                 to = child.spawn.slot
-                self._log.logger.warning("loan refused", worker=slot, to=to, reason=reason)
-                self._feed(LoanRefused(SlotIndex(slot), child.spawn.worker))
+                self._context.logger.warning("loan refused", worker=slot, to=to, reason=reason)
+                self._context.feed(LoanRefused(SlotIndex(slot), child.spawn.worker))
             case RoutedMessage(slot, reason):
                 self._note_route(SlotIndex(slot), child.spawn.worker, reason)
             case _:
@@ -157,36 +135,36 @@ class Workers:
     def _admit(self, child: Child, fds: list[int]) -> None:
         """Let the listeners that a worker has opened listen: it serves."""
         ident = child.spawn.worker
-        record = self._supervisor.worker(ident)
+        record = self._context.supervisor.worker(ident)
         if record is None or record.life is not WorkerState.STARTING:
             rights.close_all(fds)
             return
         if fds:
-            if flaw := self._escrow.flaw_of(fds):
+            if flaw := self._context.escrow.flaw_of(fds):
                 rights.close_all(fds)
-                self.nursery.end_breach(child, flaw)
+                self.children.end_breach(child, flaw)
                 return
             try:
-                self._escrow.admit(child.spawn.slot, fds)
+                self._context.escrow.admit(child.spawn.slot, fds)
             except GreeterdError as error:
-                self.nursery.end(child, error.exit_code, str(error))
+                self.children.end(child, error.exit_code, str(error))
                 return
-            self._manager.keep(self._escrow.holdings())
-            self.nursery.send(ident, GoMessage())
-        pair = self._escrow.use(child.spawn.slot)
+            self._context.service_manager.keep(self._context.escrow.holdings())
+            self.children.send(ident, GoMessage())
+        pair = self._context.escrow.use(child.spawn.slot)
         if pair is not None:
             self._route(child, pair)
-        elif child.spawn.slot in self._escrow.routes:
-            self._show_row(child, self._escrow.routes[child.spawn.slot])
+        elif child.spawn.slot in self._context.escrow.routes:
+            self._show_row(child, self._context.escrow.routes[child.spawn.slot])
         if child.spawn.slot not in self._unrouted:
             self._note_ready(child)
 
     def _note_ready(self, child: Child) -> None:
         if child.failure is not None:
             return
-        self._log.logger.info("worker ready", **_facts(child))
-        wants_rss = self._generations[child.spawn.generation].max_rss
-        self._feed(Ready(child.spawn.worker, child.rss_bytes() if wants_rss else 0))
+        self._context.logger.info("worker ready", **_facts(child))
+        wants_rss = self._context.generations[child.spawn.generation].max_rss
+        self._context.feed(Ready(child.spawn.worker, child.rss_bytes() if wants_rss else 0))
 
     # Routes ---------------------------------------------------------------------------------
 
@@ -196,13 +174,13 @@ class Workers:
         Those that are forked from now on know of it.
         """
         slot = child.spawn.slot
-        row_fd = self._board.row_fd(slot, child.spawn.place)
+        row_fd = self._context.scoreboard.row_fd(slot, child.spawn.place)
         asked = set()
-        for dispatcher in self._supervisor.slots[DISPATCHER].workers:
+        for dispatcher in self._context.supervisor.slots[DISPATCHER].workers:
             knows_rows = self._knows_rows(dispatcher)
             fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
             reason = self.send(dispatcher.id, RouteMessage(slot), fds)
-            living = self.nursery.get(dispatcher.id)
+            living = self.children.get(dispatcher.id)
             if dispatcher.life is WorkerState.DRAINING or living is None:
                 continue  # it has nothing to hand on
             if reason:
@@ -215,15 +193,15 @@ class Workers:
 
     def _show_row(self, child: Child, pair: HandoffPair) -> None:
         """Have the dispatchers look at the row of a slot's newest worker; no answer is awaited."""
-        row_fd = self._board.row_fd(child.spawn.slot, child.spawn.place)
-        for dispatcher in self._supervisor.slots[DISPATCHER].workers:
+        row_fd = self._context.scoreboard.row_fd(child.spawn.slot, child.spawn.place)
+        for dispatcher in self._context.supervisor.slots[DISPATCHER].workers:
             if row_fd is not None and self._knows_rows(dispatcher):
                 fds = [*pair.fds, row_fd]
                 self.send(dispatcher.id, RouteMessage(child.spawn.slot), fds)
 
     def _knows_rows(self, dispatcher: Worker) -> bool:
         """Tell a dispatcher from one of an older build, which takes the pair only."""
-        return self._board.row_fd(DISPATCHER, dispatcher.place) is not None
+        return self._context.scoreboard.row_fd(DISPATCHER, dispatcher.place) is not None
 
     def _note_route(self, slot: SlotIndex, dispatcher: WorkerId, reason: str) -> None:
         """Note that a dispatcher hands on to a slot, or why not."""
@@ -240,12 +218,12 @@ class Workers:
     def _give_up_route(self, child: Child, reason: str) -> None:
         """End a worker that nothing would ever be handed to."""
         self._forget_route(child)
-        self.nursery.end(child, 71, f"the dispatcher cannot hand on to it: {reason}")
+        self.children.end(child, 71, f"the dispatcher cannot hand on to it: {reason}")
 
     def _forget_route(self, child: Child) -> None:
         """Let the slot's next worker ask again."""
         self._unrouted.pop(child.spawn.slot, None)
-        self._escrow.do_not_use(child.spawn.slot)
+        self._context.escrow.do_not_use(child.spawn.slot)
 
     def _note_end(self, ident: WorkerId) -> None:
         """Wait for no answer of a worker that is dead, and for no other's to one that is."""
@@ -264,21 +242,21 @@ class Workers:
         and leaves what waits at its listener has not turned: a beating heart is no service.
         """
         found = []
-        queued = self._escrow.queued()
-        for each in self._supervisor.workers:
-            child = self.nursery.get(each.id)
+        queued = self._context.escrow.queued()
+        for each in self._context.supervisor.workers:
+            child = self.children.get(each.id)
             if child is None:
                 continue
-            if doubt := self._board.look(each.slot, each.place):
+            if doubt := self._context.scoreboard.look(each.slot, each.place):
                 self._distrust(child, doubt)
             if each.life is not WorkerState.READY:
                 continue
-            said = self._board.worker(each.slot, each.place)
+            said = self._context.scoreboard.worker(each.slot, each.place)
             waiting = queued[each.slot]
             idle = said.connections == child.connections and not said.blocked
             turned = said.turns != child.turns and not (waiting and idle)
             age = now - max(each.since, said.heartbeat_ns / 1e9)
-            rss_bytes = child.rss_bytes() if self._supervisor.policy.max_rss_bytes else 0
+            rss_bytes = child.rss_bytes() if self._context.supervisor.policy.max_rss_bytes else 0
             found.append(Pulse(each.id, age, turned, waiting, said.greetings, rss_bytes))
             child.turns, child.connections = said.turns, said.connections
         return tuple(found)
@@ -288,30 +266,32 @@ class Workers:
         if child.hung_up is None:
             reason = f"its counters cannot be: {doubt}"
             name = signal.SIGKILL.name
-            self._log.logger.warning("worker is ended", signal=name, reason=reason, **_facts(child))
-            self.nursery.end(child, 70, reason)
+            self._context.logger.warning(
+                "worker is ended", signal=name, reason=reason, **_facts(child)
+            )
+            self.children.end(child, 70, reason)
 
     def attend(self, others: Collection[int], now: float) -> None:
         """End those who have closed their channel and live on: they would hear no order.
 
         Those who have closed it by their end are found, too, when no signal told of that.
         """
-        if self.nursery.mute():
+        if self.children.mute():
             self.reap(others)
-        for child in self.nursery.mute():
+        for child in self.children.mute():
             if child.hung_up is not None and now - child.hung_up >= HANG_UP_GRACE:
-                self.nursery.end_breach(child, "it has closed its channel")
+                self.children.end_breach(child, "it has closed its channel")
 
     def reap(self, others: Collection[int]) -> None:
         """Bury the workers that have ended; `others` are children that somebody else waits for."""
-        for death in self.nursery.reap(others):
+        for death in self.children.reap(others):
             self._bury(death)
 
     def _bury(self, death: ChildExit) -> None:
         child = death.child
         self._reopening.gone(child.spawn.worker)
         self._note_end(child.spawn.worker)
-        lost = self._board.settle(child.spawn.slot, child.spawn.place)
+        lost = self._context.scoreboard.settle(child.spawn.slot, child.spawn.place)
         reason, code = death.reason, 70 if death.exitcode else 0
         if child.failure is not None:
             reason, code = child.failure.reason, child.failure.code
@@ -320,11 +300,11 @@ class Workers:
             fields["connections_lost"] = lost
         if death.stack:
             fields["stack"] = death.stack
-        log = self._log.logger.warning if code or lost else self._log.logger.info
+        log = self._context.logger.warning if code or lost else self._context.logger.info
         log("worker exited", reason=reason, **fields)
         if code:
-            self._log.last_error = f"{name_of(child.spawn.slot)}: {reason}"
-        self._feed(Exited(child.spawn.worker, reason, code))
+            self._context.log.last_error = f"{name_of(child.spawn.slot)}: {reason}"
+        self._context.feed(Exited(child.spawn.worker, reason, code))
 
 
 def _facts(child: Child) -> dict[str, object]:

@@ -22,6 +22,7 @@ from greeterd.cli.status import table_rows
 from greeterd.config.schema import Config
 from greeterd.control.status import from_plain
 from greeterd.master.children import Child
+from greeterd.master.context import MasterContext
 from greeterd.master.escrow import Escrow
 from greeterd.master.status import StatusInputs, survey
 from greeterd.master.workers import Workers
@@ -47,7 +48,7 @@ from greeterd.worker.scoreboard import (
 
 
 class Shop:
-    """A crew of one worker, whose row this process writes."""
+    """The workers of a daemon that has one, whose row this process writes."""
 
     def __init__(self) -> None:
         self.board = Scoreboard(1)
@@ -62,20 +63,23 @@ class Shop:
         self.said: list[dict[str, Any]] = []
         logger = SimpleNamespace(warning=lambda _event, **more: self.said.append(more))
         self._selector = selectors.DefaultSelector()
-        self.crew = Workers(
-            self._selector,
-            supervisor=self.supervisor,
-            generations=cast("Any", None),
-            board=self.board,
-            escrow=self.escrow,
-            manager=cast("Any", None),
-            log=cast("Any", SimpleNamespace(logger=logger)),
-            feed=lambda _event: None,
+        self.workers = Workers(
+            MasterContext(
+                selector=self._selector,
+                supervisor=self.supervisor,
+                generations=cast("Any", None),
+                scoreboard=self.board,
+                escrow=self.escrow,
+                service_manager=cast("Any", None),
+                log=cast("Any", SimpleNamespace(logger=logger)),
+                identity=None,
+                feed=lambda _event: None,
+            )
         )
         kill = lambda _child, number: self.killed.append(number)  # noqa: E731
-        cast("Any", self.crew.nursery).kill = kill
+        cast("Any", self.workers.children).kill = kill
         self._theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.crew.nursery.enter(
+        self.workers.children.enter(
             Child(
                 pid=Pid(1),
                 spawn=spawn,
@@ -101,13 +105,13 @@ class Shop:
 
     def pulse(self) -> Pulse:
         """Return how the worker fares now."""
-        [pulse] = self.crew.pulses(time.monotonic())
+        [pulse] = self.workers.pulses(time.monotonic())
         return pulse
 
     def close(self) -> None:
         """Release what the kernel has given."""
         self.board.settle(1, self.place)
-        [child] = self.crew.nursery._children.values()
+        [child] = self.workers.children._children.values()
         child.channel.close()
         os.close(child.stack_fd)
         self._theirs.close()
