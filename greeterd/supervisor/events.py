@@ -168,19 +168,5 @@ class Tick:
 
 
 Command = Reload | Restart | Scale | Upgrade
-Event = (
-    Spawned
-    | SpawnFailed
-    | Ready
-    | Exited
-    | ExitRequested
-    | Leaving
-    | Closed
-    | Returned
-    | LoanRefused
-    | PreflightEnded
-    | Command
-    | Unreachable
-    | Stop
-    | Tick
-)
+WorkerEvent = Spawned | SpawnFailed | Ready | Exited | ExitRequested | Leaving | Closed
+Event = WorkerEvent | Returned | LoanRefused | PreflightEnded | Command | Unreachable | Stop | Tick

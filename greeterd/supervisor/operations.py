@@ -10,66 +10,76 @@ from greeterd.supervisor import recycling
 from greeterd.supervisor.actions import EndPreflight, Replace, Started, StartPreflight
 from greeterd.supervisor.events import Command, Reload, Restart, Scale, Upgrade
 from greeterd.supervisor.ids import DISPATCHER
-from greeterd.supervisor.records import Launch, Operation, Preflight, Resize, Roll, Slot
+from greeterd.supervisor.machine import OPERATIONS, Cause, OperationState, follow
+from greeterd.supervisor.records import Launch, Preflight, Resize, Roll, Slot
 from greeterd.supervisor.state import State
 
 
 def operate(state: State, now: float) -> None:
     """Carry the operation on; when it has ended, begin the next command, or else a recycling."""
     if state.operation is None and state.commands:
-        state.operation = _begin(state, state.commands.popleft(), now)
+        _begin(state, state.commands.popleft(), now)
     elif state.operation is None:
-        state.operation = recycling.begin(state, now)
+        recycling.begin(state, now)
     match state.operation:
         case Launch():
             if all(slot.ready for slot in state.staffed_slots):
-                state.operation = None
+                state.switch(Cause.DONE)
                 state.do(Started())
         case Roll() as roll:
             _roll(state, roll, now)
         case Resize() as resize:
             _resize(state, resize, now)
-        case Preflight() as trial:
-            _try(state, trial, now)
+        case Preflight() as preflight:
+            _preflight(state, preflight, now)
         case None:
             pass
         case _:
             assert_never(state.operation)
 
 
-def _begin(state: State, command: Command, now: float) -> Operation | None:
-    """Return the operation that carries the command out; None if it was refused."""
-    live = state.live_slots
+def _begin(state: State, command: Command, now: float) -> None:
+    """Begin the operation that carries the command out, or answer why there is none."""
     match command:
         case Reload():
             targets = {slot.index: command.generation for slot in state.staffed_slots}
-            return Roll(
+            roll = Roll(
                 command=command.name, targets=targets, ticket=command.ticket, reload=command
             )
+            state.switch(Reload, roll)
         case Restart():
             chosen = [slot for slot in state.staffed_slots if command.slot in (None, slot.index)]
             if not chosen:
                 state.finish(command.ticket, command.name, f"there is no worker {command.slot}")
-                return None
+                return
             targets = {slot.index: slot.generation for slot in chosen}
-            return Roll(command=command.name, targets=targets, ticket=command.ticket)
+            roll = Roll(command=command.name, targets=targets, ticket=command.ticket)
+            state.switch(Restart, roll)
         case Scale():
-            want = len(live) + command.change if command.workers is None else command.workers
+            live = len(state.live_slots)
+            want = live + command.change if command.workers is None else command.workers
             if not 1 <= want <= state.most_slots:
-                reason = f"{want} workers: not between 1 and {state.most_slots}"
-                if state.most_slots == state.policy.most_slots:
-                    reason += ", as many as the service manager has passed sockets for"
-                elif state.most_slots == state.policy.most_by_files:
-                    reason += ", as many as the limit of open files allows (max_files)"
-                state.finish(command.ticket, command.name, reason)
-                return None
-            return Resize(command=command.name, want=want, ticket=command.ticket)
+                state.finish(command.ticket, command.name, _out_of_range(state, want))
+                return
+            resize = Resize(command=command.name, want=want, ticket=command.ticket)
+            state.switch(Scale, resize)
         case Upgrade():
-            state.do(StartPreflight())
             deadline = now + state.policy.start_timeout
-            return Preflight(command=command.name, deadline=deadline, ticket=command.ticket)
+            preflight = Preflight(command=command.name, deadline=deadline, ticket=command.ticket)
+            state.switch(Upgrade, preflight)
+            state.do(StartPreflight())
         case _:
             assert_never(command)
+
+
+def _out_of_range(state: State, want: int) -> str:
+    """Return why there cannot be so many workers."""
+    reason = f"{want} workers: not between 1 and {state.most_slots}"
+    if state.most_slots == state.policy.most_slots:
+        reason += ", as many as the service manager has passed sockets for"
+    elif state.most_slots == state.policy.most_by_files:
+        reason += ", as many as the limit of open files allows (max_files)"
+    return reason
 
 
 def _roll(state: State, roll: Roll, now: float) -> None:
@@ -85,15 +95,15 @@ def _roll(state: State, roll: Roll, now: float) -> None:
         roll.replacement = None
     if any(slot.handing_over for slot in state.slots.values()):
         return  # whoever connects when the answer is there is to find the new workers only
-    state.operation = None
     if roll.reload is not None:
         state.generation = roll.reload.generation
         state.policy = roll.reload.policy
         if roll.reload.workers != len(state.live_slots):
             resize = Resize(command=roll.command, want=roll.reload.workers, ticket=roll.ticket)
-            state.operation = resize
+            state.switch(Cause.RESIZE, resize)
             _resize(state, resize, now)
             return
+    state.switch(Cause.DONE)
     state.finish(roll.ticket, roll.command, roll.undoing)
 
 
@@ -114,12 +124,13 @@ def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
     if roll.command == recycling.COMMAND:
         recycling.put_off(state, state.slots[index], now)
     if roll.reload is not None and roll.replaced:
-        state.operation = Roll(
+        back = Roll(
             command=roll.command, targets=roll.replaced, ticket=roll.ticket, undoing=roll.failure
         )
+        state.switch(Cause.UNDO, back)
         state.say("warning", "reload is undone", reason=roll.failure)
         return
-    state.operation = None
+    state.switch(Cause.FAILED)
     reason = f"{roll.undoing}; undoing it: {roll.failure}" if roll.undoing else roll.failure
     state.finish(roll.ticket, roll.command, reason)
 
@@ -134,34 +145,37 @@ def _resize(state: State, resize: Resize, now: float) -> None:
         resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]
         resize.removing = [slot.index for slot in live[resize.want :]]
         for index in resize.removing:
-            state.slots[index].retiring = True
+            state.slots[index].move(Cause.RETIRE)
     added = [state.slots[index] for index in resize.added if index in state.slots]
     if resize.failure:
         for slot in added:
-            slot.retiring = True
+            slot.move(Cause.RETIRE)
     else:
         starting = any(slot.ready is None and not slot.retiring for slot in added)
         if starting or any(index in state.slots for index in resize.removing):
             return
-    state.operation = None
+    state.switch(Cause.FAILED if resize.failure else Cause.DONE)
     state.finish(resize.ticket, resize.command, resize.failure)
 
 
-def _try(state: State, trial: Preflight, now: float) -> None:
+def _preflight(state: State, preflight: Preflight, now: float) -> None:
     """Let the new image take the place as soon as it has shown that it can start."""
-    if not trial.ended and now >= trial.deadline:
-        trial.failure = f"the new image was not ready within {state.policy.start_timeout:g} s"
+    if preflight.state is OperationState.PREFLIGHT and now >= preflight.deadline:
+        timeout = f"{state.policy.start_timeout:g} s"
+        preflight.failure = f"the new image was not ready within {timeout}"
         state.do(EndPreflight())
-    if trial.failure:
-        state.operation = None
-        state.finish(trial.ticket, trial.command, trial.failure)
-    elif trial.ended and not trial.replaced and not any(map(_unsettled, state.slots.values())):
-        trial.replaced = True
-        # What was asked of this image is not told to the next.
+    if preflight.failure:
+        state.switch(Cause.NO_IMAGE)
+        state.finish(preflight.ticket, preflight.command, preflight.failure)
+    elif preflight.state is OperationState.PASSED and not any(
+        map(_unsettled, state.slots.values())
+    ):
+        preflight.state = follow(OPERATIONS, Replace, preflight.state)
+        # The new image does not know of the commands that wait here.
         for command in state.commands:
             state.finish(command.ticket, command.name, "the daemon was upgraded first: ask again")
         state.commands.clear()
-        state.do(Replace(trial.ticket))
+        state.do(Replace(preflight.ticket))
 
 
 def _unsettled(slot: Slot) -> bool:

@@ -1,6 +1,6 @@
 """The supervisor's records: workers, the slots that they serve, and the operation under way.
 
-`become` is the one door through which a worker changes its life; `TRANSITIONS` is its table.
+Their states change through `move` and `move_loan` only, as the tables of `machine` say.
 A slot holds at most two workers, one that serves or starts and one that leaves, or one that
 serves and one that starts to replace it.  One operation is carried out at a time.
 Only the supervisor writes these records.
@@ -15,21 +15,25 @@ from greeterd.supervisor.ids import (
     DrainMode,
     Generation,
     Pid,
+    Signal,
     SlotIndex,
     Ticket,
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.machine import (
+    LOANS,
+    SLOTS,
+    WORKERS,
+    LoanState,
+    OperationState,
+    SlotState,
+    Trigger,
+    follow,
+)
 
 BACKOFF_BASE: Final = 0.1
 BACKOFF_CAP: Final = 30.0
-
-TRANSITIONS: Final[dict[WorkerState, frozenset[WorkerState]]] = {
-    WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.DRAINING, WorkerState.GONE}),
-    WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.GONE}),
-    WorkerState.DRAINING: frozenset({WorkerState.GONE}),
-    WorkerState.GONE: frozenset(),
-}
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -48,8 +52,8 @@ class Worker:
     """When it is aborted (starting, hung) or killed (draining, aborted)."""
     doomed: str = ""
     """Why it was aborted or killed; empty while it was not."""
-    aborted: bool = False
-    killed: bool = False
+    sent: Signal | None = None
+    """The strongest signal that it was sent."""
     leaving: DrainMode | None = None
     """How it was told to leave."""
     accepts: bool = True
@@ -73,11 +77,13 @@ class Worker:
     @property
     def able(self) -> bool:
         """It serves, as far as is known, and will go on."""
-        return self.life is WorkerState.READY and not self.stuck and not self.aborted
+        return self.life is WorkerState.READY and not self.stuck and self.sent is None
 
-    def become(self, life: WorkerState, now: float) -> None:
-        """Change the life; AssertionError for a change that `TRANSITIONS` does not list."""
-        assert life in TRANSITIONS[self.life], f"{self.life} -> {life}"
+    def move(self, what: Trigger, now: float) -> None:
+        """Change the state as machine.WORKERS says; AssertionError for what it does not have."""
+        life = follow(WORKERS, what, self.life)
+        if life is self.life:
+            return
         self.life = life
         self.since = now
         self.stalled_since = None
@@ -99,7 +105,7 @@ class Slot:
     workers: list[Worker] = field(default_factory=list)
     served: bool = False
     """A worker has been ready here, so the slot has a listener."""
-    retiring: bool = False
+    state: SlotState = SlotState.LIVE
     failures: int = 0
     """Deaths in a row, none of them after a `restart_window` in which the slot was served."""
     restarts: int = 0
@@ -112,18 +118,38 @@ class Slot:
     unserved_since: float = 0.0
     died: bool = False
     """Its worker has died, and the log does not tell yet."""
+    loan: LoanState = LoanState.KEPT
     borrower: WorkerId | None = None
-    returning: bool = False
-    steered: bool = False
-    """No new connection reaches its listener, because it retires."""
-    swept: bool = False
-    """A worker has emptied its listener since it was steered away."""
+    """The worker that serves its listener; None while it is KEPT."""
     close_by: float | None = None
     """When it is closed though nobody has emptied its listener; set when its workers are gone."""
     recycle_failures: int = 0
     """Replacements in a row, of the worker that serves and is due, that did not start."""
     recycle_at: float = 0.0
     """When the next is tried."""
+
+    def move(self, what: Trigger) -> None:
+        """Change the state as machine.SLOTS says; AssertionError for what it does not have."""
+        self.state = follow(SLOTS, what, self.state)
+
+    def move_loan(self, what: Trigger, borrower: WorkerId | None = None) -> None:
+        """Change the loan as machine.LOANS says; AssertionError for what it does not have."""
+        self.loan = follow(LOANS, what, self.loan)
+        self.borrower = None if self.loan is LoanState.KEPT else borrower
+
+    def loan_to(self, worker: WorkerId) -> LoanState:
+        """Return the state of the loan to this worker: KEPT unless it is the borrower."""
+        return self.loan if self.borrower == worker else LoanState.KEPT
+
+    @property
+    def retiring(self) -> bool:
+        """It is to go."""
+        return self.state is not SlotState.LIVE
+
+    @property
+    def steered(self) -> bool:
+        """No new connection reaches its listener."""
+        return self.state in {SlotState.STEERED, SlotState.SWEPT}
 
     @property
     def ready(self) -> Worker | None:
@@ -157,7 +183,7 @@ class Slot:
     def unswept(self) -> bool:
         """Its listener is to be emptied, and none of its own workers does that."""
         sweeping = any(worker.leaving is DrainMode.SWEEP for worker in self.workers)
-        return self.steered and not self.swept and not sweeping
+        return self.state is SlotState.STEERED and not sweeping
 
     @property
     def free_place(self) -> int | None:
@@ -226,11 +252,23 @@ class Preflight:
     command: str
     deadline: float
     ticket: Ticket = NO_TICKET
-    ended: bool = False
-    """It has started, or failed, or was killed."""
+    state: OperationState = OperationState.PREFLIGHT
     failure: str = ""
-    replaced: bool = False
-    """The new image was asked to take the place; there is no way back but a failure."""
 
 
 Operation = Launch | Roll | Resize | Preflight
+
+
+def state_of(operation: Operation | None) -> OperationState:
+    """Return the state of the machine of operations."""
+    match operation:
+        case None:
+            return OperationState.IDLE
+        case Launch():
+            return OperationState.LAUNCH
+        case Roll():
+            return OperationState.UNDO if operation.undoing else OperationState.ROLL
+        case Resize():
+            return OperationState.RESIZE
+        case Preflight():
+            return operation.state

@@ -11,6 +11,7 @@ from typing import Final
 
 from greeterd.supervisor.events import Pulse
 from greeterd.supervisor.ids import WorkerState
+from greeterd.supervisor.machine import Cause
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Roll, Slot, Worker
 from greeterd.supervisor.state import State
@@ -23,7 +24,7 @@ JITTER: Final = 0.1
 MIB: Final = 2**20
 
 
-def weigh(policy: Policy, worker: Worker, pulse: Pulse, now: float) -> None:
+def judge(policy: Policy, worker: Worker, pulse: Pulse, now: float) -> None:
     """Record why the worker is due to be replaced, or that it is not."""
     worker.due = ""
     age = now - worker.since
@@ -35,23 +36,23 @@ def weigh(policy: Policy, worker: Worker, pulse: Pulse, now: float) -> None:
         worker.due = f"{pulse.rss_bytes / MIB:.1f} MiB resident"
 
 
-def begin(state: State, now: float) -> Roll | None:
-    """Return the replacement of the worker that has been due for longest; None if none is to be."""
+def begin(state: State, now: float) -> None:
+    """Begin to replace the worker that has been due for longest, if one is."""
     _complain(state)
     under_way = any(worker.life is not WorkerState.READY for worker in state.workers.values())
     if under_way or any(slot.retiring for slot in state.slots.values()):
-        return None
+        return
     due = [
         (slot.ready.since, slot)
         for slot in state.staffed_slots
         if slot.ready is not None and slot.ready.due and slot.ready.able and now >= slot.recycle_at
     ]
     if not due:
-        return None
+        return
     _, slot = min(due, key=lambda each: each[0])
     assert slot.ready is not None
     state.say("info", "worker is recycled", worker=slot.index, reason=slot.ready.due)
-    return Roll(command=COMMAND, targets={slot.index: slot.generation})
+    state.switch(Cause.RECYCLE, Roll(command=COMMAND, targets={slot.index: slot.generation}))
 
 
 def put_off(state: State, slot: Slot, now: float) -> None:

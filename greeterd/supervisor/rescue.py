@@ -11,6 +11,7 @@ from typing import Final
 
 from greeterd.supervisor.actions import Lend, TakeBack
 from greeterd.supervisor.ids import WorkerState
+from greeterd.supervisor.machine import Cause, LoanState
 from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.state import State
 
@@ -26,10 +27,10 @@ def settle(state: State) -> None:
         borrower = state.worker(slot.borrower)
         if borrower is not None and (borrower.able or state.leaving):
             continue  # when all leave, those who have borrowed empty what they hold
-        if borrower is not None and borrower.life is WorkerState.READY and not slot.returning:
-            state.do(TakeBack(slot.index, borrower.id))
-        slot.borrower = None
-        slot.returning = False
+        serves = borrower is not None and borrower.life is WorkerState.READY
+        if serves and slot.loan is LoanState.LENT:
+            state.do(TakeBack(slot.index, slot.borrower))
+        slot.move_loan(Cause.FORGET)
 
 
 def lend(state: State, now: float) -> None:
@@ -41,10 +42,10 @@ def lend(state: State, now: float) -> None:
         if slot.borrower is None:
             sibling = _find_sibling(state, slot, now) if rescue or slot.unswept else None
             if sibling is not None:
-                slot.borrower = sibling.id
+                slot.move_loan(Lend, sibling.id)
                 state.do(Lend(slot.index, sibling.id))
-        elif not slot.returning and not rescue:
-            slot.returning = True
+        elif slot.loan is LoanState.LENT and not rescue:
+            slot.move_loan(TakeBack, slot.borrower)
             state.do(TakeBack(slot.index, slot.borrower))
 
 

@@ -1,8 +1,31 @@
-"""Keeps the live slots served, and empties and closes those that retire."""
+"""Keeps the live slots served, ends workers that are overdue, and closes slots that retire."""
 
-from greeterd.supervisor.actions import CloseSlot, Exit, SteerAway
-from greeterd.supervisor.ids import DrainMode, WorkerState
+from typing import Final
+
+from greeterd.supervisor.actions import CloseSlot, Exit, Kill, SteerAway
+from greeterd.supervisor.ids import DrainMode, Signal, WorkerState
+from greeterd.supervisor.machine import OVERDUE, Cause, LoanState, Outcome, SlotState
 from greeterd.supervisor.state import State
+
+ABORT_GRACE: Final = 2.0
+"""Seconds that an aborted worker gets to write its stack before it is killed."""
+
+
+def end_overdue(state: State, now: float) -> None:
+    """Abort what hangs, and kill what neither an abort nor a drain has ended."""
+    for worker in state.workers.values():
+        if worker.deadline is None or now < worker.deadline:
+            continue
+        signal = OVERDUE[worker.sent][worker.life]
+        if isinstance(signal, Outcome):
+            continue  # it was killed, and is waited for
+        if signal is Signal.ABORT:
+            worker.doomed = worker.doomed or f"not ready within {state.policy.start_timeout:g} s"
+            worker.deadline = now + ABORT_GRACE
+        else:
+            worker.doomed = worker.doomed or "not drained in time"
+        worker.sent = signal
+        state.do(Kill(worker.id, signal, worker.doomed))
 
 
 def drain_replaced(state: State, now: float) -> None:
@@ -29,12 +52,12 @@ def grant_exits(state: State) -> None:
     for index in state.exit_requests:
         slot = state.slots[index]
         for victim in state.live_slots[:1] if slot.retiring else [slot]:
-            victim.retiring = True
+            victim.move(Cause.RETIRE)
             state.say("info", "worker retires", worker=victim.index)
     state.exit_requests.clear()
     if not state.live_slots:
         state.say("info", "the last worker retires")
-        state.end(Exit(0, ""))
+        state.end(Cause.GIVE_UP, Exit(0, ""))
 
 
 def retire(state: State, now: float) -> None:
@@ -51,9 +74,9 @@ def retire(state: State, now: float) -> None:
     for slot in reversed(order):
         has_listener = state.policy.own_listeners and slot.served
         if has_listener and not slot.steered:
-            if slot.returning:
+            if slot.loan is LoanState.RETURNING:
                 return  # so that what is given back from now on has been emptied since
-            slot.steered = True
+            slot.move(SteerAway)
             state.do(SteerAway(slot.index))
         for worker in slot.workers:
             if worker.life is not WorkerState.DRAINING:
@@ -61,8 +84,9 @@ def retire(state: State, now: float) -> None:
         if not slot.workers:
             if slot.close_by is None:
                 slot.close_by = now + state.policy.graceful_timeout
-            emptied = not has_listener or (slot.swept and slot.borrower is None)
+            emptied = not has_listener or (slot.state is SlotState.SWEPT and slot.borrower is None)
             if emptied or now >= slot.close_by:
+                slot.move(CloseSlot)
                 del state.slots[slot.index]
                 state.do(CloseSlot(slot.index))
                 continue

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from greeterd.supervisor.actions import Action, Drain, Exit, Finished, Say, Spawn
-from greeterd.supervisor.events import Command, Stop
+from greeterd.supervisor.events import Command
 from greeterd.supervisor.ids import (
     DISPATCHER,
     DrainMode,
@@ -20,8 +20,9 @@ from greeterd.supervisor.ids import (
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.machine import OPERATIONS, STOPS, DaemonState, Outcome, Trigger, follow
 from greeterd.supervisor.policy import Policy
-from greeterd.supervisor.records import Launch, Operation, Slot, Worker
+from greeterd.supervisor.records import Launch, Operation, Slot, Worker, state_of
 
 QUICK_TIMEOUT: Final = 2.0
 """Seconds that a quick stop gives the workers."""
@@ -46,17 +47,15 @@ class State:
     operation: Operation | None = field(default_factory=Launch)
     exit_requests: list[SlotIndex] = field(default_factory=list)
     """The slots whose workers were asked to exit, once for each request."""
-    stopping: Stop | None = None
-    announced: bool = False
-    """The log tells that the daemon is going to stop."""
+    daemon: DaemonState = DaemonState.RUNNING
+    quick: bool = False
+    """The stop is a quick one."""
     leave_at: float = 0.0
-    """When the workers are told to leave, once the daemon stops."""
-    leaving: bool = False
-    """They were, or are now."""
+    """When the workers are told to leave, once the daemon is STOPPING."""
     stop_tickets: list[Ticket] = field(default_factory=list)
     exit: Exit = field(default_factory=lambda: Exit(0, ""))
     gated: bool = False
-    ended: bool = False
+    """No new connection reaches any listener."""
     last_worker: int = 0
     futile_rss_bytes: int = 0
     """The limit of memory that even new workers exceed, if the log tells that already."""
@@ -77,11 +76,23 @@ class State:
         """Return the worker of this name, None when it is gone."""
         return None if ident is None else self.workers.get(ident)
 
-    def end(self, final: Exit, *, quick: bool = False) -> None:
-        """Leave for good."""
-        self.stopping = Stop(quick=quick)
-        self.leaving = True
-        self.exit = final
+    @property
+    def leaving(self) -> bool:
+        """The workers are to leave, or have left."""
+        return self.daemon in {DaemonState.LEAVING, DaemonState.ENDED}
+
+    def end(self, what: Trigger, final: Exit, *, quick: bool = False) -> None:
+        """Begin to leave for good, unless STOPS says that this comes too late."""
+        if STOPS[what][self.daemon] is not Outcome.IGNORED:
+            self.daemon = follow(STOPS, what, self.daemon)
+            self.quick = quick
+            self.exit = final
+
+    def switch(self, what: Trigger, operation: Operation | None = None) -> None:
+        """Go on with this operation; AssertionError for a change that OPERATIONS does not have."""
+        expected = follow(OPERATIONS, what, state_of(self.operation))
+        self.operation = operation
+        assert state_of(operation) is expected, f"{operation} after {what}"
 
     @property
     def most_slots(self) -> int:
@@ -121,10 +132,9 @@ class State:
 
     def drain(self, worker: Worker, how: DrainMode, now: float) -> None:
         """Tell the worker to leave in time."""
-        if worker.life is not WorkerState.DRAINING:
-            worker.become(WorkerState.DRAINING, now)
-            if not worker.aborted:
-                worker.deadline = None
+        if worker.life is not WorkerState.DRAINING and worker.sent is None:
+            worker.deadline = None  # it was the deadline of its start
+        worker.move(Drain, now)
         worker.leaving = how
         worker.end_by(now + self.timeout(how))
         self.do(Drain(worker.id, how))

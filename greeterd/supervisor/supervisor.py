@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from greeterd.supervisor import observe, operations, rescue, shutdown, slots
 from greeterd.supervisor.actions import Action
 from greeterd.supervisor.events import Event, Stop
-from greeterd.supervisor.ids import DISPATCHER, Generation, SlotIndex, WorkerId
+from greeterd.supervisor.ids import DISPATCHER, Generation, Signal, SlotIndex, WorkerId
+from greeterd.supervisor.machine import STOPS, Cause, DaemonState, OperationState, follow
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Operation, Preflight, Slot, Worker
 from greeterd.supervisor.state import MAX_SLOTS, State
@@ -53,6 +54,7 @@ class Supervisor:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Record the event, and return what is to be done now, in this order."""
+        self._state.actions = []
         observe.apply(self._state, event, now)
         return reconcile(self._state, now)
 
@@ -62,12 +64,12 @@ class Supervisor:
 
     def _deadlines(self) -> Iterator[float]:
         for worker in self._state.workers.values():
-            if worker.deadline is not None and not worker.killed:
+            if worker.deadline is not None and worker.sent is not Signal.KILL:
                 yield worker.deadline
         operation = self._state.operation
-        if isinstance(operation, Preflight) and not operation.ended:
+        if isinstance(operation, Preflight) and operation.state is OperationState.PREFLIGHT:
             yield operation.deadline
-        if self._state.stopping is not None and not self._state.leaving:
+        if self._state.daemon is DaemonState.STOPPING:
             yield self._state.leave_at
         if not self._state.leaving:
             for slot in self._state.slots.values():
@@ -123,7 +125,8 @@ class Supervisor:
     @property
     def stopping(self) -> Stop | None:
         """How the daemon stops, None while it is to run."""
-        return self._state.stopping
+        running = self._state.daemon is DaemonState.RUNNING
+        return None if running else Stop(quick=self._state.quick)
 
     @property
     def operation(self) -> Operation | None:
@@ -136,25 +139,26 @@ def reconcile(state: State, now: float) -> list[Action]:
 
     One consequence may be what another waits for, and each asks for an action at least.
     """
-    state.actions = []
-    if state.stopping is not None and now >= state.leave_at:
-        state.leaving = True
+    if state.daemon is DaemonState.STOPPING and now >= state.leave_at:
+        state.daemon = follow(STOPS, Cause.DELAY_OVER, state.daemon)
     progress = -1
-    while progress < len(state.actions) and not state.ended:
+    while progress < len(state.actions) and state.daemon is not DaemonState.ENDED:
         progress = len(state.actions)
-        shutdown.end_overdue(state, now)
+        slots.end_overdue(state, now)
         rescue.settle(state)
-        if state.stopping is None:
+        # An exit request may be what ends the daemon, so that nothing else is begun.
+        if state.daemon is DaemonState.RUNNING:
             slots.grant_exits(state)
-        if state.stopping is None:
+        if state.daemon is DaemonState.RUNNING:
             operations.operate(state, now)
         else:
-            shutdown.refuse(state, now)
+            shutdown.refuse(state)
+        # While the daemon is STOPPING, it serves on: dead workers are restarted.
         if not state.leaving:
             slots.drain_replaced(state, now)
             slots.retire(state, now)
             slots.respawn(state, now)
         rescue.lend(state, now)
-        if state.stopping is not None and state.leaving:
-            shutdown.leave(state, state.stopping, now)
+        if state.leaving:
+            shutdown.leave(state, now)
     return state.actions

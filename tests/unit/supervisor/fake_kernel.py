@@ -49,6 +49,7 @@ from greeterd.supervisor.ids import (
     WorkerId,
     WorkerState,
 )
+from greeterd.supervisor.machine import LoanState, SlotState
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Slot
 from greeterd.supervisor.supervisor import Supervisor
@@ -235,10 +236,10 @@ class Kernel:
                 if worker.id in self.processes
             ],
             died=False,
+            loan=LoanState.KEPT,
             borrower=None,
-            returning=False,
         )
-        assert [slot.retiring, slot.steered, slot.swept] == [False] * 3
+        assert slot.state is SlotState.LIVE
         return inherited
 
     def _fork(self, spawn: Spawn) -> None:

@@ -54,7 +54,7 @@ from greeterd.supervisor.ids import (
 )
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.records import Roll
-from greeterd.supervisor.shutdown import ABORT_GRACE
+from greeterd.supervisor.slots import ABORT_GRACE
 from greeterd.supervisor.state import QUICK_TIMEOUT
 from greeterd.supervisor.supervisor import Supervisor
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.actions import GateAll
+from greeterd.supervisor.actions import Drain, GateAll
 from greeterd.supervisor.events import Leaving, Spawned, SpawnFailed, Tick
 from greeterd.supervisor.ids import Generation, Pid, SlotIndex, WorkerId, WorkerState
 from greeterd.supervisor.policy import Policy
-from greeterd.supervisor.records import TRANSITIONS, Worker, backoff_delay
+from greeterd.supervisor.records import Worker, backoff_delay
 from tests.unit.supervisor.supervised import (
     Daemon,
     closed,
@@ -37,33 +37,10 @@ def worker_in(life: WorkerState) -> Worker:
     )
 
 
-@pytest.mark.parametrize("life", WorkerState)
-@pytest.mark.parametrize("then", WorkerState)
-def test_a_worker_changes_its_life_only_as_the_table_says(
-    life: WorkerState, then: WorkerState
-) -> None:
-    worker = worker_in(life)
-    if then in TRANSITIONS[life]:
-        worker.become(then, 5.0)
-        assert (worker.life, worker.since) == (then, 5.0)
-    else:
-        with pytest.raises(AssertionError, match="->"):
-            worker.become(then, 5.0)
-        assert (worker.life, worker.since) == (life, 0.0)
-
-
-def test_the_table_leads_one_way_from_the_start_to_the_end() -> None:
-    assert {
-        WorkerState.STARTING: {WorkerState.READY, WorkerState.DRAINING, WorkerState.GONE},
-        WorkerState.READY: {WorkerState.DRAINING, WorkerState.GONE},
-        WorkerState.DRAINING: {WorkerState.GONE},
-        WorkerState.GONE: set(),
-    } == TRANSITIONS
-
-
 def test_a_change_of_life_forgets_what_was_felt_of_the_former() -> None:
     worker = replace(worker_in(WorkerState.READY), stalled_since=1.0, stuck=True, overdue=True)
-    worker.become(WorkerState.DRAINING, 5.0)
+    worker.move(Drain, 5.0)
+    assert worker.since == 5.0
     assert worker.stalled_since is None
     assert [worker.stuck, worker.overdue] == [False, False]
 
