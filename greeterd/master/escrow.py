@@ -452,24 +452,25 @@ class Escrow:
         self._order[-1] = slot
         self.steer()
 
-    def renew_pairs(self) -> list[SlotIndex]:
-        """Replace the pairs that a worker has shut; return their slots, whose workers need it.
+    def renew_pairs(self) -> dict[SlotIndex, str]:
+        """Replace the pairs that a worker has spoiled; return by slot, whose worker needs it, how.
 
         What waits in them is moved.
         """
-        shut = []
+        spoiled = {}
         for slot in sorted(self._routed):
             old = self._pairs[slot]
+            how = old.spoiled
             old.set_right()
-            if old.shut:
+            if how:
                 self._pairs[slot] = HandoffPair.make()
                 with signals.prodded():  # what a worker has put in is closed here
                     old.pour_into(self._pairs[slot])
                     old.close_entry()
                     old.close()
-                shut.append(slot)
-        self._routed.difference_update(shut)  # until their workers have them
-        return shut
+                spoiled[slot] = how
+        self._routed.difference_update(spoiled)  # until their workers have them
+        return spoiled
 
     def close(self) -> None:
         """Close everything here; workers that hold a listener keep it."""

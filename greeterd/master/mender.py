@@ -86,9 +86,9 @@ class Mender:
         for place in places if everywhere else places[first : first + INSPECTED_AT_ONCE]:
             if place.sock.fileno() >= 0:  # else it was closed meanwhile, with another of its slot
                 renewed |= self._inspect(place)
-        for slot in self._context.escrow.renew_pairs():
+        for slot, how in self._context.escrow.renew_pairs().items():
             renewed = True
-            self._renewed(slot, "socketpair", "shut down")
+            self._renewed(slot, "socketpair", how)
         if renewed:
             self._context.service_manager.keep(self._context.escrow.holdings())
         slots = self._context.supervisor.slots

@@ -9,6 +9,7 @@ after it, while whoever hands on is told at once.
 
 import array
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from greeterd.sockets import rights
+from greeterd.sockets.steering import SO_ATTACH_FILTER
 
 RECORD_BYTES: Final = 64
 """All records are of one length, so that the bytes that wait tell how many they are."""
@@ -28,6 +30,7 @@ listener can still go to any slot, and one that waits in a pair cannot."""
 _RECORD_COST: Final = 768
 """Bytes that the kernel counts for a record, sk_buff included."""
 _INT_BYTES: Final = array.array("i").itemsize
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class HandoffPair:
@@ -43,10 +46,9 @@ class HandoffPair:
     def make(cls) -> "HandoffPair":
         """Return a new pair; both ends are non-blocking and close-on-exec."""
         entry, exit_ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        entry.setblocking(False)
-        exit_.setblocking(False)
-        entry.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_LIMIT * _RECORD_COST // 2)
-        return cls(entry, exit_)
+        pair = cls(entry, exit_)
+        pair.set_right()
+        return pair
 
     @classmethod
     def adopt(cls, entry: int, exit_: int) -> "HandoffPair":
@@ -63,14 +65,27 @@ class HandoffPair:
         self.entry.shutdown(socket.SHUT_RDWR)
 
     @property
-    def shut(self) -> bool:
-        """One of the two ends was shut down, so that no more arrives."""
-        return receives_no_more(self.exit)
+    def spoiled(self) -> str:
+        """What a process that had an end has done to it, so that less arrives; empty if nothing."""
+        if receives_no_more(self.exit):
+            return "shut down"
+        changed = {
+            "O_NONBLOCK": any(map(os.get_blocking, self.fds)),
+            "SO_PASSCRED": self.exit.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED),
+            "SO_PASSSEC": self.exit.getsockopt(socket.SOL_SOCKET, socket.SO_PASSSEC),
+            "SO_ATTACH_FILTER": has_filter(self.exit),
+        }
+        names = ", ".join(name for name, is_so in changed.items() if is_so)
+        return names and f"changed: {names}"
 
     def set_right(self) -> None:
-        """Have both ends non-blocking, whatever a worker has made of them."""
+        """Have both ends as they are to be; a filter stays."""
         self.entry.setblocking(False)
         self.exit.setblocking(False)
+        self.entry.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_LIMIT * _RECORD_COST // 2)
+        # Credentials would come with each record, and there is no room for them.
+        self.exit.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        self.exit.setsockopt(socket.SOL_SOCKET, socket.SO_PASSSEC, 0)
 
     def pour_into(self, other: "HandoffPair") -> None:
         """Move the connections that wait here to another pair, as far as it has room."""
@@ -133,6 +148,17 @@ def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
         return fd, record.rstrip(b"\0").decode("latin-1")  # ASCII; and whatever it is, no error
 
     return take
+
+
+def has_filter(sock: socket.socket) -> bool:
+    """Tell whether a filter may drop what arrives: packets, or records of a socketpair."""
+    # Not sock.getsockopt(): the kernel counts this buffer in instructions, and would write beyond
+    # its end.  Without a buffer it tells how many there are; of an eBPF filter it does not.
+    count = ctypes.c_uint(0)
+    failed = _libc.getsockopt(
+        sock.fileno(), socket.SOL_SOCKET, SO_ATTACH_FILTER, None, ctypes.byref(count)
+    )
+    return bool(failed) or count.value > 0
 
 
 def receives_no_more(sock: socket.socket) -> bool:

@@ -7,7 +7,6 @@ compared here with how the listener is to be; greeterd/README.md, Limits, names 
 It costs about 20 us a listener, or 1 us for `listens` alone.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -16,11 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from greeterd.sockets.fd_passing import receives_no_more
+from greeterd.sockets.fd_passing import has_filter, receives_no_more
 from greeterd.sockets.sockdiag import queue_length
-from greeterd.sockets.steering import SO_ATTACH_FILTER, SO_DETACH_FILTER
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+from greeterd.sockets.steering import SO_DETACH_FILTER
 
 
 class _Option(NamedTuple):
@@ -111,7 +108,7 @@ def set_right(sock: socket.socket, terms: Terms) -> list[str]:
             right = terms.options[name].ljust(option.written, b"\0")
             sock.setsockopt(option.level, option.number, right)
             changed.append(name)
-    if sock.family != socket.AF_UNIX and _has_filter(sock):
+    if sock.family != socket.AF_UNIX and has_filter(sock):
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         changed.append("SO_ATTACH_FILTER")
     if terms.backlog is not None and queue_length(sock).limit != terms.backlog:
@@ -132,13 +129,3 @@ def _options_of(sock: socket.socket) -> Iterator[tuple[str, bytes]]:
         except OSError as error:
             if error.errno != errno.ENOPROTOOPT:  # an older kernel
                 raise
-
-
-def _has_filter(sock: socket.socket) -> bool:
-    # Not sock.getsockopt(): the kernel counts this buffer in instructions, and would write beyond
-    # its end.  Without a buffer it tells how many there are; of an eBPF filter it does not.
-    count = ctypes.c_uint(0)
-    failed = _libc.getsockopt(
-        sock.fileno(), socket.SOL_SOCKET, SO_ATTACH_FILTER, None, ctypes.byref(count)
-    )
-    return bool(failed) or count.value > 0

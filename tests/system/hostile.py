@@ -8,6 +8,8 @@ A harm is a function of the worker, listed in HARMS by `harm`; it may return, en
 """
 
 import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -22,10 +24,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from greeterd.cli.greeterd import main
-from greeterd.sockets import rights
+from greeterd.sockets import rights, steering
 from greeterd.worker import scoreboard
 from greeterd.worker.loop import WorkerLoop
 from greeterd.worker.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
+from tests.system import parents
 from tests.system.harness import ROOT
 
 COMMAND = (sys.executable, "-m", "tests.system.hostile")
@@ -34,24 +37,34 @@ _ORDERS = "TEST_HOSTILE_ORDERS"
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """What is done, and how the master tells of the worker's end."""
+    """What is done, and how the master tells of it."""
 
     do: Callable[[WorkerLoop], None]
     reason: str
-    """Part of the reason in `worker exited`."""
+    """Part of what `event` says."""
+    event: str = "worker exited"
+    """Harms that no worker can be blamed for are mended, and do not end it."""
 
 
 HARMS: dict[str, Harm] = {}
 
 
-def harm(reason: str) -> Callable[[Callable[[WorkerLoop], None]], Callable[[WorkerLoop], None]]:
+def harm(
+    reason: str, event: str = "worker exited"
+) -> Callable[[Callable[[WorkerLoop], None]], Callable[[WorkerLoop], None]]:
     """List a function as a harm, under its name; `reason` is part of what the master says."""
 
     def enter(do: Callable[[WorkerLoop], None]) -> Callable[[WorkerLoop], None]:
-        HARMS[do.__name__.replace("_", "-")] = Harm(do, reason)
+        HARMS[do.__name__.replace("_", "-")] = Harm(do, reason, event)
         return do
 
     return enter
+
+
+SECRET = "TEST_SECRET_OF_ROOT"
+"""What root has in its environment, by name."""
+KEY = b"greeterd-test"
+"""What root has in its session keyring, by description."""
 
 
 # Orders -------------------------------------------------------------------------------------
@@ -200,6 +213,7 @@ def flood(worker: WorkerLoop) -> None:
 
 
 def _hang() -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
     while True:
         signal.pause()
 
@@ -304,6 +318,111 @@ def long_stack(_worker: WorkerLoop) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+# Harms: what is shared ----------------------------------------------------------------------
+
+
+def _shared(worker: WorkerLoop) -> list[socket.socket]:
+    """Return the listeners, or of a worker that is handed its connections, the socketpair."""
+    return [source.sock for source in worker._intake.sources.values()]
+
+
+@harm("shut down", "listener meddled with")
+def shut_listener(worker: WorkerLoop) -> None:
+    for sock in _shared(worker):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+@harm("changed", "listener meddled with")
+def changed_listener(worker: WorkerLoop) -> None:
+    for sock in _shared(worker):
+        sock.setblocking(True)
+        # Have everything dropped that arrives, for good. Of TCP newer kernels ask for capabilities.
+        with contextlib.suppress(PermissionError):
+            steering._attach(sock, steering.SO_ATTACH_FILTER, ((steering.RETURN, 0, 0, 0),))
+            sock.setsockopt(socket.SOL_SOCKET, 44, 1)  # asm-generic/socket.h, SO_LOCK_FILTER
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            continue
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 500)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 9)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+        sock.listen(1)
+
+
+@harm("killed by SIGKILL")
+def held_locks(worker: WorkerLoop) -> None:
+    """Hold every lock on every log, and on whatever else is open."""
+    logs = [os.open(path, os.O_RDWR) for path in worker._seat.config.log_dir.iterdir()]
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            fcntl.flock(int(name), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            fcntl.lockf(int(name), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert logs
+    _hang()
+
+
+@harm("killed by SIGKILL")
+def torn_lines_of_siblings(worker: WorkerLoop) -> None:
+    """Leave half a line in every log, as a writer that lives and will go on."""
+    for path in worker._seat.config.log_dir.iterdir():
+        fd = os.open(path, os.O_RDWR | os.O_APPEND)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(fd, b'{"event":')
+    _hang()
+
+
+# Harms: what root has -----------------------------------------------------------------------
+
+
+_SESSION = -3  # keyctl(2), KEY_SPEC_SESSION_KEYRING
+
+
+def _syscall(name: str, *arguments: object) -> int:
+    number = parents.SYSCALLS[os.uname().machine][name]
+    return int(ctypes.CDLL(None).syscall(number, *arguments))
+
+
+def _add_key() -> None:
+    """Have a session keyring with a key, as a login of root has."""
+    _syscall("keyctl", 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
+    _syscall("add_key", b"user", KEY, b"secret", 6, _SESSION)
+    assert _has_key()
+
+
+def _has_key() -> bool:
+    return _syscall("keyctl", 10, _SESSION, b"user", KEY, 0) > 0  # KEYCTL_SEARCH
+
+
+def _succeeds(do: Callable[[], object]) -> bool:
+    with contextlib.suppress(OSError):
+        do()
+        return True
+    return False
+
+
+@harm("killed by SIGABRT")
+def grabs_what_root_has(worker: WorkerLoop) -> None:
+    """Leave with status 99 when anything of the master's can be had."""
+    master = os.getppid()
+    attempts: list[Callable[[], object]] = [
+        lambda: os.setresuid(0, 0, 0),
+        lambda: os.setgroups([0]),
+        lambda: os.kill(master, signal.SIGTERM),
+        lambda: Path(f"/proc/{master}/environ").read_bytes(),
+        lambda: Path(f"/proc/{master}/mem").open("rb").close(),
+        lambda: os.listdir(f"/proc/{master}/fd"),  # noqa: PTH208
+        lambda: os.chroot("/"),
+        lambda: (worker._seat.config.run_dir / "planted").write_bytes(b""),
+    ]
+    had = [at for at, attempt in enumerate(attempts) if _succeeds(attempt)]
+    if _has_key() or SECRET in os.environ:
+        had.append(len(attempts))
+    if had:
+        os._exit(99)
+    os.abort()
+
+
 # Harms: what is allowed ---------------------------------------------------------------------
 
 
@@ -314,5 +433,7 @@ def leaves_at_once(worker: WorkerLoop) -> None:
 
 
 if __name__ == "__main__":
+    os.environ[SECRET] = "do not tell"
+    _add_key()
     _take_over(Orders(Path(os.environ[_ORDERS])))
     main()

@@ -8,11 +8,11 @@ import sys
 
 SYSCALLS = {
     "x86_64": {
-        "epoll_create1": 291, "keyctl": 250, "memfd_create": 319, "pidfd_open": 434,
+        "add_key": 248, "epoll_create1": 291, "keyctl": 250, "memfd_create": 319, "pidfd_open": 434,
         "prlimit64": 302, "sched_getaffinity": 204,
     },
     "aarch64": {
-        "epoll_create1": 20, "keyctl": 219, "memfd_create": 279, "pidfd_open": 434,
+        "add_key": 217, "epoll_create1": 20, "keyctl": 219, "memfd_create": 279, "pidfd_open": 434,
         "prlimit64": 261, "sched_getaffinity": 123,
     },
 }  # fmt: skip

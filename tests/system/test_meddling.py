@@ -155,6 +155,18 @@ def test_a_socketpair_that_was_shut_down_is_replaced(daemon: StartDaemon, how: i
     assert server.stop() == 0
 
 
+def test_a_socketpair_that_drops_everything_is_replaced(daemon: StartDaemon) -> None:
+    server = daemon("--mode=handoff", "--workers=2", "--reply")
+    pid = worker_of(server, 1)
+    with proc.pair_exit_of(pid, server.pid) as end:
+        steering._attach(end, steering.SO_ATTACH_FILTER, DROP_ALL)
+        end.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+    until(lambda: told(server, "changed: SO_ATTACH_FILTER"))
+    until(lambda: worker_of(server, 1) not in {pid, 0})
+    until(lambda: serves(server))
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize("mode", ["inherit", "handoff"])
 def test_a_unix_socket_that_was_shut_down_is_opened_again(
     daemon: StartDaemon, tmp_path: Path, mode: str

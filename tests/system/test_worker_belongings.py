@@ -16,34 +16,33 @@ import pytest
 from greeterd.system.files import Identity, acting_as
 from greeterd.system.privileges import resolve
 from tests.support import until
+from tests.system import parents
 from tests.system.books import worker_of
 from tests.system.clients import greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import MARK, Daemon
 from tests.system.image import Image
-from tests.system.parents import after
 from tests.system.test_confinement import told
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who has things to leave")
 
 MODES = ("inherit", "reuseport", "handoff")
 SECRET = "do not tell"
-ADD_KEY = {"x86_64": 248, "aarch64": 217}
-KEYCTL = {"x86_64": 250, "aarch64": 219}
+SYSCALLS = parents.SYSCALLS.get(os.uname().machine, {"add_key": -1, "keyctl": -1})
 
 PARENT = f"""
 import ctypes
 os.environ["SECRET"] = {SECRET!r}
 libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall({KEYCTL.get(os.uname().machine, -1)}, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
-key = libc.syscall({ADD_KEY.get(os.uname().machine, -1)}, b"user", b"greeterd", b"secret", 6, -3)
+libc.syscall({SYSCALLS["keyctl"]}, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
+key = libc.syscall({SYSCALLS["add_key"]}, b"user", b"greeterd", b"secret", 6, -3)
 os.environ["HAS_KEY"] = str(key > 0)
 """
 
 PROBE = f"""
         import ctypes, json
         libc = ctypes.CDLL(None, use_errno=True)
-        found = libc.syscall({KEYCTL.get(os.uname().machine, -1)}, 10, -3, b"user", b"greeterd", 0)
+        found = libc.syscall({SYSCALLS["keyctl"]}, 10, -3, b"user", b"greeterd", 0)
         facts = {{"environ": dict(os.environ), "key": found, "dumpable": libc.prctl(3, 0, 0, 0, 0)}}
         path = seat.config.log_dir / f"facts-{{seat.slot}}.json"
         path.write_text(json.dumps(facts))
@@ -97,7 +96,7 @@ def test_a_worker_has_nothing_but_what_is_listed(
     image.package.parent.chmod(0o755)
     server = daemon(
         f"--mode={mode}", "--workers=2", "--user=nobody", "--reply",
-        prefix=after(PARENT), environment=image.environment | {"LANG": "C.UTF-8"},
+        prefix=parents.after(PARENT), environment=image.environment | {"LANG": "C.UTF-8"},
     )  # fmt: skip
     greet(server.address, "Alice")
     one = Belongings(server, 1)

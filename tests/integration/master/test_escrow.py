@@ -115,7 +115,7 @@ def test_what_waits_for_a_worker_stays_its_own_when_the_dispatcher_is_no_more(
     with socket.socket() as client:
         hand_over(pair.entry, client.fileno(), "a client")
     handed.close_slot(DISPATCHER)
-    assert handed.renew_pairs() == []
+    assert handed.renew_pairs() == {}
     assert waiting(pair.exit) == 1
 
 
@@ -123,5 +123,5 @@ def test_a_pair_of_a_slot_that_is_closed_before_it_was_served_is_looked_at_no_mo
     handed: Escrow,
 ) -> None:
     handed.close_slot(SlotIndex(1))
-    assert handed.renew_pairs() == []
+    assert handed.renew_pairs() == {}
     assert handed.routes == {}
