@@ -8,6 +8,7 @@ chooses the reader, the rest is what it reads.
 """
 
 import contextlib
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ with atheris.instrument_imports(include=["greeterd"]):
     from greeterd.master.upgrade import reexec
     from greeterd.sockets import rights
     from greeterd.system import inheritance
+    from greeterd.worker.scoreboard import CELLS, Claim, Scoreboard
     from tests.integration.master.ward import ward
 
 Read = Callable[[bytes], object]
@@ -84,6 +86,23 @@ def read_stack(data: bytes) -> None:
     assert all(line.isprintable() for line in text.split("\n"))
 
 
+def read_row(data: bytes) -> None:
+    """Read rows that a worker writes, one after the other: each cell by its number and a byte."""
+    board, memory = Scoreboard(slots=1), os.memfd_create("row")
+    os.ftruncate(memory, mmap.PAGESIZE)
+    board.adopt(1, 0, Claim(memory))
+    while len(data) > 2:
+        cell, size, data = data[0] % CELLS, data[1] % 9, data[2:]
+        os.pwrite(memory, data[:size].ljust(8, b"\0"), 8 * cell)
+        data = data[size:]
+        before = board.worker(1, 0)
+        if board.look(1, 0):
+            assert board.worker(1, 0) == before
+    board.total(1)
+    board.settle(1, 0)
+    os.close(board.fd)
+
+
 READERS: tuple[Read, ...] = (
     read_channel,
     read_requests,
@@ -91,6 +110,7 @@ READERS: tuple[Read, ...] = (
     read_upgrade_state,
     read_stored_name,
     read_stack,
+    read_row,
 )
 
 
