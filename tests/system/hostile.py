@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from greeterd.cli.greeterd import main
-from greeterd.sockets import rights, steering
+from greeterd.sockets import bpf, rights, steering
 from greeterd.worker import scoreboard
 from greeterd.worker.loop import WorkerLoop
 from greeterd.worker.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
@@ -338,7 +338,7 @@ def changed_listener(worker: WorkerLoop) -> None:
         sock.setblocking(True)
         # Have everything dropped that arrives, for good. Of TCP newer kernels ask for capabilities.
         with contextlib.suppress(PermissionError):
-            steering._attach(sock, steering.SO_ATTACH_FILTER, ((steering.RETURN, 0, 0, 0),))
+            steering._attach(sock, steering.SO_ATTACH_FILTER, ((bpf.RETURN, 0, 0, 0),))
             sock.setsockopt(socket.SOL_SOCKET, 44, 1)  # asm-generic/socket.h, SO_LOCK_FILTER
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
