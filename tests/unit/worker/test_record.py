@@ -16,7 +16,7 @@ names = st.binary(min_size=1, max_size=60).map(lambda b: b.decode("utf-8", "back
 
 
 MOST_BYTES_A_NAME_BYTE = 12
-"""As cli/README.md says: a control character is six bytes of JSON, and a name stands in two fields."""
+"""As the record format says: a control character is six bytes of JSON, in each of two fields."""
 MOST_OTHER_BYTES = 300
 
 
