@@ -195,10 +195,10 @@ class Mender:
                 if slot in self._context.supervisor.slots
                 else []
             )
-            lives = {each.life for each in workers if each.id <= last} - {WorkerState.DRAINING}
-            if not lives:
+            states = {each.state for each in workers if each.id <= last} - {WorkerState.DRAINING}
+            if not states:
                 del self._outdated[slot]
-            elif WorkerState.READY in lives:
+            elif WorkerState.READY in states:
                 due.append(slot)
         if due and not self._replacing and now >= self._replace_at and not self._stopping:
             self._replacing = True

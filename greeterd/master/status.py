@@ -132,8 +132,8 @@ def _workers(
         )
         return [waiting]
     return [
-        _worker(board, slot, worker, now, lent_to if worker.life is WorkerState.READY else None)
-        for worker in sorted(slot.workers, key=lambda each: each.life is WorkerState.DRAINING)
+        _worker(board, slot, worker, now, lent_to if worker.state is WorkerState.READY else None)
+        for worker in sorted(slot.workers, key=lambda each: each.state is WorkerState.DRAINING)
     ]
 
 
@@ -145,13 +145,13 @@ def _worker(
     return WorkerStatus(
         slot=worker.slot,
         generation=worker.generation,
-        state=worker.life.value,
+        state=worker.state.value,
         pid=worker.pid,
         age=now - worker.since,
         heartbeat_age=max(0.0, now - heartbeat_ns / 1e9) if heartbeat_ns else None,
         restarts=slot.restarts,
         lent_to=lent_to,
-        leaving=worker.life is WorkerState.DRAINING,
+        leaving=worker.state is WorkerState.DRAINING,
         log=_log_trouble(row),
     )
 

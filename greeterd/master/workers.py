@@ -136,7 +136,7 @@ class Workers:
         """Let the listeners that a worker has opened listen: it serves."""
         ident = child.spawn.worker
         record = self._context.supervisor.worker(ident)
-        if record is None or record.life is not WorkerState.STARTING:
+        if record is None or record.state is not WorkerState.STARTING:
             rights.close_all(fds)
             return
         if fds:
@@ -181,7 +181,7 @@ class Workers:
             fds = [*pair.fds, *([row_fd] if knows_rows and row_fd is not None else [])]
             reason = self.send(dispatcher.id, RouteMessage(slot), fds)
             living = self.children.get(dispatcher.id)
-            if dispatcher.life is WorkerState.DRAINING or living is None:
+            if dispatcher.state is WorkerState.DRAINING or living is None:
                 continue  # it has nothing to hand on
             if reason:
                 self._give_up_route(child, reason)
@@ -249,7 +249,7 @@ class Workers:
                 continue
             if doubt := self._context.scoreboard.look(each.slot, each.place):
                 self._distrust(child, doubt)
-            if each.life is not WorkerState.READY:
+            if each.state is not WorkerState.READY:
                 continue
             said = self._context.scoreboard.worker(each.slot, each.place)
             waiting = queued[each.slot]

@@ -1,1 +1,1 @@
-"""The part that decides: pure, without processes, sockets, signals or clocks."""
+"""DECIDES: events in, actions out; pure, without processes, sockets, signals or clocks."""

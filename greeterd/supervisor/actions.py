@@ -1,4 +1,4 @@
-"""What the supervisor asks for: actions, each a frozen value, performed in their order."""
+"""Actions that the supervisor asks for, each a frozen value; the master performs them in order."""
 
 from dataclasses import dataclass, field
 
@@ -12,13 +12,13 @@ class Spawn:
     worker: WorkerId
     slot: SlotIndex
     place: int
-    """Which of the slot's two scoreboard rows is the worker's: 0 or 1."""
+    """The worker's scoreboard row, of the slot's two: 0 or 1."""
     generation: Generation
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Tell the worker to leave."""
+    """Send the worker the order to drain and end."""
 
     worker: WorkerId
     how: DrainMode
@@ -35,26 +35,26 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class SteerAway:
-    """Let no new connection reach this slot's listener; it stays open."""
+    """Keep new connections from this slot's listener, which stays open."""
 
     slot: SlotIndex
 
 
 @dataclass(frozen=True, slots=True)
 class CloseSlot:
-    """The slot is no more: close its listener, which is empty, and end its steering."""
+    """Close the slot's listener, and end its steering: the slot is gone."""
 
     slot: SlotIndex
 
 
 @dataclass(frozen=True, slots=True)
 class GateAll:
-    """Let no new connection reach any listener; those under way finish."""
+    """Keep new connections from every listener; handshakes under way finish."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lend:
-    """Lend the slot's listener to this worker of another slot; LoanRefused if it cannot have it."""
+    """Lend the slot's listener to this worker of another slot; LoanRefused if that fails."""
 
     slot: SlotIndex
     worker: WorkerId
@@ -62,7 +62,7 @@ class Lend:
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Let the borrower empty and close its duplicate; answered by Returned."""
+    """Have the borrower empty and close its duplicate; answered by Returned."""
 
     slot: SlotIndex
     worker: WorkerId
@@ -70,17 +70,17 @@ class TakeBack:
 
 @dataclass(frozen=True, slots=True)
 class StartPreflight:
-    """Start the new image beside this one, without clients; answered by TrialEnded."""
+    """Start the new image beside this one, without clients; answered by PreflightEnded."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndPreflight:
-    """Kill the new image that is being tried, if there is one."""
+    """Kill the preflight's process, if it still runs; not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Become the new image; TrialEnded if that fails, and nothing after it if not."""
+    """Execute the new image in this process; PreflightEnded only if that fails."""
 
     ticket: Ticket
 
@@ -92,20 +92,20 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A command has ended; `reason` is empty when it did what was asked."""
+    """A command has ended; `reason` is empty if it has succeeded."""
 
     ticket: Ticket
     command: str
     reason: str = ""
     generation: Generation = field(default=Generation(0), compare=False)
-    """In force, as of the command's end: the next may have begun by now."""
+    """The one in force at the command's end: the next command may have begun since."""
     workers: int = field(default=0, compare=False)
-    """How many there are to be, likewise."""
+    """The number of live slots, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """No worker is left: end the daemon with this exit code; `reason` is empty for 0."""
+    """End the daemon with this exit code, as no worker is left; `reason` is empty for 0."""
 
     code: int
     reason: str

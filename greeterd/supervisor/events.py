@@ -1,4 +1,4 @@
-"""What the supervisor is told: events and commands, each a frozen value."""
+"""Events and commands that the supervisor handles, each a frozen value."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +7,7 @@ from greeterd.supervisor.ids import NO_TICKET, Generation, Pid, SlotIndex, Ticke
 from greeterd.supervisor.policy import Policy
 
 MENDING = Ticket(-1)
-"""Of a restart that nobody has asked for but the master: a listener was renewed."""
+"""The ticket of a restart by the master itself, after it has renewed a listener."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Ready:
 
     worker: WorkerId
     rss_bytes: int = 0
-    """Its resident memory; 0 when nobody wants to know."""
+    """Its resident memory; 0 when no limit needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,43 +42,43 @@ class Exited:
     worker: WorkerId
     reason: str
     code: int = 70
-    """The exit code that the daemon takes over if this ends its start."""
+    """The daemon's own exit code if this ends its first start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What the scoreboard and the listener tell of one ready worker at a tick."""
+    """One ready worker at a tick, read from the scoreboard and its listener."""
 
     worker: WorkerId
     age: float
-    """Seconds since the worker last turned its loop."""
+    """Seconds since the last turn of its loop."""
     turned: bool
-    """It has turned its loop since the tick before."""
+    """Its loop has turned since the tick before."""
     queued: int
-    """Connections that wait in its own listener's accept queue (reuseport only)."""
+    """Connections in its own listener's accept queue; 0 without a listener of its own."""
     greetings: int = 0
     """Since its start."""
     rss_bytes: int = 0
-    """Its resident memory; 0 when nobody wants to know."""
+    """Its resident memory; 0 when no limit needs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitRequested:
-    """A client sent `exit` to this worker, and that is allowed."""
+    """A client has sent `exit` to this worker, and `allow_exit` is set."""
 
     worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """The worker leaves because somebody has told it to who is not the supervisor."""
+    """The worker drains, and not because of the supervisor: it got a signal."""
 
     worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The worker was told to hand over, and accepts no more."""
+    """The worker has closed its listener after a Drain with HAND_OVER."""
 
     worker: WorkerId
 
@@ -93,7 +93,7 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class LoanRefused:
-    """The worker cannot serve this slot's listener, which was to be lent to it."""
+    """The worker cannot serve this slot's listener, which it was lent."""
 
     slot: SlotIndex
     worker: WorkerId
@@ -101,19 +101,19 @@ class LoanRefused:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Replace every worker by one of a new generation; the configuration is already validated."""
+    """Replace every worker by one of a new generation; its configuration is valid."""
 
     generation: Generation
     workers: int
     policy: Policy
     ticket: Ticket = NO_TICKET
     name: str = "reload"
-    """What it is called in answers: the last step of an upgrade is a reload, too."""
+    """The command in answers and in the log; an upgrade ends with a reload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """Put a new image of the program in this one's place, once it has proved that it can start."""
+    """Replace this process's program image, once a preflight shows that the new one can start."""
 
     ticket: Ticket = NO_TICKET
     name: ClassVar[str] = "upgrade"
@@ -121,14 +121,14 @@ class Upgrade:
 
 @dataclass(frozen=True, slots=True)
 class PreflightEnded:
-    """The new image has started, or `reason` tells why not."""
+    """The new image can start if `reason` is empty."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Replace the worker of one slot, or of all, by one of the slot's own generation."""
+    """Replace the worker of one slot, or of all, by one of the same generation."""
 
     slot: SlotIndex | None
     ticket: Ticket = NO_TICKET
@@ -147,7 +147,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No listener accepts any longer, and none can be had."""
+    """No listener works any longer, and none can be opened."""
 
     reason: str
 
@@ -162,7 +162,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed; `pulses` has one entry for each ready worker, or is empty."""
+    """Time has passed; `pulses` has an entry for each ready worker, or none."""
 
     pulses: tuple[Pulse, ...] = ()
 

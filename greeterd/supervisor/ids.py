@@ -1,7 +1,7 @@
-"""Names what the supervisor speaks of: slots, workers, generations, tickets and their states.
+"""Identifiers of slots, workers, generations and tickets, and how a worker leaves or is ended.
 
 Instants are seconds of one monotonic clock, durations are seconds.
-A worker is named by its `WorkerId`, which is never used twice; a pid is only an attribute of it.
+A `WorkerId` is never used twice; a pid is only an attribute of a worker.
 """
 
 from enum import Enum
@@ -13,20 +13,20 @@ WorkerId = NewType("WorkerId", int)
 Generation = NewType("Generation", int)
 Pid = NewType("Pid", int)
 Ticket = NewType("Ticket", int)
-"""Names the command that an answer belongs to; 0 when nobody waits for one."""
+"""The command that an answer belongs to; NO_TICKET when no client waits for one."""
 
 NO_TICKET = Ticket(0)
 DISPATCHER = SlotIndex(0)
-"""The slot of mode handoff whose worker accepts for all, and hands on what it has accepted."""
+"""The slot of mode handoff whose worker accepts, and hands the connections to the others."""
 
 
 def name_of(slot: int) -> str:
-    """Return what a slot's worker is called in a sentence."""
+    """Return what a slot's worker is called in a message."""
     return "the dispatcher" if slot == DISPATCHER else f"worker {slot}"
 
 
 class WorkerState(Enum):
-    """What is awaited of a worker; the transition table is `workers.TRANSITIONS`."""
+    """What is awaited of a worker; the table is `machine.WORKERS`."""
 
     STARTING = "starting"
     READY = "ready"
@@ -35,10 +35,10 @@ class WorkerState(Enum):
 
 
 class Signal(Enum):
-    """How a worker is ended that does not end by itself."""
+    """Ends a worker that does not end by itself."""
 
     ABORT = "abort"
-    """It is hung: let it write its stack first."""
+    """It hangs: let it write its stack first."""
     KILL = "kill"
 
 
@@ -46,8 +46,8 @@ class DrainMode(Enum):
     """How a worker leaves."""
 
     HAND_OVER = "hand over"
-    """Others accept from its listener: stop accepting at once, finish what was accepted."""
+    """Others accept from its listener: stop accepting at once, finish accepted connections."""
     SWEEP = "sweep"
-    """Its listener closes afterwards, and nothing new reaches it: take all that is queued."""
+    """Nothing new reaches its listener, which will be closed: serve all that is queued, too."""
     QUICK = "quick"
-    """Drop unfinished connections; write what was greeted."""
+    """Drop unfinished connections; write the records of finished ones."""

@@ -2,23 +2,24 @@
 
 Theory
 ======
-There are five machines.  Each of the first two has as many instances as the daemon has workers
-and slots; the others have one:
+There are five machines: one of the first for each worker, one of the next two for each slot, and
+one of the last two for the daemon.
 
 1. WORKERS: what is awaited of one process, from the decision to fork it until it is reaped.
 2. SLOTS: how far a slot is on its way out.  What else a slot needs follows from its workers:
 
        its workers                what follows
-       none, or one that drains   start one when the back-off is over, in the scoreboard row that
-                                  is free
-       two that drain             wait until one of the two rows is free
+       none                       start one when the back-off is over
+       DRAINING                   the same, in the other one of the slot's two scoreboard rows
+       DRAINING, DRAINING         wait until one is gone: there is no free row
        STARTING                   wait: it becomes ready, or is aborted at its deadline
-       READY                      the slot is served
-       READY, STARTING            a replacement: the slot is served meanwhile
+       DRAINING, STARTING         the same
+       READY                      none: the slot is served
+       READY, STARTING            none: a replacement starts, and the slot is served meanwhile
        READY, READY               drain the older one by handing over
-       READY, DRAINING            the slot is served; kill the older one at its deadline
+       DRAINING, READY            none: the slot is served
 
-3. LOANS: where the listener of a slot is served while the slot cannot (a rescue).
+3. LOANS: where the listener of a slot is served while its own worker cannot (a rescue).
 4. OPERATIONS: the first start, and the commands that take time; one is carried out at a time.
 5. STOPS: the daemon's own end.
 
@@ -26,7 +27,7 @@ Two kinds of rows:
 
 - An event (a class of `events`) comes from outside, through `observe`, which looks up the row
   before anything else.  Events may be late or come twice: a worker dies while its message is on
-  its way, or is told to leave while it says that it is ready.
+  its way, or is sent a Drain while it says that it is ready.
 - An action (a class of `actions`) or a `Cause` is found by `reconcile`, which compares what is
   with what should be, and repeats that until nothing more follows.  Its effect on the state is
   made by the record's `move`, which looks up the row.
@@ -107,7 +108,7 @@ class OperationState(Enum):
     ROLL = "roll"
     """Workers are replaced, slot by slot: reload, restart, recycling."""
     UNDO = "undo"
-    """A reload has failed half-way: the slots that were done get their old generation back."""
+    """A reload has failed half-way: its slots get their old generation back."""
     RESIZE = "resize"
     PREFLIGHT = "preflight"
     """An upgrade: the new image runs beside this one, without clients."""
@@ -138,9 +139,9 @@ class Outcome(Enum):
     REFUSED = "refused"
     """Answered with the reason at once."""
     IGNORED = "ignored"
-    """Late, or told twice, which is no fault: nothing follows."""
+    """Late or a repetition, which is no fault: nothing follows."""
     LOGGED = "logged"
-    """No master and no worker should send this: a warning in the log, and nothing else follows."""
+    """Neither the master nor a worker should report this: a warning is logged, nothing follows."""
     NEVER = "never"
     """It would be a mistake of the supervisor itself: AssertionError."""
 
@@ -185,7 +186,7 @@ Table = Mapping[K, Mapping[S, C | Outcome]]
 def _table(
     states: tuple[S, ...], *rows: tuple[K, *tuple[C | Outcome, ...]]
 ) -> dict[K, dict[S, C | Outcome]]:
-    """Return rows of cells by their states: the first row is the head, so none can drift."""
+    """Return the cells of each row by state; the head is code, so that no column can drift."""
     return {what: dict(zip(states, cells, strict=True)) for what, *cells in rows}
 
 
@@ -243,7 +244,7 @@ LOANS: Final[Table[Trigger, LoanState, LoanState]] = _table(
     # KEPT: the borrower was forgotten meanwhile.  LENT: an answer to the TakeBack of a loan before.
     (Returned,     IGNORED, KEPT,      KEPT),
     (LoanRefused,  IGNORED, KEPT,      KEPT),
-    # One that is stuck is asked to return what it has, but its answer is not awaited.
+    # One that is stuck is sent a TakeBack, too, but its answer is not awaited.
     (Cause.FORGET, NEVER,   KEPT,      KEPT),
 )  # fmt: skip
 

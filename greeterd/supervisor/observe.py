@@ -92,11 +92,11 @@ def _observe_worker(  # noqa: C901, PLR0912 - a case an event
         return
     if isinstance(event, Ready) and worker.sent is not None:
         what = Cause.LATE_READY
-    outcome = WORKERS[what][worker.life]
+    outcome = WORKERS[what][worker.state]
     if outcome is Outcome.IGNORED:
         return
     if outcome is Outcome.LOGGED:
-        _log_unexpected(state, event, worker.life, worker=worker.slot)
+        _log_unexpected(state, event, worker.state, worker=worker.slot)
         return
     match event:
         case Spawned():
@@ -107,7 +107,7 @@ def _observe_worker(  # noqa: C901, PLR0912 - a case an event
             _on_ready(state, worker, event, what, now)
         case ExitRequested():
             if worker.slot == DISPATCHER:  # which greets no client
-                _log_unexpected(state, event, worker.life, worker=worker.slot)
+                _log_unexpected(state, event, worker.state, worker=worker.slot)
             else:
                 state.exit_requests.append(worker.slot)
         case Leaving():
@@ -142,7 +142,7 @@ def _on_ready(state: State, worker: Worker, event: Ready, what: Trigger, now: fl
     worker.move(what, now)
     worker.deadline = None
     worker.first_rss_bytes = event.rss_bytes
-    worker.patience = 1.0 - recycling.JITTER * state.jitter()
+    worker.limit_share = 1.0 - recycling.JITTER * state.jitter()
     slot.recycle_failures = 0
     slot.recycle_at = 0.0
     # What has served once is what is started again after a crash.
@@ -166,21 +166,21 @@ def _on_end(
 ) -> None:
     """Forget the worker; unless it was draining, its slot has lost one that it needs."""
     slot = state.slots[worker.slot]
-    life = worker.life
+    before = worker.state
     worker.move(type(event), now)
     del state.workers[worker.id]
     slot.workers.remove(worker)
-    if life is WorkerState.DRAINING:
+    if before is WorkerState.DRAINING:
         # Only one that was asked to sweep has emptied the listener, and only if it ended in peace.
         if worker.leaving is DrainMode.SWEEP and code == 0:
             slot.move(Cause.EMPTIED)
         return
-    if life is WorkerState.STARTING:
-        reason = f"{worker.doomed}; {event.reason}" if worker.doomed else event.reason
+    if before is WorkerState.STARTING:
+        reason = f"{worker.end_reason}; {event.reason}" if worker.end_reason else event.reason
         _fail_start(state, worker, reason, code)
     if slot.ready is None:
         # A replacement that dies costs the slot nothing while the old worker serves.
-        if life is WorkerState.READY:
+        if before is WorkerState.READY:
             _end_service(state, slot, now)
         else:
             _back_off(state, slot, now)
@@ -242,9 +242,9 @@ def _on_pulse(state: State, worker: Worker, pulse: Pulse, now: float) -> None:
         worker.stuck = True
     recycling.judge(state.policy, worker, pulse, now)
     overdue, worker.overdue = worker.overdue, pulse.age > state.policy.worker_timeout
-    if overdue and worker.overdue and not worker.doomed:
+    if overdue and worker.overdue and not worker.end_reason:
         worker.deadline = now
-        worker.doomed = f"no heartbeat for {pulse.age:.1f} s"
+        worker.end_reason = f"no heartbeat for {pulse.age:.1f} s"
 
 
 # Loans, operations, the daemon --------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Carries out the first start and the commands, one at a time and in order.
 
-A command that was begun is answered once, by `Finished`, when it has done what was asked or has
-failed; `ending` answers those that a stop overtakes.
+A command is answered once, by `Finished`, when it has succeeded or failed; `shutdown` answers those
+that a stop overtakes.  The states stand in machine.OPERATIONS.
 """
 
 from typing import assert_never
@@ -16,7 +16,7 @@ from greeterd.supervisor.state import State
 
 
 def operate(state: State, now: float) -> None:
-    """Carry the operation on; when it has ended, begin the next command, or else a recycling."""
+    """Carry on with the operation; if there is none, begin the next command or a recycling."""
     if state.operation is None and state.commands:
         _begin(state, state.commands.popleft(), now)
     elif state.operation is None:
@@ -83,6 +83,7 @@ def _out_of_range(state: State, want: int) -> str:
 
 
 def _roll(state: State, roll: Roll, now: float) -> None:
+    """Replace the workers of the targets, one after the other."""
     if roll.failure:
         _end_failed_roll(state, roll, now)
         return
@@ -94,7 +95,7 @@ def _roll(state: State, roll: Roll, now: float) -> None:
         del roll.targets[index]
         roll.replacement = None
     if any(slot.handing_over for slot in state.slots.values()):
-        return  # whoever connects when the answer is there is to find the new workers only
+        return  # a client that connects after the answer is to find new workers only
     if roll.reload is not None:
         state.generation = roll.reload.generation
         state.policy = roll.reload.policy
@@ -108,7 +109,7 @@ def _roll(state: State, roll: Roll, now: float) -> None:
 
 
 def _replaced(state: State, roll: Roll, slot: Slot, now: float) -> bool:
-    """Start the slot's new worker as soon as it can be, and tell whether it is ready."""
+    """Start the slot's new worker as soon as there is room; return whether it is ready."""
     if roll.replacement is not None:
         return slot.starting is None
     if slot.starting is None and slot.free_place is not None:
@@ -118,9 +119,9 @@ def _replaced(state: State, roll: Roll, slot: Slot, now: float) -> bool:
 
 
 def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
-    """Go back to what served before where a reload has got on; else tell the failure."""
+    """Undo a reload that has replaced workers; answer any other with its failure."""
     index = next(iter(roll.targets))
-    roll.replaced.pop(index, None)
+    roll.replaced.pop(index, None)  # the old worker of this slot still serves
     if roll.command == recycling.COMMAND:
         recycling.put_off(state, state.slots[index], now)
     if roll.reload is not None and roll.replaced:
@@ -136,11 +137,12 @@ def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
 
 
 def _resize(state: State, resize: Resize, now: float) -> None:
+    """Add slots, or retire those with the highest numbers, and wait until that is done."""
     if not resize.begun:
         live = state.live_slots
         taken = sum(index != DISPATCHER for index in state.slots)
         if resize.want - len(live) > state.most_slots - taken:
-            return  # the numbers are still taken by slots that retire
+            return  # slots that retire still have the numbers
         resize.begun = True
         resize.added = [state.add_slot(now).index for _ in range(resize.want - len(live))]
         resize.removing = [slot.index for slot in live[resize.want :]]
@@ -148,6 +150,7 @@ def _resize(state: State, resize: Resize, now: float) -> None:
             state.slots[index].move(Cause.RETIRE)
     added = [state.slots[index] for index in resize.added if index in state.slots]
     if resize.failure:
+        # All or nothing: those that did start go as well.
         for slot in added:
             slot.move(Cause.RETIRE)
     else:
@@ -159,7 +162,7 @@ def _resize(state: State, resize: Resize, now: float) -> None:
 
 
 def _preflight(state: State, preflight: Preflight, now: float) -> None:
-    """Let the new image take the place as soon as it has shown that it can start."""
+    """Execute the new image once it has shown that it can start and the workers are settled."""
     if preflight.state is OperationState.PREFLIGHT and now >= preflight.deadline:
         timeout = f"{state.policy.start_timeout:g} s"
         preflight.failure = f"the new image was not ready within {timeout}"
@@ -179,5 +182,5 @@ def _preflight(state: State, preflight: Preflight, now: float) -> None:
 
 
 def _unsettled(slot: Slot) -> bool:
-    """Tell whether something is under way that the new image could not go on with."""
+    """Tell whether the slot is in a state that the new image cannot take over."""
     return slot.starting is not None or slot.retiring

@@ -38,95 +38,97 @@ BACKOFF_CAP: Final = 30.0
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Worker:
-    """One process, from the decision to fork it until it is reaped."""
+    """A worker process, from the decision to fork it until it is reaped."""
 
     id: WorkerId
     slot: SlotIndex
     place: int
     generation: Generation
     since: float
-    """When it entered its present life."""
-    life: WorkerState = WorkerState.STARTING
+    """When it entered its present state."""
+    state: WorkerState = WorkerState.STARTING
     pid: Pid | None = None
     deadline: float | None = None
-    """When it is aborted (starting, hung) or killed (draining, aborted)."""
-    doomed: str = ""
+    """When it is sent the next signal; see machine.OVERDUE."""
+    end_reason: str = ""
     """Why it was aborted or killed; empty while it was not."""
     sent: Signal | None = None
     """The strongest signal that it was sent."""
     leaving: DrainMode | None = None
-    """How it was told to leave."""
+    """How the supervisor has asked it to drain; None: not at all, also if it drains by itself."""
     accepts: bool = True
-    """It may accept connections; once it was told to hand over, until it says that it has."""
+    """It may accept; False once it has answered a Drain with HAND_OVER."""
     borrows_from: float = 0.0
-    """When it is asked again to serve another's listener, which it has refused."""
+    """Not lent a listener before then, as it has refused one."""
     stalled_since: float | None = None
-    """Since when connections wait while it does not turn its loop."""
+    """Since when connections have waited without a turn of its loop."""
     stuck: bool = False
+    """Stalled for so long that its listener is lent."""
     overdue: bool = False
-    """Its heartbeat was too old at the last look.  Only the second look in a row counts: when all
-    processes were frozen, the master may be the first to go on."""
+    """Its heartbeat was too old at the last tick.  Only the second tick in a row counts: after all
+    processes were frozen, the master may be the first to run."""
 
-    patience: float = 1.0
-    """The share of the limits after which workers are replaced that holds for this one."""
+    limit_share: float = 1.0
+    """It is due at this share of the limits for recycling."""
     first_rss_bytes: int = 0
     """Its resident memory when it became ready."""
     due: str = ""
-    """Why it is to be replaced; empty when it is not."""
+    """Why it is to be recycled; empty if it is not."""
 
     @property
     def able(self) -> bool:
-        """It serves, as far as is known, and will go on."""
-        return self.life is WorkerState.READY and not self.stuck and self.sent is None
+        """It serves, as far as is known, and was not sent a signal."""
+        return self.state is WorkerState.READY and not self.stuck and self.sent is None
 
     def move(self, what: Trigger, now: float) -> None:
         """Change the state as machine.WORKERS says; AssertionError for what it does not have."""
-        life = follow(WORKERS, what, self.life)
-        if life is self.life:
+        state = follow(WORKERS, what, self.state)
+        if state is self.state:
             return
-        self.life = life
+        self.state = state
         self.since = now
         self.stalled_since = None
         self.stuck = False
         self.overdue = False
 
     def end_by(self, instant: float) -> None:
-        """Bring the deadline forward to this instant; it is never put off."""
+        """Bring the deadline forward to this instant; never put it off."""
         self.deadline = instant if self.deadline is None else min(self.deadline, instant)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
-    """A numbered place for one serving worker."""
+    """A numbered place for one serving worker; it outlives its workers."""
 
     index: SlotIndex
     generation: Generation
-    """The generation that is started here: the last that has served, or the first."""
+    """Started here after a death: the last that was ready here, or the first."""
     workers: list[Worker] = field(default_factory=list)
     served: bool = False
     """A worker has been ready here, so the slot has a listener."""
     state: SlotState = SlotState.LIVE
     failures: int = 0
-    """Deaths in a row, none of them after a `restart_window` in which the slot was served."""
+    """Deaths in a row, for the back-off; a whole `restart_window` of service clears them."""
     restarts: int = 0
-    """Workers that were started in the place of a dead one, since the slot exists."""
+    """Deaths since the slot exists."""
     deaths: list[float] = field(default_factory=list)
-    """When its workers were found dead, within the last `restart_window` before the last one."""
+    """When its workers died, for the restart intensity; within a `restart_window`."""
     retry_at: float = 0.0
+    """When the back-off is over."""
     served_since: float = 0.0
-    """Since when one ready worker has followed the other."""
+    """Since when there has always been a ready worker."""
     unserved_since: float = 0.0
     died: bool = False
-    """Its worker has died, and the log does not tell yet."""
+    """Its worker has died, and that is not logged yet."""
     loan: LoanState = LoanState.KEPT
     borrower: WorkerId | None = None
     """The worker that serves its listener; None while it is KEPT."""
     close_by: float | None = None
-    """When it is closed though nobody has emptied its listener; set when its workers are gone."""
+    """When it is closed even if its listener is not emptied; set when its workers are gone."""
     recycle_failures: int = 0
-    """Replacements in a row, of the worker that serves and is due, that did not start."""
+    """Recyclings in a row whose new worker did not start."""
     recycle_at: float = 0.0
-    """When the next is tried."""
+    """No recycling before then."""
 
     def move(self, what: Trigger) -> None:
         """Change the state as machine.SLOTS says; AssertionError for what it does not have."""
@@ -153,20 +155,20 @@ class Slot:
 
     @property
     def ready(self) -> Worker | None:
-        """The worker that serves this slot."""
-        return next((worker for worker in self.workers if worker.life is WorkerState.READY), None)
+        """The worker that serves this slot; the older one if two do."""
+        return next((worker for worker in self.workers if worker.state is WorkerState.READY), None)
 
     @property
     def starting(self) -> Worker | None:
         """The worker that is to serve this slot next."""
         return next(
-            (worker for worker in self.workers if worker.life is WorkerState.STARTING), None
+            (worker for worker in self.workers if worker.state is WorkerState.STARTING), None
         )
 
     @property
     def replaced(self) -> list[Worker]:
-        """The workers that serve beside a newer one, and are not told to leave yet."""
-        return [worker for worker in self.workers if worker.life is WorkerState.READY][:-1]
+        """The workers that serve although a newer one is ready, too."""
+        return [worker for worker in self.workers if worker.state is WorkerState.READY][:-1]
 
     @property
     def handing_over(self) -> bool:
@@ -176,18 +178,18 @@ class Slot:
 
     @property
     def vacant(self) -> bool:
-        """Nobody serves this slot, or is to; who is left here drains."""
+        """No worker serves this slot or starts; at most, some drain."""
         return self.ready is None and self.starting is None
 
     @property
     def unswept(self) -> bool:
-        """Its listener is to be emptied, and none of its own workers does that."""
+        """Its listener is to be emptied, and no worker of its own does that."""
         sweeping = any(worker.leaving is DrainMode.SWEEP for worker in self.workers)
         return self.state is SlotState.STEERED and not sweeping
 
     @property
     def free_place(self) -> int | None:
-        """A scoreboard row that no worker of this slot writes; None when both are taken."""
+        """The scoreboard row that no worker of this slot writes, or None."""
         taken = {worker.place for worker in self.workers}
         return next((place for place in (0, 1) if place not in taken), None)
 
@@ -213,28 +215,29 @@ class Launch:
 
 @dataclass(slots=True, kw_only=True)
 class Roll:
-    """Slots get a new worker each, one after the other; the old one leaves when it is ready.
+    """Slots get a new worker each, one after the other; the old one drains when that is ready.
 
-    It has succeeded when none of the old ones accepts any longer.
+    It has succeeded when no old worker accepts any longer.
     """
 
     command: str
     targets: dict[SlotIndex, Generation]
-    """The slots that are still to be done, in order, and the generation to start in each."""
+    """The slots still to do, in order, and the generation to start in each."""
     ticket: Ticket = NO_TICKET
     replacement: WorkerId | None = None
+    """The worker that is starting in the first of them."""
     replaced: dict[SlotIndex, Generation] = field(default_factory=dict)
-    """What served before in the slots that are done, or being done: the way back."""
+    """The generation before, of the slots done or being done: what an undo restores."""
     failure: str = ""
     undoing: str = ""
-    """Why a reload is being undone; empty when none is."""
+    """Why a reload is being undone; empty if this is no undo."""
     reload: Reload | None = None
-    """The reload that is in force once this has succeeded."""
+    """Whose generation and policy are in force once this has succeeded."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Resize:
-    """The slots become `want` in number; new ones must serve before it has succeeded."""
+    """The slots become `want` in number; it has succeeded when new ones serve and old are gone."""
 
     command: str
     want: int
@@ -247,7 +250,7 @@ class Resize:
 
 @dataclass(slots=True, kw_only=True)
 class Preflight:
-    """A new image of the program is tried, and takes this one's place when it can start."""
+    """A new image of the program is started on trial, and executed if that goes well."""
 
     command: str
     deadline: float

@@ -1,10 +1,10 @@
-"""Lends the listener of a slot that cannot serve it to a sibling, and ends the loan.
+"""Rescue: lends the listener of a slot that cannot serve it to a worker of another slot.
 
-Only where each slot has a listener of its own, or what stands for one: the socketpair by which the
-dispatcher hands connections to it.  The dispatcher's slot is lent as well, but its worker borrows
-nothing.  A slot has one borrower at a time; one that refuses, is stuck or gone is forgotten, and
-another takes its place.  A slot that retires and has no worker to empty its listener is lent, too,
-and called back at once: a borrower empties what it gives back.
+Only where each slot has a listener of its own (reuseport), or the socketpair on which it receives
+connections (handoff).  The dispatcher's listener is lent, too, but the dispatcher borrows none.
+A slot has one borrower at a time.  One that refuses, is stuck or gone is forgotten, and another
+borrows.  A slot that retires and has no worker to empty its listener is lent, too, and taken back
+at once: a borrower empties what it returns.
 """
 
 from typing import Final
@@ -16,25 +16,26 @@ from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.state import State
 
 UNSERVED_AFTER: Final = 0.5
-"""Seconds without a ready worker after which a slot's listener is lent to a sibling."""
+"""Seconds without a ready worker after which a slot's listener is lent."""
 
 
 def settle(state: State) -> None:
-    """Forget the borrowers that are gone or leave, and call back from one that does not serve."""
+    """Forget borrowers that are gone, leave or are stuck."""
     for slot in state.slots.values():
         if slot.borrower is None:
             continue
         borrower = state.worker(slot.borrower)
         if borrower is not None and (borrower.able or state.leaving):
-            continue  # when all leave, those who have borrowed empty what they hold
-        serves = borrower is not None and borrower.life is WorkerState.READY
+            continue  # when all leave, borrowers empty what they hold
+        # One that is stuck may come back, and then must not hold the listener for ever.
+        serves = borrower is not None and borrower.state is WorkerState.READY
         if serves and slot.loan is LoanState.LENT:
             state.do(TakeBack(slot.index, slot.borrower))
         slot.move_loan(Cause.FORGET)
 
 
 def lend(state: State, now: float) -> None:
-    """Let a sibling serve the listener of a slot that cannot, and end the loan when it can."""
+    """Lend the listeners of slots that cannot serve them; take them back from those that can."""
     if not state.policy.own_listeners:
         return
     for slot in state.slots.values():
@@ -50,7 +51,7 @@ def lend(state: State, now: float) -> None:
 
 
 def _find_sibling(state: State, slot: Slot, now: float) -> Worker | None:
-    """Return the ready worker of another slot, that has not refused, with the fewest loans."""
+    """Return the able worker of another slot with the fewest loans, or None."""
     loans = [other.borrower for other in state.slots.values()]
     return min(
         (
@@ -67,10 +68,12 @@ def _find_sibling(state: State, slot: Slot, now: float) -> Worker | None:
 
 
 def _needs_rescue(state: State, slot: Slot, now: float) -> bool:
+    """Tell whether the slot has a listener, and no worker that serves it."""
     if not state.policy.rescue or not slot.served:
         return False
     if slot.ready is not None:
         return not slot.ready.able
     if slot.borrower is not None or state.leaving:
         return True
+    # A restart within UNSERVED_AFTER is quicker than a loan.
     return now < slot.retry_at or now - slot.unserved_since >= UNSERVED_AFTER

@@ -13,7 +13,7 @@ STOPPING: Final = "the daemon is stopping"
 
 
 def _share(worker: Worker, how: DrainMode) -> float:
-    """Return the worker's share of the time to leave: half of it is the dispatcher's."""
+    """Return the worker's share of the time to drain: the dispatcher gets the first half."""
     return 0.5 if worker.slot == DISPATCHER and how is DrainMode.SWEEP else 1.0
 
 
@@ -33,8 +33,8 @@ def refuse(state: State) -> None:
 def leave(state: State, now: float) -> None:
     """Drain all workers; when none is left, end the daemon.
 
-    The dispatcher goes first: its slot is closed when it has ended, which tells the others that no
-    more connections will be handed to them.
+    The dispatcher goes first.  Its slot is closed when it has ended: from then on the others can
+    expect no more connections.
     """
     if not state.gated and not state.quick:
         state.gated = True

@@ -12,43 +12,45 @@ ABORT_GRACE: Final = 2.0
 
 
 def end_overdue(state: State, now: float) -> None:
-    """Abort what hangs, and kill what neither an abort nor a drain has ended."""
+    """Send the next signal to each worker whose deadline has passed."""
     for worker in state.workers.values():
         if worker.deadline is None or now < worker.deadline:
             continue
-        signal = OVERDUE[worker.sent][worker.life]
+        signal = OVERDUE[worker.sent][worker.state]
         if isinstance(signal, Outcome):
-            continue  # it was killed, and is waited for
+            continue  # it was killed: wait until it is reaped
         if signal is Signal.ABORT:
-            worker.doomed = worker.doomed or f"not ready within {state.policy.start_timeout:g} s"
+            reason = f"not ready within {state.policy.start_timeout:g} s"
             worker.deadline = now + ABORT_GRACE
         else:
-            worker.doomed = worker.doomed or "not drained in time"
+            reason = "not drained in time"
+        # One that hangs has its reason already: `observe` has set it with the deadline.
+        worker.end_reason = worker.end_reason or reason
         worker.sent = signal
-        state.do(Kill(worker.id, signal, worker.doomed))
+        state.do(Kill(worker.id, signal, worker.end_reason))
 
 
 def drain_replaced(state: State, now: float) -> None:
-    """Where two workers are ready, the older one leaves: start first, stop second."""
+    """Where two workers are ready, drain the older one: start first, stop second."""
     for slot in state.slots.values():
         for worker in slot.replaced:
             state.drain(worker, DrainMode.HAND_OVER, now)
 
 
 def respawn(state: State, now: float) -> None:
-    """Start a worker in the place of a dead one, when its back-off is over."""
+    """Start a worker in each vacant slot whose back-off is over."""
     for slot in state.staffed_slots:
         if slot.died:
             slot.died = False
             restart_in = round(slot.retry_at - now, 3)
             state.say("warning", "worker died", worker=slot.index, restart_in=restart_in)
-        # Two may be on their way out, and then the first place that is free is waited for.
+        # Without a free row, two workers drain: wait until one of them is gone.
         if slot.vacant and slot.free_place is not None and now >= slot.retry_at:
             state.spawn(slot, slot.generation, now)
 
 
 def grant_exits(state: State) -> None:
-    """One slot less for each request: that worker's, or another's when it retires already."""
+    """Retire a slot for each request: that worker's, or another if it retires already."""
     for index in state.exit_requests:
         slot = state.slots[index]
         for victim in state.live_slots[:1] if slot.retiring else [slot]:
@@ -61,25 +63,25 @@ def grant_exits(state: State) -> None:
 
 
 def retire(state: State, now: float) -> None:
-    """Empty and close the slots that are to go.
+    """Empty and close the slots that retire.
 
-    One at a time where each has a listener of its own, since a listener that closes changes the
-    index of another, and with two on their way out no program would be right for both.  The highest
-    goes first, but for one that is on its way already.  A listener that no sibling has emptied in
-    time is closed as it is.
+    Slots with a listener of their own go one at a time: the close of one changes the index of
+    another, and no steering program would be right for two.  One that has begun goes first, then
+    the highest number.  A listener that is not emptied in time is closed as it is.
     """
     how = DrainMode.SWEEP if state.policy.own_listeners else DrainMode.HAND_OVER
     retiring = [slot for slot in state.slots.values() if slot.retiring]
+    # Reversed, so the last is first: without a listener, then steered, then the highest number.
     order = sorted(retiring, key=lambda slot: (not slot.served, slot.steered, slot.index))
     for slot in reversed(order):
         has_listener = state.policy.own_listeners and slot.served
         if has_listener and not slot.steered:
             if slot.loan is LoanState.RETURNING:
-                return  # so that what is given back from now on has been emptied since
+                return  # a return that is under way says nothing of what arrives until the steering
             slot.move(SteerAway)
             state.do(SteerAway(slot.index))
         for worker in slot.workers:
-            if worker.life is not WorkerState.DRAINING:
+            if worker.state is not WorkerState.DRAINING:
                 state.drain(worker, how, now)
         if not slot.workers:
             if slot.close_by is None:
@@ -91,4 +93,4 @@ def retire(state: State, now: float) -> None:
                 state.do(CloseSlot(slot.index))
                 continue
         if has_listener:
-            return
+            return  # one at a time

@@ -1,7 +1,7 @@
-"""What the supervisor knows, and the small steps that its decisions are made of.
+"""The supervisor's state, and the steps that several of its modules share.
 
-The functions of `facts` write what an event says; those of `commands`, `serving`, `loans` and
-`ending` write what follows from it, and only they ask for actions.  Nobody else writes.
+`observe` writes what an event says; `operations`, `recycling`, `slots`, `rescue` and `shutdown`
+write what follows from it.  No other module writes.
 """
 
 from collections import deque
@@ -32,7 +32,7 @@ FIRST_GENERATION: Final = Generation(1)
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """The daemon's slots and workers, and what was asked of them."""
+    """The slots, the workers, what was asked for, and how far the daemon is on its way out."""
 
     policy: Policy
     jitter: Callable[[], float]
@@ -41,39 +41,39 @@ class State:
     workers: dict[WorkerId, Worker] = field(default_factory=dict)
     """Every worker that is not gone: the same records as in the slots."""
     highest_slot: SlotIndex = field(default=SlotIndex(0))
-    """The highest number that a slot has had: slots that are gone have counted, too."""
+    """The highest number that a slot has had; slots that are gone have counters, too."""
     commands: deque[Command] = field(default_factory=deque)
-    """What is to be done after the operation."""
+    """The commands that wait for the end of the operation, in order."""
     operation: Operation | None = field(default_factory=Launch)
     exit_requests: list[SlotIndex] = field(default_factory=list)
-    """The slots whose workers were asked to exit, once for each request."""
+    """Slots whose workers were sent `exit` by a client, once for each request."""
     daemon: DaemonState = DaemonState.RUNNING
     quick: bool = False
     """The stop is a quick one."""
     leave_at: float = 0.0
-    """When the workers are told to leave, once the daemon is STOPPING."""
+    """When the workers are to drain, once the daemon is STOPPING."""
     stop_tickets: list[Ticket] = field(default_factory=list)
     exit: Exit = field(default_factory=lambda: Exit(0, ""))
     gated: bool = False
     """No new connection reaches any listener."""
     last_worker: int = 0
     futile_rss_bytes: int = 0
-    """The limit of memory that even new workers exceed, if the log tells that already."""
+    """The `max_rss_bytes` that new workers exceed, once the log has a warning of it."""
     actions: list[Action] = field(default_factory=list)
-    """What is to be done now, in this order."""
+    """The actions asked for while the present event is handled."""
 
     @property
     def live_slots(self) -> list[Slot]:
-        """The slots whose workers are to greet, by their number."""
+        """The slots that greet and do not retire, by number; without the dispatcher's."""
         return [slot for slot in self.staffed_slots if slot.index != DISPATCHER]
 
     @property
     def staffed_slots(self) -> list[Slot]:
-        """The slots that are to have a worker, the dispatcher's first."""
+        """The slots that do not retire, the dispatcher's first."""
         return [self.slots[index] for index in sorted(self.slots) if not self.slots[index].retiring]
 
     def worker(self, ident: WorkerId | None) -> Worker | None:
-        """Return the worker of this name, None when it is gone."""
+        """Return the worker with this identifier, or None when it is gone."""
         return None if ident is None else self.workers.get(ident)
 
     @property
@@ -96,7 +96,7 @@ class State:
 
     @property
     def most_slots(self) -> int:
-        """How many slots there can be."""
+        """How many slots there can be, without the dispatcher's."""
         limits = (MAX_SLOTS, self.policy.most_slots, self.policy.most_by_files)
         return min(each for each in limits if each is not None)
 
@@ -113,7 +113,7 @@ class State:
         return slot
 
     def spawn(self, slot: Slot, generation: Generation, now: float) -> WorkerId:
-        """Ask for a worker in this slot, which has a place for it."""
+        """Start a worker in this slot, which has a free row for it."""
         place = slot.free_place
         assert place is not None
         self.last_worker += 1
@@ -131,8 +131,8 @@ class State:
         return worker.id
 
     def drain(self, worker: Worker, how: DrainMode, now: float) -> None:
-        """Tell the worker to leave in time."""
-        if worker.life is not WorkerState.DRAINING and worker.sent is None:
+        """Have the worker drain before its deadline."""
+        if worker.state is not WorkerState.DRAINING and worker.sent is None:
             worker.deadline = None  # it was the deadline of its start
         worker.move(Drain, now)
         worker.leaving = how
@@ -140,11 +140,11 @@ class State:
         self.do(Drain(worker.id, how))
 
     def timeout(self, how: DrainMode) -> float:
-        """Return the seconds that a worker gets to leave in this way."""
+        """Return the seconds that a worker gets to drain in this way."""
         return QUICK_TIMEOUT if how is DrainMode.QUICK else self.policy.graceful_timeout
 
     def finish(self, ticket: Ticket, command: str, reason: str) -> None:
-        """Answer a command; the reason is empty when it did what was asked."""
+        """Answer a command; the reason is empty if it has succeeded."""
         self.do(Finished(ticket, command, reason, self.generation, len(self.live_slots)))
 
     def say(self, level: str, event: str, **fields: object) -> None:
@@ -152,5 +152,5 @@ class State:
         self.do(Say(level, event, tuple(fields.items())))
 
     def do(self, action: Action) -> None:
-        """Ask for an action, after those that were asked for before."""
+        """Ask for an action, after those already asked for."""
         self.actions.append(action)

@@ -1,9 +1,11 @@
 """Decides which workers live: events in, actions out.
 
-`handle` first records the fact (`facts`), then compares what is with what should be (`reconcile`,
-the only place that asks for actions).  Everything is level-triggered: an event that was handled
-twice, or late, leads to the same world.  Instants come in with each call, and randomness through
-`jitter`, so a history can be replayed.
+`handle` first records the event (`observe`), then compares what is with what should be
+(`reconcile`, the only place that asks for actions, but for lines in the log).  It is
+level-triggered: an event that comes late or twice leads to the same state.  Instants come in with
+each call, and randomness through `jitter`, so a history can be replayed.
+
+The states and what moves them stand in `machine`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +23,7 @@ __all__ = ["MAX_SLOTS", "Supervisor"]
 
 
 class Supervisor:
-    """The daemon's slots and workers, as decided; no process, socket or clock is touched."""
+    """The daemon's slots and workers; touches no process, socket or clock."""
 
     def __init__(self, *, workers: int, policy: Policy, jitter: Callable[[], float]) -> None:
         self._state = State(policy=policy, jitter=jitter)
@@ -31,7 +33,7 @@ class Supervisor:
             self._state.add_slot(0.0)
 
     @classmethod
-    def adopt(  # noqa: PLR0913 - what a predecessor leaves, one by one
+    def adopt(  # noqa: PLR0913 - each is a part of what the predecessor leaves
         cls,
         *,
         policy: Policy,
@@ -41,25 +43,25 @@ class Supervisor:
         last_worker: WorkerId,
         highest_slot: int = 0,
     ) -> "Supervisor":
-        """Return the successor of a supervisor whose slots, with their workers, go on serving."""
-        heir = cls(workers=0, policy=policy, jitter=jitter)
-        heir._state.operation = None
-        heir._state.generation = generation
-        heir._state.last_worker = last_worker
+        """Return the supervisor of slots and workers that another image of the program started."""
+        adopted = cls(workers=0, policy=policy, jitter=jitter)
+        adopted._state.operation = None
+        adopted._state.generation = generation
+        adopted._state.last_worker = last_worker
         for slot in slots:
-            heir._state.slots[slot.index] = slot
-            heir._state.workers.update({worker.id: worker for worker in slot.workers})
-        heir._state.highest_slot = max(SlotIndex(highest_slot), *heir._state.slots)
-        return heir
+            adopted._state.slots[slot.index] = slot
+            adopted._state.workers.update({worker.id: worker for worker in slot.workers})
+        adopted._state.highest_slot = max(SlotIndex(highest_slot), *adopted._state.slots)
+        return adopted
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Record the event, and return what is to be done now, in this order."""
+        """Record the event; return what is to be done now, in this order."""
         self._state.actions = []
         observe.apply(self._state, event, now)
         return reconcile(self._state, now)
 
     def next_deadline(self) -> float | None:
-        """Return the instant by which `handle` wants a Tick at the latest; None for no such."""
+        """Return when `handle` needs a Tick at the latest, or None."""
         return min(self._deadlines(), default=None)
 
     def _deadlines(self) -> Iterator[float]:
@@ -85,59 +87,59 @@ class Supervisor:
 
     @property
     def generation(self) -> Generation:
-        """The generation in force: that of the last reload that has succeeded."""
+        """The generation of the last reload that has succeeded."""
         return self._state.generation
 
     @property
     def slots(self) -> Mapping[SlotIndex, Slot]:
-        """Every slot, also those that retire."""
+        """Every slot, including those that retire."""
         return self._state.slots
 
     @property
     def live_slots(self) -> list[Slot]:
-        """The slots whose workers are to greet, by their number."""
+        """The slots that greet and do not retire, by number; without the dispatcher's."""
         return self._state.live_slots
 
     @property
     def highest_slot(self) -> SlotIndex:
-        """The highest number that a slot has had: slots that are gone have counted, too."""
+        """The highest number that a slot has had; slots that are gone have counters, too."""
         return self._state.highest_slot
 
     @property
     def last_worker(self) -> WorkerId:
-        """The name that was given last."""
+        """The identifier that was given last."""
         return WorkerId(self._state.last_worker)
 
     @property
     def workers(self) -> Iterable[Worker]:
-        """Every worker that is not gone."""
+        """Every worker whose process may live."""
         return self._state.workers.values()
 
     def worker(self, ident: WorkerId | None) -> Worker | None:
-        """Return the worker of this name, None when it is gone."""
+        """Return the worker with this identifier, or None when it is gone."""
         return self._state.worker(ident)
 
     def recent_restarts(self, now: float) -> int:
-        """Return how many workers, of all slots, died within the last `restart_window`."""
+        """Return how many workers of all slots died within the last `restart_window`."""
         horizon = now - self.policy.restart_window
         return sum(when > horizon for slot in self.slots.values() for when in slot.deaths)
 
     @property
     def stopping(self) -> Stop | None:
-        """How the daemon stops, None while it is to run."""
+        """How the daemon stops, or None while it is to run."""
         running = self._state.daemon is DaemonState.RUNNING
         return None if running else Stop(quick=self._state.quick)
 
     @property
     def operation(self) -> Operation | None:
-        """The start or the command that is being carried out."""
+        """The first start or the command that is being carried out."""
         return self._state.operation
 
 
 def reconcile(state: State, now: float) -> list[Action]:
-    """Return what follows from the state, until nothing more does.
+    """Return the actions that follow from the state.
 
-    One consequence may be what another waits for, and each asks for an action at least.
+    One consequence may be what another waits for, so go round until none adds an action.
     """
     if state.daemon is DaemonState.STOPPING and now >= state.leave_at:
         state.daemon = follow(STOPS, Cause.DELAY_OVER, state.daemon)

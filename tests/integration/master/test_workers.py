@@ -92,7 +92,7 @@ class Shop:
         self.supervisor.handle(Spawned(spawn.worker, Pid(1)), 0.0)
         self.supervisor.handle(Ready(spawn.worker), 0.0)
         [worker] = self.supervisor.workers
-        assert worker.life is WorkerState.READY
+        assert worker.state is WorkerState.READY
         self.place = worker.place
         self.row = self.employ()
 

@@ -149,7 +149,7 @@ class Kernel:
         found = []
         for worker in self.supervisor.workers:
             process = self.processes.get(worker.id)
-            if process is not None and worker.life is WorkerState.READY:
+            if process is not None and worker.state is WorkerState.READY:
                 age = self.now - process.turned_at
                 queued = self.queues[worker.slot] if self.supervisor.policy.own_listeners else 0
                 rss = RSS_BYTES + process.greetings
@@ -212,7 +212,7 @@ class Kernel:
     def _replace(self, ticket: Ticket) -> None:
         """Go on with a supervisor that has inherited what one image tells the next."""
         old = self.supervisor
-        if self.chance(0.3) or any(worker.doomed for worker in old.workers):
+        if self.chance(0.3) or any(worker.end_reason for worker in old.workers):
             self.feed(PreflightEnded("exec: out of memory"))
             return
         self.supervisor = Supervisor.adopt(
@@ -262,7 +262,7 @@ class Kernel:
         """Let a worker serve, unless it is told to leave."""
         process = self.processes.get(worker)
         record = self.supervisor.worker(worker)
-        if process is None or record is None or record.life is not WorkerState.STARTING:
+        if process is None or record is None or record.state is not WorkerState.STARTING:
             return
         process.serving, process.turned_at = True, self.now
         if self.supervisor.policy.own_listeners and record.slot not in self.rules.listening:

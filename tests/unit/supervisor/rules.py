@@ -385,7 +385,7 @@ class Rules:
         supervisor = self.supervisor
         if not self.leaving(now):  # a borrower that cannot serve counts no longer
             self.holders = {each for each in self.holders if self.able(each[1])}
-        lives = {worker.id: worker.life for worker in supervisor.workers}
+        lives = {worker.id: worker.state for worker in supervisor.workers}
         assert lives == {ident: record.life for ident, record in self.alive.items()}
         for record in self.alive.values():
             assert record.killed or now < self._kill_from(record), "killed in time"

@@ -63,7 +63,7 @@ class Daemon:
 
     def lives(self, slot: int) -> list[WorkerState]:
         """Return the lives of the slot's workers, the oldest first."""
-        return [worker.life for worker in self.supervisor.slots[SlotIndex(slot)].workers]
+        return [worker.state for worker in self.supervisor.slots[SlotIndex(slot)].workers]
 
     def generations(self) -> dict[int, int]:
         """Return the generation that serves, by slot."""

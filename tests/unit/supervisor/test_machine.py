@@ -131,7 +131,7 @@ def with_worker(life: WorkerState) -> State:
     state = with_slot()
     if life is not WorkerState.GONE:
         state.spawn(state.slots[SLOT], Generation(1), 0.0)
-        state.workers[ONE].life = life
+        state.workers[ONE].state = life
         state.actions.clear()
     return state
 
@@ -210,16 +210,16 @@ def test_worker(what: Trigger, life: WorkerState, then: WorkerState | Outcome) -
         if what is Cause.LATE_READY and life is not WorkerState.GONE:
             state.workers[ONE].sent = Signal.ABORT
         before = observed(state, EVENTS[what])
-        found = state.workers[ONE].life if ONE in state.workers else WorkerState.GONE
+        found = state.workers[ONE].state if ONE in state.workers else WorkerState.GONE
         assert found is (life if isinstance(then, Outcome) else then)
         if isinstance(then, Outcome):
             assert_outcome(state, before, then)
     else:
-        assert_moves(lambda worker: worker.move(what, NOW), a_worker(life), "life", then)
+        assert_moves(lambda worker: worker.move(what, NOW), a_worker(life), "state", then)
 
 
 def a_worker(life: WorkerState) -> Worker:
-    return Worker(id=ONE, slot=SLOT, place=0, generation=Generation(1), since=0.0, life=life)
+    return Worker(id=ONE, slot=SLOT, place=0, generation=Generation(1), since=0.0, state=life)
 
 
 def assert_moves(move: Callable[[Any], None], record: Any, field: str, then: Enum) -> None:
@@ -236,7 +236,7 @@ def assert_moves(move: Callable[[Any], None], record: Any, field: str, then: Enu
 def test_a_new_worker_is_in_the_state_that_its_spawn_leads_to() -> None:
     state = with_slot()
     state.spawn(state.slots[SLOT], Generation(1), 0.0)
-    assert state.workers[ONE].life is WORKERS[Spawn][WorkerState.GONE]
+    assert state.workers[ONE].state is WORKERS[Spawn][WorkerState.GONE]
 
 
 @pytest.mark.parametrize(("sent", "life", "then"), cells(OVERDUE))

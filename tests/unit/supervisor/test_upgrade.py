@@ -140,7 +140,7 @@ def test_the_last_step_of_an_upgrade_is_a_reload_of_that_name() -> None:
 def test_a_successor_goes_on_with_the_slots_and_their_workers() -> None:
     index, ident = SlotIndex(3), WorkerId(7)
     worker = Worker(
-        id=ident, slot=index, place=1, generation=Generation(4), since=1.0, life=WorkerState.READY
+        id=ident, slot=index, place=1, generation=Generation(4), since=1.0, state=WorkerState.READY
     )
     slot = Slot(index=index, generation=Generation(4), workers=[worker], served=True)
     heir = Supervisor.adopt(

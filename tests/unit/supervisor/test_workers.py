@@ -33,7 +33,7 @@ def worker_in(life: WorkerState) -> Worker:
         place=0,
         generation=Generation(1),
         since=0.0,
-        life=life,
+        state=life,
     )
 
 
