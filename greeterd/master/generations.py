@@ -16,8 +16,8 @@ from greeterd.supervisor.ids import DISPATCHER, Generation
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.system import rlimits
+from greeterd.system.directories import prepare_directory
 from greeterd.system.files import Identity
-from greeterd.system.privileges import prepare_directory
 from greeterd.system.rlimits import allow_files, limit_core_dumps, limit_files, most_files
 
 LOG_DIR_MODE: Final = 0o750

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Self
 
 from greeterd.errors import AlreadyRunningError, ConfigError, GreeterdError, refusal
+from greeterd.system.directories import make_private_directory
 from greeterd.system.files import open_regular
 from greeterd.system.socket_file import CONTROL_SOCKET, FileId, file_at, refuse_second
-from greeterd.system.strictmodes import make_directory
 
 FILE_NAME = "greeterd.pid"
 # flock needs no write permission: who may read the file could hold the lock against us.
@@ -144,7 +144,7 @@ def prepare_run_dir(run_dir: Path) -> None:
     Raises: ConfigError, ResourceError as PidLock.acquire.
     """
     try:
-        make_directory(run_dir, DIR_MODE)
+        make_private_directory(run_dir, DIR_MODE)
     except OSError as error:
         raise refusal("run_dir", error, run_dir) from error
 
@@ -178,7 +178,7 @@ def _lock(path: Path) -> int:
 
     Raises: OSError; AlreadyRunningError; ConfigError.
     """
-    make_directory(path.parent, DIR_MODE)
+    make_private_directory(path.parent, DIR_MODE)
     while True:
         fd = open_regular(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         try:

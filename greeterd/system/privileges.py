@@ -15,17 +15,15 @@ Not started by root, workers are who the master is, and there is no boundary bet
 """
 
 import ctypes
-import errno
 import grp
 import os
 import pwd
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-from greeterd.errors import ConfigError, GreeterdError, refusal
-from greeterd.system.files import ROOT, Identity, acting_as, make_directory
+from greeterd.errors import ConfigError, GreeterdError
+from greeterd.system.files import ROOT, Identity
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h, as the next ones
 PR_CAPBSET_DROP = 24
@@ -95,39 +93,6 @@ def drop(identity: Identity | None, *, traceable: bool = False) -> None:
     if was_root:
         # After a change of user the kernel has set it to fs.suid_dumpable, which need not be 0.
         _prctl(PR_SET_DUMPABLE, int(traceable))
-
-
-def prepare_directory(path: Path, identity: Identity | None, mode: int) -> None:
-    """Make sure that `path` is a directory in which `identity` (None: we) may create files.
-
-    A missing one is made with its parents, see `make_directory`. An existing one is left as it is:
-    with `log_dir = "/var/log"` chowning it would give the whole system's logs away.
-
-    Raises:
-        ConfigError: it cannot be made or written.
-        ResourceError: the same, for a reason that may pass.
-
-    """
-    try:
-        if not path.is_dir():
-            make_directory(path, identity, mode)
-        writable = _may_write(path, identity)
-    except OSError as error:
-        raise refusal("directory", error) from error
-    if not writable:
-        raise ConfigError(f"directory {path}: is not writable by {identity or 'us'}")
-
-
-def _may_write(path: Path, identity: Identity | None) -> bool:
-    # The kernel is asked in the identity's place: it knows access lists and the directories above,
-    # which mode bits alone do not tell.
-    with acting_as(identity):
-        writable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
-        if writable or not os.access(path, os.X_OK, effective_ids=True):
-            return writable
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-    return False
 
 
 def _find_user(user: str) -> pwd.struct_passwd | int:

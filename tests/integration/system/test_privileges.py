@@ -3,7 +3,6 @@
 import grp
 import os
 import pwd
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from greeterd.errors import ConfigError
 from greeterd.system.files import Identity
-from greeterd.system.privileges import drop, prepare_directory, resolve
+from greeterd.system.privileges import drop, resolve
 
 ROOT = Path(__file__).parents[3]
 STRANGER = Identity(54321, 54322)
@@ -189,104 +188,6 @@ def test_others_than_root_can_only_stay_who_they_are() -> None:
 def test_an_ordinary_user_cannot_become_another() -> None:
     with pytest.raises(ConfigError, match="only root"):
         drop(STRANGER)
-
-
-def reachable(path: Path) -> None:
-    """Let everybody pass the directories above `path` that the test runner made."""
-    for parent in path.parents:
-        if parent.stat().st_uid == os.geteuid() and "pytest" in str(parent):
-            parent.chmod(parent.stat().st_mode | 0o011)
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_a_missing_directory_is_made_with_its_parents_and_mode(tmp_path: Path) -> None:
-    old = os.umask(0o077)
-    try:
-        prepare_directory(tmp_path / "a" / "b", None, 0o750)
-    finally:
-        os.umask(old)
-    assert mode_of(tmp_path / "a" / "b") == 0o750
-    assert (tmp_path / "a" / "b").stat().st_uid == os.geteuid()
-
-
-@needs_root
-def test_root_gives_only_the_last_directory_away(tmp_path: Path) -> None:
-    reachable(tmp_path / "a")
-    old = os.umask(0o077)
-    try:
-        prepare_directory(tmp_path / "a" / "b", STRANGER, 0o750)
-    finally:
-        os.umask(old)
-    found = (tmp_path / "a" / "b").stat()
-    assert (found.st_uid, found.st_gid, mode_of(tmp_path / "a" / "b")) == (54321, 54322, 0o750)
-    assert (tmp_path / "a").stat().st_uid == 0
-    prepare_directory(tmp_path / "a" / "b", STRANGER, 0o700)
-    assert mode_of(tmp_path / "a" / "b") == 0o750, "the second time it is left as it is"
-
-
-@needs_root
-def test_an_existing_directory_is_never_given_away(tmp_path: Path) -> None:
-    reachable(tmp_path / "below")
-    with pytest.raises(ConfigError, match=f"directory {tmp_path}: is not writable by uid 54321"):
-        prepare_directory(tmp_path, STRANGER, 0o750)
-    assert tmp_path.stat().st_uid == 0
-    prepare_directory(tmp_path, Identity(0, 0), 0o750)
-
-
-@needs_root
-@pytest.mark.parametrize(
-    ("uid", "gid", "mode", "writable"),
-    [
-        (54321, 0, 0o300, True),
-        (54321, 0, 0o077, False),
-        (0, 54322, 0o030, True),
-        (0, 54322, 0o707, False),
-        (0, 0, 0o003, True),
-        (0, 0, 0o775, False),
-        (0, 54322, 0o020, False),  # without search permission nothing can be made in it
-    ],
-)
-def test_the_mode_is_read_as_the_kernel_reads_it(
-    tmp_path: Path, uid: int, gid: int, mode: int, writable: bool
-) -> None:
-    path = tmp_path / "directory"
-    path.mkdir()
-    os.chown(path, uid, gid)
-    path.chmod(mode)
-    reachable(path)
-    before = (os.getresuid(), os.getresgid(), os.getgroups())
-    if writable:
-        prepare_directory(path, STRANGER, 0o750)
-    else:
-        with pytest.raises(ConfigError, match="not writable"):
-            prepare_directory(path, STRANGER, 0o750)
-    assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
-
-
-@needs_root
-def test_a_directory_below_one_that_the_user_may_not_enter_is_an_error(tmp_path: Path) -> None:
-    reachable(tmp_path / "a")
-    (tmp_path / "a").mkdir(mode=0o700)
-    with pytest.raises(ConfigError, match="is not writable by uid 54321"):
-        prepare_directory(tmp_path / "a" / "b", STRANGER, 0o750)
-
-
-@needs_no_root
-def test_a_directory_that_we_cannot_write_is_an_error(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match="is not writable"):
-        prepare_directory(tmp_path, None, 0o750)
-
-
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"directory .*/file: Not a directory"):
-        prepare_directory(tmp_path / "file", None, 0o750)
-    with pytest.raises(ConfigError, match=r"directory .*/file: Not a directory"):
-        prepare_directory(tmp_path / "file" / "log", None, 0o750)
 
 
 SETS = """
