@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.system import daemon_log
+from greeterd.system import daemon_log, log_sink
 from greeterd.system.daemon_log import DaemonLog, open_daemon_log
 from tests.support import until
 
@@ -374,7 +374,7 @@ def test_a_file_that_may_not_be_read_is_written_all_the_same(
 TEARING_WRITER = """
 import os, random, sys
 from pathlib import Path
-from greeterd.system import daemon_log
+from greeterd.system import daemon_log, log_sink
 random.seed(sys.argv[2])
 log = daemon_log.open_daemon_log(path=Path(sys.argv[1]), format="json", level="info")
 write = os.write
@@ -441,7 +441,7 @@ def open_on_pipe(
         raise PermissionError
 
     if request.param == "not to be reopened":
-        monkeypatch.setattr(daemon_log, "_open_path", denied)
+        monkeypatch.setattr(log_sink, "_open", denied)
     return open_on
 
 
@@ -492,7 +492,7 @@ def test_a_slow_reader_loses_nothing_once_it_is_awake(
         log.logger.info("x", i=-1)
     asleep = log.lost
     monkeypatch.setattr(
-        daemon_log, "_PATIENCE", 10.0
+        log_sink, "PATIENCE", 10.0
     )  # a busy machine lets a reader wait for its turn
     with subprocess.Popen(
         [sys.executable, "-c", SLOW_READER], stdin=pipe[0], stdout=subprocess.PIPE, text=True
