@@ -2,7 +2,7 @@
 
 import sys
 
-from greeterd.cli.greeterd import main
+from greeterd.cli.entry import greeterd
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(greeterd())

@@ -7,13 +7,18 @@ import errno
 import os
 import traceback
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 _LASTING = frozenset({
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
     errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
 })  # fmt: skip
 """What the system says of a path that was chosen wrongly, or not made ready."""
+
+_PACKAGES: Final = {"daemon": "python-daemon", "hdrh": "hdrhistogram"}
+"""The packages that are not called as their module."""
+_BENCH: Final = frozenset({"hdrhistogram", "jinja2", "psutil", "uvloop"})
+"""The packages of the extra `bench`, which only measuring needs."""
 
 
 class GreeterdError(Exception):
@@ -32,6 +37,17 @@ class ListenError(GreeterdError):
     """An address cannot be listened on (EX_UNAVAILABLE)."""
 
     exit_code = 69
+
+
+class MissingPackageError(GreeterdError):
+    """A package that this program imports is not installed (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+    def __init__(self, module: str) -> None:
+        name = _PACKAGES.get(module, module)
+        extra = "'greeterd[bench]'" if name in _BENCH else "greeterd"
+        super().__init__(f"{name} is not installed: pip install {extra}")
 
 
 class StartError(GreeterdError):

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import psutil
-
 from greeterd.sockets.address import Address
 
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -106,6 +104,8 @@ class Watch:
 
 def tree(root: int) -> list[int]:
     """Return the pids of a process and its living descendants; empty when it is gone."""
+    import psutil  # noqa: PLC0415  of the extra: reports are made without it
+
     try:
         process = psutil.Process(root)
         return [root, *(child.pid for child in process.children(recursive=True))]

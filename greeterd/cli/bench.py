@@ -193,7 +193,7 @@ def _checked(options: BenchOptions, outputs: Outputs) -> tuple[Sequence[str], st
     except ValueError as error:
         raise UsageError(f"--greeterd {options.greeterd}: {error}") from None
     version = servers.version_of(daemon)
-    require("hdrh")
+    require("hdrh", "psutil")
     experiment.require_address(options.bind)
     _predicates(options, "")  # a mistake in it is told now
     return daemon, version

@@ -39,8 +39,8 @@ Exit codes:
   has failed; bench compare: there is a difference
 - 2: the command line is wrong, or there are no names
 - 66: bench report, bench compare: a file cannot be read, or holds no results
-- 69: nobody listens at the address, or it cannot be connected to at all; bench: the address is
-  taken, or a package is missing
+- 69: nobody listens at the address, or it cannot be connected to at all; a package is missing;
+  bench: the address is taken
 - 70: a sending process of a load has died
 - 71: the system refuses what this program needs, such as a descriptor
 - 74: standard input cannot be read, or standard output or a file of results not written

@@ -49,7 +49,7 @@ Exit codes:
 - 0: done
 - 1: the daemon refused, or the command failed; the reason is printed
 - 2: the command line is wrong
-- 69: no greeterd is running: no socket, or nobody answers at it
+- 69: no greeterd is running: no socket, or nobody answers at it; or a package is missing
 - 71: the system refuses what this program needs, such as a descriptor
 - 74: done, but standard output cannot be written
 - 75: no answer in time; the command may still be under way

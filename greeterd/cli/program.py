@@ -13,7 +13,13 @@ from functools import partial
 from io import TextIOWrapper
 from typing import IO, Any, Final, TextIO, cast
 
-from greeterd.errors import GreeterdError, NoReaderError, OutputError, failure_of
+from greeterd.errors import (
+    GreeterdError,
+    MissingPackageError,
+    NoReaderError,
+    OutputError,
+    failure_of,
+)
 from greeterd.system.escape import escape
 
 EX_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
@@ -47,6 +53,13 @@ def _settle(name: str, body: Callable[[], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         complain(name, interrupted)
         return EX_INTERRUPTED
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in {"", "greeterd"}:
+            raise
+        failure: GreeterdError = MissingPackageError(missing)
+        complain(name, str(failure))
+        return failure.exit_code
     except OSError as error:
         failure = failure_of(error)
         complain(name, str(failure))

@@ -1,12 +1,11 @@
-"""Detaches the daemon without losing its first words.
+"""Detaches the daemon, and reports to the shell whether it became ready, or why not.
 
-Order: the configuration is validated by the caller, then `launch` forks once; the launcher waits at
-a pipe; its child opens python-daemon's DaemonContext (which forks twice) and calls `run`, which
-takes the run lock, listens and starts workers. Whatever fails in there reaches the shell as a line
-and an exit code, because the shell's command ends only when the daemon said a word: ready, or
-failed and why.
-In the foreground DaemonContext is not used at all: it would only close descriptors and change the
-directory, which whoever started us has in hand.
+Order: the caller validates the configuration, then `launch` forks once; the launcher waits at a
+pipe; its child opens python-daemon's DaemonContext and calls `run`, which takes the run lock,
+listens and starts workers. The shell's command ends when the daemon has reported that it is ready,
+or failed and why: a line and an exit code.
+DaemonContext detaches (two forks and a session), sets the umask and the working directory, and
+closes or redirects descriptors. In the foreground it is not used: there these are the parent's.
 
 Records on the pipe, each ended by a NUL byte: "pid N", then "ready" or "failed CODE REASON".
 """
@@ -30,9 +29,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 class Readiness:
-    """What the daemon tells whoever waits for its start.
+    """The daemon's reports to the process that waits for its start.
 
-    `fd` is the pipe to the launcher, None in the foreground and after the first word. A worker
+    `fd` is the pipe to the launcher, None in the foreground and after `ready` or `failed`. A worker
     that is forked before `ready` calls `close`, or the launcher would not see the master's death.
     """
 
@@ -43,31 +42,31 @@ class Readiness:
         self.detached = fd is not None
 
     def started(self) -> None:
-        """Name the process that an interrupted launcher has to stop."""
-        self._tell(f"pid {os.getpid()}")
+        """Report the pid that an interrupted launcher has to stop."""
+        self._report(f"pid {os.getpid()}")
 
     def ready(self) -> None:
-        """Clients are served: the launcher exits 0."""
-        self._tell("ready")
+        """Report that clients are served: the launcher exits 0."""
+        self._report("ready")
         self.close()
 
     def failed(self, code: int, reason: str) -> None:
-        """Exit code and reason for the launcher; in the foreground the reason goes to stderr.
+        """Report exit code and reason to the launcher; in the foreground, the reason to stderr.
 
-        Detached, nobody hears it after `ready`: the daemon log is the place then.
+        Detached, this does nothing after `ready`: write to the daemon log then.
         """
         if not self.detached:
             _complain(reason)
-        self._tell(f"failed {code} {reason}")
+        self._report(f"failed {code} {reason}")
         self.close()
 
     def close(self) -> None:
-        """Close the pipe; without a word before, the launcher takes it for a death."""
+        """Close the pipe; without a report before, the launcher takes it for a death."""
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
 
-    def _tell(self, record: str) -> None:
+    def _report(self, record: str) -> None:
         if self.fd is not None:
             data = record.replace("\0", "").encode(errors="backslashreplace") + b"\0"
             with suppress(BrokenPipeError):  # a killed launcher does not hinder the start
@@ -80,18 +79,17 @@ def launch(
     *,
     detach: bool,
     umask: int,
-    preserve: Collection[int] = (),
 ) -> int:
     """Call `run` with the umask set, detached if asked; return the exit code for `sys.exit`.
 
-    Detached, this returns in two processes: in the launcher as soon as the daemon said a word
+    Detached, this returns in two processes: in the launcher as soon as the daemon has reported
     (0 = ready), and in the daemon when `run` is over. `run` begins with "/" as its directory,
-    /dev/null as its standard streams, and the descriptors that this program opened itself
-    (those are close-on-exec, PEP 446) or that `preserve` lists; strays that were inherited
-    through exec are closed, so that nobody waits for their end.
+    /dev/null as its standard streams, and the descriptors that this program opened itself (those
+    are close-on-exec, PEP 446). What was inherited through exec is closed, so that no process waits
+    for the end of it.
 
     An interrupt at the waiting launcher sends the daemon TERM, a second one QUIT; the launcher
-    goes on waiting for the end and returns 130. Killed otherwise, it leaves the start alone.
+    goes on waiting for the end and returns 130. A launcher that is killed leaves the start alone.
 
     Raises: ConfigError if it is to detach as PID 1.
     """
@@ -102,18 +100,22 @@ def launch(
     if not detach:
         os.umask(umask)
         return _run(run, Readiness())
+    # Only here: it asks for limits when it is imported, and the foreground needs none of it. Before
+    # the fork: where it is not installed, this process says so.
+    import daemon  # noqa: F401, PLC0415
+
     reader, writer = os.pipe()
-    # A ^C at the terminal reaches the child too until it has left the session: it is for the
-    # launcher alone to decide.
+    # A ^C at the terminal reaches the child too until it has left the session: the launcher alone
+    # decides what becomes of it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
         os.close(reader)
-        return _run_detached(run, Readiness(writer), umask=umask, preserve=preserve, mask=mask)
+        return _run_detached(run, Readiness(writer), umask, mask)
     os.close(writer)
     signals.interrupt()
     try:
-        return _wait_for_word(reader)
+        return _wait_for_report(reader)
     finally:
         os.close(reader)
         with suppress(ChildProcessError):  # SIGCHLD may be ignored, inherited from our parent
@@ -133,17 +135,13 @@ def _run(run: Callable[[Readiness], int], readiness: Readiness) -> int:
 def _run_detached(
     run: Callable[[Readiness], int],
     readiness: Readiness,
-    *,
     umask: int,
-    preserve: Collection[int],
     mask: Collection[signal.Signals | int],
 ) -> int:
     try:
-        code = _run(
-            partial(_detach_and_run, run, umask=umask, preserve=preserve, mask=mask), readiness
-        )
+        code = _run(partial(_detach_and_run, run, umask, mask), readiness)
     except Exception:
-        # The process's main: stderr is /dev/null, so the launcher is the only one to tell.
+        # The process's main: stderr is /dev/null, so only the launcher can show it.
         readiness.failed(GreeterdError.exit_code, traceback.format_exc())
         raise
     if readiness.fd is not None:
@@ -153,37 +151,31 @@ def _run_detached(
 
 def _detach_and_run(
     run: Callable[[Readiness], int],
-    readiness: Readiness,
-    *,
     umask: int,
-    preserve: Collection[int],
     mask: Collection[signal.Signals | int],
+    readiness: Readiness,
 ) -> int:
-    from daemon.daemon import DaemonError  # noqa: PLC0415  # see _open_daemon_context
-
-    try:
-        _open_daemon_context(umask, preserve)
-    except DaemonError as error:
-        raise ResourceError(f"cannot detach: {error}") from error
+    _detach(umask)
     readiness.started()
     signals.leave_terminal()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return run(readiness)
 
 
-def _open_daemon_context(umask: int, preserve: Collection[int]) -> None:
+def _detach(umask: int) -> None:
     """Detach for good: the context is never closed, its end is the process's end.
 
     Every argument that has a default is given, because the defaults are traps: `signal_map`
     would install a TERM handler that raises, `umask` would be 0, `detach_process` guesses,
     `prevent_core` would hide crashes, and ids are ours to change (greeterd.system.privileges).
     DaemonContext's atexit hook does nothing without a pidfile, and workers end by os._exit.
+
+    Raises: ResourceError: the system refuses a step of it.
     """
-    # Only here: it asks for limits when it is imported, and the foreground needs none of it.
-    import daemon  # noqa: PLC0415
+    from daemon.daemon import DaemonContext, DaemonError  # noqa: PLC0415  # see launch
 
     with open(os.devnull, "r+b", buffering=0) as null:  # noqa: PTH123
-        daemon.DaemonContext(
+        context = DaemonContext(
             working_directory="/",
             umask=umask,
             uid=os.geteuid(),
@@ -191,18 +183,22 @@ def _open_daemon_context(umask: int, preserve: Collection[int]) -> None:
             initgroups=False,
             prevent_core=False,
             detach_process=True,
-            files_preserve=[*_own_descriptors(), *preserve],
+            files_preserve=_own_descriptors(),
             pidfile=None,
-            # With None it opens /dev/null as 0, 1 and 2 itself, close-on-exec: after an exec
-            # these numbers would be free, and the next socket would become somebody's stderr.
+            # With None it opens /dev/null as 0, 1 and 2 itself, close-on-exec: after an exec these
+            # numbers would be free, and the next socket would become the stderr of some program.
             stdin=null,
             stdout=null,
             stderr=null,
             signal_map={},
-        ).open()
+        )
+        try:
+            context.open()
+        except DaemonError as error:
+            raise ResourceError(f"cannot detach: {error}") from error
 
 
-def _wait_for_word(reader: int) -> int:
+def _wait_for_report(reader: int) -> int:
     """Read the pipe's records until one decides; SIGINT is blocked outside of `_readable`."""
     received = b""
     pid = interrupts = sent = 0

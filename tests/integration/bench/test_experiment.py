@@ -7,10 +7,10 @@ import pytest
 
 from greeterd.bench import experiment
 from greeterd.bench.environment import describe
-from greeterd.bench.extras import MissingPackageError, require
+from greeterd.bench.extras import require
 from greeterd.bench.model import Case
 from greeterd.bench.servers import Setup
-from greeterd.errors import ListenError, UsageError
+from greeterd.errors import ListenError, MissingPackageError, UsageError
 
 
 def test_without_a_compiler_the_cases_of_compiled_servers_are_left_out(

@@ -22,13 +22,12 @@ import psutil
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from greeterd.bench.extras import MissingPackageError
 from greeterd.bench.load import LoadOptions, _lasted, _phases, run
 from greeterd.bench.load_latency import summarise
 from greeterd.bench.model import Arrival, LoadReport
 from greeterd.cli.greeter import main
 from greeterd.client import UnreachableError
-from greeterd.errors import UsageError
+from greeterd.errors import MissingPackageError, UsageError
 from tests.support import until
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger

@@ -162,7 +162,7 @@ def test_a_run_without_a_valid_trial_is_reported_as_that() -> None:
 
 def test_without_jinja2_the_report_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)
-    with pytest.raises(extras.MissingPackageError, match=r"jinja2 .*greeterd\[bench\]"):
+    with pytest.raises(MissingPackageError, match=r"jinja2 .*greeterd\[bench\]"):
         html.render(ARTICLE_RUN)
 
 

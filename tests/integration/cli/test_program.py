@@ -38,6 +38,28 @@ def test_an_error_is_one_line_and_its_code(
     assert capfd.readouterr() == ("", f"{said}\n")
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("rich.console", "rich is not installed: pip install greeterd"),
+        ("daemon", "python-daemon is not installed: pip install greeterd"),
+        ("psutil", "psutil is not installed: pip install 'greeterd[bench]'"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_what_to_install(
+    module: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert run_program("p", lambda: refuse(error)) == 69
+    assert capfd.readouterr() == ("", f"p: {said}\n")
+
+
+@pytest.mark.parametrize("module", ["greeterd.nonsense", None])
+def test_a_missing_module_of_our_own_is_a_defect(module: str | None) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_program("p", lambda: refuse(ModuleNotFoundError("", name=module)))
+
+
 def test_what_the_system_refuses_is_71(capfd: pytest.CaptureFixture[str]) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 
