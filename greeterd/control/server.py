@@ -307,10 +307,6 @@ class ControlServer:
         connection.request = Request(connection, command, {})
         return connection.request
 
-    def filenos(self) -> list[int]:
-        """Return every descriptor of the server."""
-        return [self._listener.fileno(), *(each.sock.fileno() for each in self.connections)]
-
     def deadline(self) -> float | None:
         """Return when expire() is due."""
         instants = [each.deadline for each in self.connections] + [self._paused_until]
@@ -380,12 +376,3 @@ class ControlServer:
         self._listener.close()
         with contextlib.suppress(OSError), place_of(self.path) as place:
             place.remove(self.file)
-
-    def abandon(self) -> None:
-        """Close the descriptors in a forked child: the selector and the path are the parent's.
-
-        An epoll set is shared over fork: unregistering here would deafen the parent.
-        """
-        self._listener.close()
-        for each in self.connections:
-            each.sock.close()

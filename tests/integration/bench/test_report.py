@@ -20,6 +20,7 @@ from greeterd.bench.plan import Plan
 from greeterd.bench.sheets import make_sheets
 from greeterd.bench.stats import summarise
 from greeterd.bench.tables import render, show
+from greeterd.errors import MissingPackageError
 from tests.bench_results import ARTICLE, ENVIRONMENT, WIDE, make_results
 
 SVG = "{http://www.w3.org/2000/svg}"
