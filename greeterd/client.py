@@ -1,11 +1,11 @@
 """Sends greetings from one process: a connection each, many in flight, one loop, no threads.
 
-Every name given ends in exactly one `Result`, in the order in which they end; at most
-`concurrency` connections are open. The names are taken one at a time, only when there is room: at
-concurrency 1 nothing is in flight while the next name is awaited, so their source may block.
+Each name yields exactly one `Result`, when its connection ends; at most `concurrency` connections
+are open. The next name is taken only when there is room for it: at concurrency 1 nothing is in
+flight while the source of the names blocks.
 
-A greeting's time runs from its connect. All have the same time, so the order of starting is the
-order of the deadlines, and the oldest in flight is the only one to watch.
+The timeout of a greeting begins with its connect. It is the same for all, so the order of starting
+is the order of the deadlines, and only the oldest in flight need be watched.
 
 A connection is registered once, edge-triggered, and then driven until the kernel says EAGAIN: no
 second epoll_ctl(2) between sending and reading.
@@ -25,17 +25,17 @@ from greeterd.errors import GreeterdError
 from greeterd.sockets.address import Address
 
 MAX_REPLY_BYTES: Final = 1 << 20
-"""A greeting is a few kilobytes at most; what sends more is not greeterd, and is not read on."""
+"""A greeting is a few kilobytes at most; a server that sends more is not greeterd."""
 
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _MAX_EVENTS: Final = 256
 _READ_BYTES: Final = 16384
 _QUEUE_RETRY: Final = 0.005
-"""A full unix queue refuses a non-blocking connect and no event tells of room: ask again."""
+"""Seconds. A full unix queue refuses a non-blocking connect, and no event reports room in it."""
 
 
 class Until(Enum):
-    """What a greeting has to reach to count as sent."""
+    """What must happen for a greeting to count as sent."""
 
     REPLY = "reply"  # its whole reply: greeterd writes the log line first, so it is recorded
     END = "end"  # end-of-stream: the server has taken the name and closed in order
@@ -43,7 +43,7 @@ class Until(Enum):
 
 
 class Failure(Enum):
-    """Why a greeting was not sent; the value is how a summary calls it."""
+    """Why a greeting was not sent; the value is its name in a summary."""
 
     REFUSED = "refused"
     RESET = "reset"
@@ -54,7 +54,7 @@ class Failure(Enum):
 
 
 class Result(NamedTuple):
-    """What became of one name: no `failure` is success, otherwise `reason` says it in words."""
+    """The end of one greeting; without `failure` it was sent, else `reason` says why not."""
 
     name: bytes
     failure: Failure | None = None
@@ -64,7 +64,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How to send: where to, until when, `timeout` seconds for each, how many at once."""
+    """How to send: where to, what counts as sent, seconds for each, how many at once."""
 
     address: Address
     until: Until = Until.END
@@ -73,13 +73,13 @@ class Order:
 
 
 class UnreachableError(GreeterdError):
-    """No connection could be made, and none had been before (EX_UNAVAILABLE)."""
+    """The server cannot be connected to, and never was (EX_UNAVAILABLE)."""
 
     exit_code: ClassVar[int] = 69
 
 
 class _Phase(Enum):
-    """What a connection waits for, and what it then did not get in time."""
+    """What a connection waits for; the value says what a timeout means."""
 
     CONNECTING = "no connection"
     SENDING = "the name was not taken"
@@ -88,7 +88,7 @@ class _Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """One greeting on its way."""
+    """One greeting in flight."""
 
     name: bytes
     sock: socket.socket
@@ -137,7 +137,7 @@ def explain(error: OSError) -> tuple[Failure, str]:
         case errno.ETIMEDOUT:
             return Failure.TIMEOUT, "the kernel gave up connecting"
         case errno.EADDRNOTAVAIL:
-            # Nearly always ports in TIME_WAIT; also an address family without any local address.
+            # Nearly always all ports are in TIME_WAIT; or the family has no local address at all.
             hint = "EADDRNOTAVAIL, see net.ipv4.ip_local_port_range"
             return Failure.NO_PORT, f"no local address or port is free ({hint})"
         case _:
@@ -145,7 +145,7 @@ def explain(error: OSError) -> tuple[Failure, str]:
 
 
 class _Burst:
-    """The loop: connections in flight by descriptor, in the order of their deadlines."""
+    """The loop: the connections in flight by descriptor, in the order of their deadlines."""
 
     def __init__(self, order: Order) -> None:
         self._order = order
@@ -174,7 +174,7 @@ class _Burst:
                 yield from self._turn()
 
     def _turn(self) -> Iterator[Result]:
-        """Wait for one thing at least to happen, and yield what ended by it."""
+        """Wait for an event or the next deadline; yield the results of what ended."""
         pause = next(iter(self._flights.values())).deadline - monotonic()
         if self._queueing:
             pause = min(pause, _QUEUE_RETRY)
@@ -186,7 +186,8 @@ class _Burst:
             if (result := self._connect(flight)) is not None:
                 yield result
         if len(events) < _MAX_EVENTS:
-            # Only now: after a pause of this process itself the answers come before the clock.
+            # Only after the events: if this process itself was stopped, answers that have arrived
+            # count although their deadline has passed.
             yield from self._expire()
 
     def _expire(self) -> Iterator[Result]:
@@ -223,7 +224,7 @@ class _Burst:
         return None
 
     def _advance(self, flight: _Flight) -> Result | None:
-        """Take a connection as far as it goes without blocking; None = it waits."""
+        """Drive a connection as far as it goes without blocking; None if it must wait."""
         sock = flight.sock
         try:
             if flight.phase is _Phase.CONNECTING:
@@ -249,7 +250,7 @@ class _Burst:
         while piece := flight.sock.recv(_READ_BYTES):
             flight.reply += piece
             if len(flight.reply) > MAX_REPLY_BYTES:
-                # Whether or not it is wanted: an endless stream would keep the loop here for ever.
+                # Also where no reply is waited for: an endless stream would keep the loop here.
                 return self._end(flight, Failure.ERROR, "the reply does not end")
         if self._order.until is Until.REPLY and not flight.reply.endswith(b"\n"):
             reason = "the reply was cut short" if flight.reply else "closed without a reply"
@@ -264,10 +265,13 @@ class _Burst:
         return self._end(flight, failure, reason)
 
     def _judge(self, error: OSError) -> tuple[Failure, str]:
-        """Explain an error of connecting, or raise when there is nobody to connect to."""
+        """Explain an error of connecting.
+
+        Raises: UnreachableError: no connection has succeeded yet, and none can be made.
+        """
         failure, reason = explain(error)
         if self._reached or failure in (Failure.RESET, Failure.TIMEOUT):
-            return failure, reason  # a reset comes from somebody, and the slow may yet answer
+            return failure, reason  # a server that resets or is slow is there
         address = self._order.address
         if failure is Failure.REFUSED:
             raise UnreachableError(f"nobody listens on {address}") from error

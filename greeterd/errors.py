@@ -13,7 +13,7 @@ _LASTING = frozenset({
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
     errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
 })  # fmt: skip
-"""What the system says of a path that was chosen wrongly, or not made ready."""
+"""Errors that mean that a path is wrong, or was not prepared: they do not pass by themselves."""
 
 _PACKAGES: Final = {"daemon": "python-daemon", "hdrh": "hdrhistogram"}
 """The packages that are not called as their module."""
@@ -22,7 +22,7 @@ _BENCH: Final = frozenset({"hdrhistogram", "jinja2", "psutil", "uvloop"})
 
 
 class GreeterdError(Exception):
-    """A failure that is told to the user in one line; `exit_code` is the process's status."""
+    """A failure that ends a program: one line for the user, and `exit_code` as its exit status."""
 
     exit_code: ClassVar[int] = 70
 
@@ -57,7 +57,7 @@ class StartError(GreeterdError):
 
 
 class ResourceError(GreeterdError):
-    """The system refuses what is needed, for now: space, descriptors, a call (EX_OSERR)."""
+    """The system is short of space or descriptors, or refuses a call; may pass (EX_OSERR)."""
 
     exit_code = 71
 
@@ -81,21 +81,21 @@ class ConfigError(GreeterdError):
 
 
 class NoReaderError(OutputError):
-    """The reader of standard output has gone: 128 + SIGPIPE, as a shell reports it."""
+    """The reader of standard output has closed it: 128 + SIGPIPE, as a shell reports it."""
 
     exit_code = 141
 
 
 def reason_of(error: OSError) -> str:
-    """Return why the system refused, with the path if there is one: `PATH: No space left`."""
+    """Return the reason of a system error, with its path if it has one: `PATH: No space left`."""
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
 def refusal(what: str, error: OSError, path: Path | None = None) -> GreeterdError:
-    """Return the error for what the system refuses: of the configuration, or of the moment.
+    """Return a ConfigError where the path is wrong, else a ResourceError.
 
-    `path` is named where the system's answer has none.
+    `path` is named where the system error names none.
     """
     kind = ConfigError if error.errno in _LASTING else ResourceError
     if error.filename is None and path is not None:
@@ -104,9 +104,9 @@ def refusal(what: str, error: OSError, path: Path | None = None) -> GreeterdErro
 
 
 def failure_of(error: GreeterdError | OSError) -> GreeterdError:
-    """Return the error that a program ends with: what the system refuses is a ResourceError.
+    """Return the error that a program ends with; a system error becomes a ResourceError.
 
-    Where the system named no path, the line of the source that asked is all there is to name.
+    Where the system error names no path, the source line that made the call is named instead.
     """
     if isinstance(error, GreeterdError):
         return error

@@ -1,8 +1,8 @@
-"""Renders tables and colours with rich, for a terminal or a pipe: text that obeys nobody.
+"""Renders tables and colours with rich, for a terminal or a pipe; control characters are escaped.
 
-Whatever stands in a text or a cell is shown, and never carried out: what is not printable is
-escaped where rich turns it into segments, before it adds its own colours and cuts to a width.
-Markup ("[red]") is text.  Callers still escape what must stay on one line: a newline begins one.
+Text from outside is shown and never interpreted: what is not printable is escaped where rich makes
+segments of it, before rich adds its own colours and cuts to a width. Markup ("[red]") is text.
+Callers still escape what must stay on one line: a newline begins another.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from greeterd.system.escape import escape_lines
 
 
 class Screen(Console):
-    """A console for `file`, which is asked for its width, its colours and its encoding."""
+    """A console for `file`; width, colours and encoding are the file's."""
 
     def __init__(self, file: TextIO | None = None, *, stderr: bool = False) -> None:
         super().__init__(file=file, stderr=stderr, highlight=False, markup=False, emoji=False)
@@ -24,12 +24,12 @@ class Screen(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield the segments of anything; rich has each cell rendered here, too."""
+        """Yield the segments of a renderable; rich calls this for each cell, too."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else escape_lines(text), style, control)
 
     def text_of(self, *renderables: RenderableType) -> str:
-        """Return what shows these, one below the other; a Text is as long as it needs to be."""
+        """Return the text that shows these, one below the other; a Text is never wrapped."""
         with self.capture() as capture:
             for one in renderables:
                 self.print(one, soft_wrap=isinstance(one, Text))

@@ -1,1 +1,1 @@
-"""Addresses, listeners, steering, passing of descriptors, and what the kernel says of them."""
+"""Addresses, listeners, steering, descriptor passing, and the kernel's figures of sockets."""

@@ -1,8 +1,8 @@
-"""Decides what an address names: a TCP port of one interface, or a path in the file system.
+"""Addresses: parsing and normal form of a TCP port of one interface, or of a path.
 
 Three forms, and only these: `host:port`, `[v6]:port`, `unix:/path`. A parsed address is in normal
-form: two texts that name one place (`[::1]:80`, `[0:0::1]:080`) are equal addresses, and
-`parse_address(str(address)) == address`. A host name stays a name: resolving it is the listener's.
+form: two texts of one place (`[::1]:80`, `[0:0::1]:080`) are equal addresses, and
+`parse_address(str(address)) == address`. A host name stays a name: `listener` resolves it.
 """
 
 import ipaddress
@@ -40,7 +40,7 @@ class Address:
         return ":" in self.host
 
     def with_port(self, port: int) -> Self:
-        """Return the same host at another port, as when the kernel has chosen one for port 0."""
+        """Return the same host at another port, such as the one that the kernel chose for 0."""
         return replace(self, port=port)
 
     def __str__(self) -> str:
@@ -81,8 +81,8 @@ def _v6(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    # glibc would read "1" as 0.0.0.1, and Python "" as every interface. Both surprise, so a number
-    # is an IPv4 address in full, and who wants every interface says so.
+    # glibc would read "1" as 0.0.0.1, and Python "" as every interface. Both surprise, so an IPv4
+    # address must be written in full, and every interface as 0.0.0.0.
     if text in ("", "*"):
         raise ValueError("the host is missing: 0.0.0.0 or [::] is every interface")
     if _LIKE_V4.fullmatch(text):

@@ -43,17 +43,17 @@ HASH: Final[Program] = ((RETURN, 0, 0, _NO_INDEX),)
 
 
 def choose(steering: str, cpus: Sequence[int | None], avoided: Collection[int]) -> Program | None:
-    """Return the selection that `steering` (hash, cpu, random) means; None for the hash itself.
+    """Return the selection that `steering` (hash, cpu, random) means; None for the kernel's hash.
 
-    `cpus` has a listener at each index, by the CPU that its worker is pinned to, if it is. By `cpu`
-    a connection goes to one that is pinned to the CPU that handles it, evenly where there are
-    several; from the other CPUs by the hash. Where none is pinned, CPUs are dealt out by turns.
-    Those in `avoided` get nothing, however they would be chosen, unless there are no others.
+    `cpus` has an entry for each listener, by index: the CPU that its worker is pinned to, or None.
+    By `cpu`, a connection goes to a listener that is pinned to the CPU that handles it, with equal
+    chances where there are several; from other CPUs, by the hash. Where no worker is pinned, the
+    CPUs are dealt out by turns. Listeners in `avoided` get nothing, unless there are no others.
 
-    Raises: ValueError if there is no listener, or more than a program can tell apart.
+    Raises: ValueError if there is no listener, or more than a program can distinguish.
     """
-    everyone = range(len(cpus))
-    allowed = [index for index in everyone if index not in avoided] or list(everyone)
+    indexes = range(len(cpus))
+    allowed = [index for index in indexes if index not in avoided] or list(indexes)
     complete = len(allowed) == len(cpus)
     if steering == "random":
         return random_over(allowed)
@@ -102,10 +102,10 @@ def cpu_table(owners: Mapping[int, Sequence[int]], others: Program) -> Program:
 
 
 def _over(number: int, indexes: Iterable[int]) -> Program:
-    """Return a selection by a number that the kernel tells, modulo the count of `indexes`.
+    """Return a selection by a number of the kernel's, modulo the count of `indexes`.
 
     The result is the rank of the chosen index; each gap between the indexes, in ascending order,
-    then lifts it by the gap's width. Leaving out one of 512 listeners costs two instructions; a
+    then raises it by the gap's width. Leaving out one of 512 listeners costs two instructions; a
     table of jumps would take two for each that stays.
     """
     allowed = sorted(set(indexes))

@@ -1,10 +1,10 @@
 """The socketpair by which the dispatcher hands connections to one slot.
 
 A connection is one SOCK_SEQPACKET record: its client's name in RECORD_BYTES, and its descriptor as
-SCM_RIGHTS (unix(7)).  Records queue like connections at a listener, so a pair is kept in escrow as
-a listener is: it outlives the slot's worker and the dispatcher, and it can be lent.  `close_entry`
-ends it without loss: what was handed over can still be taken, and whoever takes reads end-of-file
-after it, while whoever hands on is told at once.
+SCM_RIGHTS (unix(7)). Records queue like connections at a listener, so a pair is kept in escrow as
+a listener is: it outlives the slot's worker and the dispatcher, and it can be lent. `close_entry`
+ends it without loss: the worker can still take what was handed over, and then reads end-of-file;
+the dispatcher sees a broken pipe at once.
 """
 
 import array
@@ -23,10 +23,10 @@ from greeterd.sockets import rights
 from greeterd.sockets.steering import SO_ATTACH_FILTER
 
 RECORD_BYTES: Final = 64
-"""All records are of one length, so that the bytes that wait tell how many they are."""
+"""All records have one length, so that the number of waiting bytes gives their number."""
 QUEUE_LIMIT: Final = 128
-"""About so many connections wait in a pair at most.  Not more, because one that waits at the
-listener can still go to any slot, and one that waits in a pair cannot."""
+"""Roughly the most connections that wait in a pair. No more, because a connection that waits at the
+listener can still go to any slot, and one in a pair cannot."""
 _RECORD_COST: Final = 768
 """Bytes that the kernel counts for a record, sk_buff included."""
 _INT_BYTES: Final = array.array("i").itemsize
@@ -61,12 +61,12 @@ class HandoffPair:
         return self.entry.fileno(), self.exit.fileno()
 
     def close_entry(self) -> None:
-        """Let nothing more in, and report POLLHUP there, for every process that holds the entry."""
+        """End the entry: for every process that holds it, sending fails and POLLHUP is reported."""
         self.entry.shutdown(socket.SHUT_RDWR)
 
     @property
     def spoiled(self) -> str:
-        """What a process that had an end has done to it, so that less arrives; empty if nothing."""
+        """What a worker has changed so that fewer connections arrive; empty if nothing."""
         if receives_no_more(self.exit):
             return "shut down"
         changed = {
@@ -79,7 +79,7 @@ class HandoffPair:
         return names and f"changed: {names}"
 
     def set_right(self) -> None:
-        """Have both ends as they are to be; a filter stays."""
+        """Undo what a worker has changed of both ends; a filter stays."""
         self.entry.setblocking(False)
         self.exit.setblocking(False)
         self.entry.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_LIMIT * _RECORD_COST // 2)
@@ -88,7 +88,7 @@ class HandoffPair:
         self.exit.setsockopt(socket.SOL_SOCKET, socket.SO_PASSSEC, 0)
 
     def pour_into(self, other: "HandoffPair") -> None:
-        """Move the connections that wait here to another pair, as far as it has room."""
+        """Move the connections that wait here to another pair, as far as that has room."""
         take = taker(self.exit)
         with contextlib.suppress(OSError):
             while True:
@@ -100,7 +100,7 @@ class HandoffPair:
 
     @property
     def closed(self) -> bool:
-        """Nothing more can be handed over."""
+        """Whether nothing more can be handed over."""
         poll = select.poll()
         poll.register(self.entry, 0)
         return bool(poll.poll(0))
@@ -131,11 +131,11 @@ def hand_over(entry: socket.socket, fd: int, client: str) -> None:
 
 
 def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
-    """Return what takes the next connection out of the pair: its descriptor, and its client's name.
+    """Return a function that takes the next connection: its descriptor, and its client's name.
 
-    It is called where accept(2) is called for a listener, and raises what that would:
-    BlockingIOError when nothing waits, OSError with EINVAL when the pair is at its end, with EMFILE
-    when a connection came and no descriptor was free: then that connection is lost.
+    It is called in place of accept(2) of a listener, and raises the same errors: BlockingIOError
+    when nothing waits, OSError with EINVAL when the pair has ended, with EMFILE when a connection
+    came and no descriptor was free: that connection is lost.
     """
     receive = rights.receiver_of_one(exit_, RECORD_BYTES)
 
@@ -144,16 +144,16 @@ def taker(exit_: socket.socket) -> Callable[[], tuple[int, str]]:
         if fd is None:
             if record:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            raise OSError(errno.EINVAL, "nothing more is handed over")
+            raise OSError(errno.EINVAL, "the pair has ended")
         return fd, record.rstrip(b"\0").decode("latin-1")  # ASCII; and whatever it is, no error
 
     return take
 
 
 def has_filter(sock: socket.socket) -> bool:
-    """Tell whether a filter may drop what arrives: packets, or records of a socketpair."""
+    """Return whether a filter may drop what arrives: packets, or records of a socketpair."""
     # Not sock.getsockopt(): the kernel counts this buffer in instructions, and would write beyond
-    # its end.  Without a buffer it tells how many there are; of an eBPF filter it does not.
+    # its end. Without a buffer it returns their number; for an eBPF filter, an error.
     count = ctypes.c_uint(0)
     failed = _libc.getsockopt(
         sock.fileno(), socket.SOL_SOCKET, SO_ATTACH_FILTER, None, ctypes.byref(count)
@@ -162,7 +162,7 @@ def has_filter(sock: socket.socket) -> bool:
 
 
 def receives_no_more(sock: socket.socket) -> bool:
-    """Tell whether a unix socket, or its peer, was shut down in the direction of `sock`."""
+    """Return whether a unix socket can receive no more: it or its peer was shut down."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))
@@ -176,5 +176,5 @@ def waiting(exit_: socket.socket) -> int:
 
 
 def is_exit(sock: socket.socket) -> bool:
-    """Tell a pair's end from a listener."""
+    """Return whether this is the exit of a pair, and not a listener."""
     return sock.type == socket.SOCK_SEQPACKET

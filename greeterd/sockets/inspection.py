@@ -1,9 +1,9 @@
-"""Finds what a process has done to a listener that others share, and undoes it.
+"""Finds what a worker has changed about a shared listener, and undoes it.
 
-A worker may run a stranger's code, and has the file description of its listener in common with the
-master and with other workers: shutdown(2), O_NONBLOCK, socket options and filters that it sets hold
-for all of them, and most options for each connection that is accepted later.  What can be seen is
-compared here with how the listener is to be; greeterd/README.md, Limits, names what cannot be seen.
+A hijacked worker shares the file description of its listener with the master and other workers:
+shutdown(2), O_NONBLOCK, socket options and filters that it sets hold for all of them, and most
+options for each connection that is accepted later. What can be read is compared here with what it
+should be; greeterd/README.md, Limits, names what cannot be read.
 It costs about 20 us a listener, or 1 us for `listens` alone.
 """
 
@@ -24,9 +24,9 @@ class _Option(NamedTuple):
     level: int
     number: int
     size: int
-    """As it is read."""
+    """Bytes when it is read."""
     written: int = 0
-    """What it is filled up to when it is set, if that is more."""
+    """Bytes when it is set, if more: it is padded."""
 
 
 _TIMEVAL: Final = 16
@@ -34,7 +34,7 @@ _INT: Final = 4
 _EVERYWHERE: Final = {
     "SO_RCVTIMEO": _Option(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL),
     "SO_SNDTIMEO": _Option(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL),
-    # The time is not looked at: it stays, and means nothing, when this is off.
+    # Without the time, which stays when this is off, and means nothing then.
     "SO_LINGER": _Option(socket.SOL_SOCKET, socket.SO_LINGER, _INT, 2 * _INT),
     "SO_RCVLOWAT": _Option(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _INT),
 }
@@ -60,21 +60,21 @@ _OPTIONS: Final[dict[int, dict[str, _Option]]] = {
         "IPV6_MINHOPCOUNT": _Option(socket.IPPROTO_IPV6, 73, _INT),  # linux/in6.h
     },
 }
-"""What would keep clients out, or harm those that are accepted, by the socket's family."""
+"""The options that would keep clients out or harm accepted ones, by the socket's family."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a listener is to be."""
+    """The state that a listener should have."""
 
     blocking: bool
     backlog: int | None
-    """As in force; None where this kernel does not tell."""
+    """In force; None where it cannot be read."""
     options: dict[str, bytes]
 
 
 def terms_of(sock: socket.socket) -> Terms:
-    """Return how a listener is."""
+    """Return the present state of a listener."""
     try:
         backlog = queue_length(sock).limit
     except OSError:
@@ -83,18 +83,18 @@ def terms_of(sock: socket.socket) -> Terms:
 
 
 def listens(sock: socket.socket) -> bool:
-    """Tell whether clients can connect."""
+    """Return whether clients can connect."""
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return False
-    # A unix socket that was shut down says that it accepts.
+    # A unix socket that was shut down still reports SO_ACCEPTCONN.
     return sock.family != socket.AF_UNIX or not receives_no_more(sock)
 
 
 def set_right(sock: socket.socket, terms: Terms) -> list[str]:
-    """Undo what was changed about a listener that listens; return the names of that.
+    """Undo what was changed about a listener that listens; return the names of the changes.
 
     Raises:
-        OSError: something cannot be undone, or cannot be here.
+        OSError: one cannot be undone, or an option cannot be read.
 
     """
     changed = []
@@ -118,7 +118,7 @@ def set_right(sock: socket.socket, terms: Terms) -> list[str]:
 
 
 def _blocks(sock: socket.socket) -> bool:
-    # Not sock.getblocking(), which tells what this object was told.
+    # Not sock.getblocking(), which reports the last setting of this object.
     return not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
 
 

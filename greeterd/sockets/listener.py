@@ -1,8 +1,8 @@
 """Opens the sockets that clients connect to, and guards their addresses.
 
-Who opens what: in mode inherit the master opens one shared listener per address. In mode reuseport
-it keeps a guard per address, and each worker opens a member; a member listens later, because the
-order of the listen() calls is the index order of `greeterd.sockets.steering`.
+In mode inherit the master opens one shared listener per address. In mode reuseport it keeps a guard
+per address, and each worker opens a member; a member listens later, because the order of the
+listen() calls is the index order of `greeterd.sockets.steering`.
 
 Every socket is non-blocking and close-on-exec. O_NONBLOCK and SO_RCVTIMEO belong to the file
 description: what one process sets holds for all that share the listener. IPv6 listeners take IPv6
@@ -51,7 +51,7 @@ _REASONS: Final = {
 
 
 def resolve(address: Address) -> Address:
-    """Return the address with numbers for a host name; blocks for the resolver, maybe for long.
+    """Return the address with numbers for a host name; may block long for the resolver.
 
     Raises: ListenError naming the address and the reason.
     """
@@ -65,15 +65,15 @@ def resolve(address: Address) -> Address:
 def open_shared(address: Address, *, backlog: int, unix_mode: int) -> socket.socket:
     """Return a listener that every worker inherits.
 
-    `unix_mode` are the permissions of a unix socket's file. The file of a daemon that died is
-    replaced, if nobody answers on it.
+    `unix_mode` are the permissions of a unix socket's file. A file that a dead daemon left is
+    replaced: one where no process listens.
 
     Raises: ListenError naming the address and the reason.
     """
     if address.is_unix:
         return _open_unix(address, backlog, unix_mode)
     with _tcp_socket(address) as (sock, where):
-        # Without it the TIME_WAIT leftovers of an earlier run refuse the address for a minute. On
+        # Without it, connections in TIME_WAIT of an earlier run block the address for a minute. On
         # Linux it never lets two sockets listen.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
@@ -84,11 +84,11 @@ def open_shared(address: Address, *, backlog: int, unix_mode: int) -> socket.soc
 def guard_address(address: Address) -> socket.socket:
     """Return a bound socket that keeps the address for members, and never takes a connection.
 
-    It proves first that nobody else has the address; with SO_REUSEPORT alone a second daemon of the
-    same user would join in silence and take half of the clients. Found are strangers that listen,
-    whatever their options, and other guards. A stranger that has only bound, with SO_REUSEADDR, is
-    not found (Linux lets both bind); its listen() fails, unless it set SO_REUSEPORT as our user.
-    Port 0 becomes a port that nobody has; `local_address` tells which.
+    It proves first that no other process has the address; with SO_REUSEPORT alone a second daemon
+    of the same user would join unnoticed and take half of the clients. It finds every listener of
+    another process, whatever its options, and other guards. A process that has only bound, with
+    SO_REUSEADDR, is not found (Linux lets both bind); its listen() fails, unless it has set
+    SO_REUSEPORT as our user. Port 0 becomes a free port; `local_address` returns it.
 
     Raises: ListenError naming the address and the reason.
     """
@@ -100,14 +100,15 @@ def guard_address(address: Address) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(where)
             return sock
-        # One socket proves and guards, so no second daemon fits between. bind() with SO_REUSEADDR
-        # overlooks leftovers in TIME_WAIT; listen() then refuses every other listener and guard.
+        # The same socket proves and guards, so that no second daemon can come between. bind() with
+        # SO_REUSEADDR ignores connections in TIME_WAIT; listen() then fails if there is any other
+        # listener or guard.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
         sock.listen(0)
-        # The address is ours. Without SO_REUSEADDR the guard is in the way of other daemons' proof
-        # even when it no longer listens; with SO_REUSEPORT it is not in the way of our members.
-        # The kernel reads both flags when it compares two sockets, so they count after bind() too.
+        # The address is ours. Without SO_REUSEADDR the guard makes other daemons' proof fail also
+        # when it no longer listens; with SO_REUSEPORT it lets our members bind. The kernel reads
+        # both flags when it compares two sockets, so they count after bind() too.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.shutdown(socket.SHUT_RDWR)  # no longer listens, and keeps the port that it was given
@@ -115,7 +116,7 @@ def guard_address(address: Address) -> socket.socket:
 
 
 def open_member(address: Address) -> socket.socket:
-    """Return a socket bound to a guarded address, for a worker of its own; it does not listen yet.
+    """Return a socket bound to a guarded address, for one worker; it does not listen yet.
 
     `address` is the guard's `local_address`: a port of 0 would make a group of its own.
 
@@ -131,16 +132,16 @@ def open_member(address: Address) -> socket.socket:
 
 
 def listen_again(sock: socket.socket, address: Address, *, backlog: int) -> None:
-    """Let a TCP socket that was a listener listen at its address again, whatever was done to it.
+    """Make a TCP socket listen at its address again after a worker has shut it down.
 
-    What was queued is lost.  Raises: OSError if it cannot, or only elsewhere.
+    What was queued is lost.  Raises: OSError if it cannot, or only at another address.
     """
     # Twice: shutdown() of one that does not listen marks it, and the connections that are accepted
     # from it later inherit the mark, and are reset. Shutdown of one that listens takes it off.
     for _ in range(2):
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
-        # A port that the kernel had chosen was given back. EINVAL: this one was not.
+        # A port that the kernel had chosen was released. EINVAL: this one is still bound.
         with contextlib.suppress(OSError):
             sock.bind((address.host, address.port))
         sock.listen(backlog)
@@ -150,9 +151,9 @@ def listen_again(sock: socket.socket, address: Address, *, backlog: int) -> None
 
 
 def is_member(fd: int, address: Address) -> bool:
-    """Tell whether a descriptor that a stranger has sent is what `open_member` returns.
+    """Return whether a descriptor from an untrusted process is what `open_member` returns.
 
-    Nothing here blocks, or does anything to what it is.
+    Never blocks, and changes nothing about it.
     """
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return False
@@ -188,26 +189,25 @@ def local_address(sock: socket.socket) -> Address:
 
 
 def effective_backlog(backlog: int) -> int:
-    """Return what listen(backlog) amounts to: the kernel caps it at net.core.somaxconn in silence.
+    """Return the backlog in force: the kernel silently caps it at net.core.somaxconn.
 
     The accept queue holds one more than that.
     """
     try:
         return min(backlog, int(_SOMAXCONN.read_text()))
     except (OSError, ValueError):
-        return backlog  # no /proc: the kernel caps it all the same, and nobody can tell
+        return backlog  # no /proc: the kernel caps it, and the cap cannot be read
 
 
 def set_blocking_accept(sock: socket.socket, timeout: float) -> None:
-    """Make accept() on the listener block, for `timeout` seconds (more than 0) at most.
+    """Make accept() on the listener block, for at most `timeout` seconds (more than 0).
 
-    When they have passed, accept() raises BlockingIOError. Accepted sockets inherit the limit for
-    their own reads.
+    Then accept() raises BlockingIOError. Accepted sockets inherit the limit for their own reads.
     """
     # Not settimeout(): Python would poll first, and all waiters would wake for one connection.
     microseconds = math.ceil(timeout * 1_000_000)
     if microseconds <= 0:
-        raise ValueError("to the kernel a timeout of 0 is none at all")
+        raise ValueError("to the kernel, a timeout of 0 means to wait for ever")
     limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))  # struct timeval
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     sock.setblocking(True)
@@ -219,18 +219,18 @@ def _open_unix(address: Address, backlog: int, mode: int) -> socket.socket:
         raise _refusal(address, f"the path is longer than {MAX_PATH_BYTES} bytes")
     with _new_socket(address, socket.AF_UNIX) as sock, place_of(path) as place:
         place.clear()
-        # bind() creates the file, and only the umask can give it its permissions in that moment; a
-        # chmod afterwards could be led elsewhere by whoever may write in the directory. The umask
-        # is the whole process's: the master has one thread.
+        # bind() creates the file, and only the umask can set its permissions in that moment; a
+        # later chmod could be led elsewhere by a user who may write in the directory. The umask is
+        # the whole process's: the master has one thread.
         before = os.umask(0o777 & ~mode)
         try:
             sock.bind(address.path)
         finally:
             os.umask(before)
-        # Nor is there a bind() in a directory that is held open: getsockname() would tell of it.
+        # Not bound through the open directory: getsockname() would show that path for ever.
         made = place.look()
         if made is None or not stat.S_ISSOCK(made.st_mode) or made.st_uid != os.geteuid():
-            raise _refusal(address, "the directory was replaced meanwhile")
+            raise _refusal(address, "the directory was replaced meanwhile by another user")
         sock.listen(backlog)
     return sock
 

@@ -1,9 +1,9 @@
-"""Passes descriptors between processes (SCM_RIGHTS, unix(7)): the only module that receives any.
+"""Passes descriptors between processes (SCM_RIGHTS, unix(7)); the only module that receives any.
 
-A record that comes has two senders, the peer and the kernel, and neither is believed: the peer may
-attach what he likes, and the kernel keeps back what finds no descriptor free here (MSG_CTRUNC), or
-cuts off bytes (MSG_TRUNC). So a record has all of its descriptors or none, each close-on-exec.
-What a stranger has sent is closed by `close_all`, which does not wait for what he has in store.
+Neither the peer nor completeness is trusted: the peer may attach any descriptors, and the kernel
+drops those for which none is free here (MSG_CTRUNC), or cuts off bytes (MSG_TRUNC). So a record has
+all of its descriptors or none, each close-on-exec. Close what an untrusted process has sent with
+`close_all`: close(2) may block for as long as its sender likes.
 """
 
 import array
@@ -30,9 +30,9 @@ class Parcel:
     """Empty at the end of the stream."""
     fds: list[int] = field(default_factory=list)
     cut: bool = False
-    """It was longer than expected, and the rest is gone."""
+    """It was longer than expected; the rest is lost."""
     lost: bool = False
-    """It has more descriptors than were taken; none is open here."""
+    """It has more descriptors than were taken; none of them is open here."""
 
 
 def send(sock: socket.socket, data: bytes, fds: Collection[int] = ()) -> None:
@@ -47,24 +47,24 @@ def send(sock: socket.socket, data: bytes, fds: Collection[int] = ()) -> None:
 
 
 def peek(sock: socket.socket, size: int) -> Parcel:
-    """Look at the next record and leave it there; `lost` tells that it carries descriptors.
+    """Look at the next record and leave it queued; `lost` means that it carries descriptors.
 
-    None is opened, and none is closed: who takes a record closes what he does not take of it, and
-    that can wait (see signals.prodded). Raises: as `receive`.
+    None is opened or closed: to take a record closes those that are not taken, and that may block
+    (see signals.prodded). Raises: as `receive`.
     """
     data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK)
     return Parcel(data, [], bool(flags & socket.MSG_TRUNC), bool(flags & socket.MSG_CTRUNC))
 
 
 def receive(sock: socket.socket, size: int, most_fds: int = MAX_FDS) -> Parcel:
-    """Take the next record, with so many descriptors at most.
+    """Take the next record, with at most `most_fds` descriptors.
 
     Raises:
         BlockingIOError: nothing waits.
-        OSError: the socket is of no use any more.
+        OSError: the socket cannot be used any more.
 
     """
-    # Not CMSG_SPACE: its padding has room for one more. Not socket.recv_fds: that of CPython 3.11
+    # Not CMSG_SPACE: its padding has room for one more. Not socket.recv_fds: in CPython 3.11 it
     # ignores its flags, so that the descriptors would leak into every program that is executed.
     data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_LEN(most_fds * _INT_BYTES), _FLAGS)
     fds = array.array("i")
@@ -79,9 +79,9 @@ def receive(sock: socket.socket, size: int, most_fds: int = MAX_FDS) -> Parcel:
 
 
 def receiver_of_one(sock: socket.socket, size: int) -> Callable[[], tuple[bytes, int | None]]:
-    """Return what takes the next record with its one descriptor, None where that is missing.
+    """Return a function that takes the next record and its one descriptor, or None without one.
 
-    Raises as `receive`; for the hot path.
+    It is for the hot path. Raises: as `receive`.
     """
     recvmsg, space = sock.recvmsg, socket.CMSG_LEN(_INT_BYTES)
 
@@ -94,7 +94,7 @@ def receiver_of_one(sock: socket.socket, size: int) -> Callable[[], tuple[bytes,
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors of which a stranger may have the other end, in bounded time."""
+    """Close descriptors from an untrusted process, in bounded time."""
     with signals.prodded():
         for fd in fds:
             with contextlib.suppress(OSError):

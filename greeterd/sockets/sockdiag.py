@@ -1,9 +1,9 @@
-"""Asks the kernel how a listener fares: what waits in its queue, what it lost, what is under way.
+"""Reads figures of listeners from the kernel: queue lengths, drops, handshakes under way.
 
 Nothing here changes a socket. Three sources: TCP_INFO and SO_MEMINFO of the socket itself, which
-are cheap (about 1 us), and sock_diag(7) over netlink for what no socket option tells. That needs
+are cheap (about 1 us), and sock_diag(7) over netlink for what no socket option returns. That needs
 AF_NETLINK (a sandbox may forbid it) and the kernel's tcp_diag or unix_diag; where they are missing
-the functions that ask it raise OSError.
+the functions that use it raise OSError.
 """
 
 import errno
@@ -59,18 +59,18 @@ _ALL: Final = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """An accept queue: connections that wait `now`, of `limit` (the kernel lets in one more)."""
+    """An accept queue: connections that wait `now`, and its `limit` (the kernel takes one more)."""
 
     now: int
     limit: int
 
 
 class Handshake(NamedTuple):
-    """Names one handshake for good: another one of the same client has another name."""
+    """Identifies one handshake; a later one of the same client has another identity."""
 
     family: int
     ident: bytes
-    """struct inet_diag_sockid, as the kernel has told it: addresses, ports, and its cookie."""
+    """struct inet_diag_sockid, as the kernel returned it: addresses, ports, and a cookie."""
 
 
 def queue_length(listener: socket.socket) -> Queue:
@@ -87,12 +87,12 @@ def queue_length(listener: socket.socket) -> Queue:
 def drops(listener: socket.socket) -> int:
     """Return how many packets a TCP listener has dropped since it was made (modulo 2**32).
 
-    Most are connections that found the queue full, each counted again when the client asks again;
-    SYNs stopped by a gate count too.
+    Most are connections that found the queue full, each counted again when the client tries again;
+    SYNs that a gate dropped count too.
 
-    This is what sock_diag(7) tells as INET_DIAG_SKMEMINFO, without a netlink socket.
+    The same figure as INET_DIAG_SKMEMINFO of sock_diag(7), without a netlink socket.
 
-    Raises: OSError for a unix socket, which drops nothing but has clients wait, or fail at once; on
+    Raises: OSError for a unix socket, which drops nothing (its clients wait, or fail at once); on
     Linux before 4.12.
     """
     if listener.family == socket.AF_UNIX:
@@ -102,22 +102,22 @@ def drops(listener: socket.socket) -> int:
 
 
 def handshakes(addresses: Iterable[Address]) -> Generator[list[Handshake], None, None]:
-    """Yield, portion by portion, the handshakes with these TCP addresses that are under way.
+    """Yield, in batches, the handshakes with these TCP addresses that are under way.
 
-    `addresses` are `local_address`es of listeners.  A SYN was answered, and the ACK has not come:
-    these belong to a listener that was chosen already, and closing it loses them.  The kernel does
-    not tell which listener of a group that is.  Handshakes by SYN cookie (a flood) leave no trace.
+    `addresses` are `local_address`es of listeners. A SYN was answered, and the ACK has not come:
+    such a handshake belongs to a listener that was chosen already, and closing that loses it. The
+    kernel does not report which listener of a group it is. Handshakes by SYN cookie (a flood) leave
+    no trace.
 
-    This is one dump a family, however many addresses there are: a walk of the kernel through its
-    whole table of connections (10 ms for 262,144 buckets).  A portion is one recv(2), for which the
-    kernel walks on until 64 KiB are full or the table is at its end; the iterator may be closed
-    between two.
+    This takes one dump a family, however many addresses there are: the kernel walks through its
+    whole table of connections (10 ms for 262,144 buckets). A batch is one recv(2), for which the
+    kernel walks on until 64 KiB are full or the table ends; the iterator may be closed between two.
 
     Raises: OSError if the kernel has no tcp_diag, or AF_NETLINK is forbidden.
     """
     wanted: dict[int, set[tuple[int, bytes]]] = {}
     for address in addresses:
-        # A listener of both families is of AF_INET6, and so are its handshakes over IPv4.
+        # A listener for both families is AF_INET6, and so are its handshakes over IPv4.
         family = int(socket.AF_INET6 if address.is_v6 else socket.AF_INET)
         host = socket.inet_pton(family, address.host.partition("%")[0]).ljust(16, b"\0")
         wanted.setdefault(family, set()).add((address.port, host))
@@ -137,7 +137,7 @@ def handshakes(addresses: Iterable[Address]) -> Generator[list[Handshake], None,
 
 
 def is_under_way(handshake: Handshake) -> bool:
-    """Tell whether the client's ACK has still not come.  This is one lookup, of some 15 us.
+    """Return whether the client's ACK has still not come; one lookup, some 15 us.
 
     Raises: OSError as `handshakes`.
     """
@@ -153,9 +153,9 @@ def is_under_way(handshake: Handshake) -> bool:
 
 
 def spoiled_listeners() -> set[int]:
-    """Return the inodes of the TCP listeners, of anybody, whose connections are dead on arrival.
+    """Return the inodes of TCP listeners, of any process, whose new connections are reset at once.
 
-    A socket that was shut down twice, and then listens again, says that all is well.
+    That is a socket which was shut down twice and then listens again; its own options look normal.
 
     Raises: OSError as `handshakes`.
     """
@@ -179,11 +179,11 @@ def _unix_queue(listener: socket.socket) -> Queue:
         queue = _attribute(answer, _UNIX_ANSWER_BYTES, _UNIX_DIAG_RQLEN)
         if queue is not None:
             return Queue(*struct.unpack("=II", queue))
-    raise OSError("the kernel does not tell the queue of a unix socket")
+    raise OSError("the kernel does not report the queue of a unix socket")
 
 
 def _attribute(answer: bytes, offset: int, wanted: int) -> bytes | None:
-    """Return the value of an attribute that follows the fixed part of an answer, if it is there."""
+    """Return the value of an attribute behind the fixed part of an answer, or None."""
     while offset < len(answer):
         size, kind = _ATTRIBUTE.unpack_from(answer, offset)
         if kind == wanted:
@@ -196,7 +196,7 @@ def _ask(request: bytes, flags: int) -> Iterator[list[bytes]]:
     """Send one request to sock_diag and yield the bodies of the answers, by datagrams.
 
     The kernel prepares the first datagram in send(), and each further one in the recv() before it,
-    so that nothing is waited for here; the timeout is for a kernel that does otherwise.
+    so this never waits; the timeout is for a kernel that does otherwise.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_TIMEOUT)

@@ -2,7 +2,7 @@
 
 A *selection* belongs to an SO_REUSEPORT group: one program serves the whole group, and any
 listening member may attach it. Indexes are the order of the listen() calls. When a listener closes,
-the last one moves into its place, so whoever closes one must renumber and attach again.
+the last one moves into its place, so after closing one, renumber and attach again.
 The *SYN gate* belongs to one listener: it drops packets that open a connection. Handshakes that had
 begun, and connections that wait in the queue, pass.
 
@@ -30,7 +30,7 @@ _UNTOUCHED_TTL: Final = 255
 
 
 def steer(member: socket.socket, selection: Program | None) -> None:
-    """Let `selection` choose for the new connections of `member`'s group; None: the hash again.
+    """Have `selection` choose for new connections of `member`'s group; None: the kernel's hash.
 
     Raises: OSError if `member` is not of an SO_REUSEPORT group.
     """
@@ -49,28 +49,28 @@ def steer(member: socket.socket, selection: Program | None) -> None:
 
 
 def gate_syn(listener: socket.socket) -> None:
-    """Leave new connections to `listener` unanswered; those under way or queued go on.
+    """Drop the SYNs of new connections to `listener`; those under way or queued go on.
 
-    The kernel of a client that was not answered asks again after a second, so it finds whoever
-    listens by then. The gate belongs to the file description: it holds in every process that shares
-    it, and the connections accepted later inherit it, which harms none (a SYN has no place there).
+    The client's kernel repeats a SYN that was not answered after a second, and so finds the next
+    listener of the address. The gate belongs to the file description: it holds in every process
+    that shares it. Connections accepted later inherit it, harmlessly: they receive no SYN.
     """
     try:
         _attach(listener, SO_ATTACH_FILTER, drop_syn())
     except PermissionError:
-        # Kernels of 2026 (6.18.44 does it) let only CAP_NET_ADMIN filter a TCP socket. Nobody needs
-        # a privilege to ask for packets that no router has touched, though, and a client's SYN has
-        # a smaller TTL than this. The ACK of a handshake under way is not looked at.
+        # Kernels of 2026 (6.18.44 does it) let only CAP_NET_ADMIN filter a TCP socket. Without a
+        # privilege a minimum TTL can be set, and 255 is more than any SYN of a client has. The ACK
+        # of a handshake under way is not checked.
         listener.setsockopt(*_ttl_option(listener), _UNTOUCHED_TTL)
 
 
 def ungate(listener: socket.socket) -> bool:
-    """Let new connections to `listener` in again, whoever has gated it.
+    """Remove any gate from `listener`.
 
-    True tells that connections which wait in its queue may need `open_gate` to be heard: they were
-    made while it looked at TTLs.
+    Return True if connections in its queue may need `open_gate`: they were made while a gate by
+    TTL stood, and inherited it.
 
-    Raises: OSError if the kernel lets a filter stay.
+    Raises: OSError if the kernel does not remove a filter.
     """
     if listener.family == socket.AF_UNIX:
         return False
@@ -86,14 +86,14 @@ def ungate(listener: socket.socket) -> bool:
 
 
 def is_gated_by_ttl(listener: socket.socket) -> bool:
-    """Tell whether the connections that `listener` will accept need `open_gate` to be heard."""
+    """Return whether connections that `listener` accepts inherit a gate by TTL (`open_gate`)."""
     if listener.family == socket.AF_UNIX:
         return False
     return listener.getsockopt(*_ttl_option(listener)) == _UNTOUCHED_TTL
 
 
 def open_gate(fd: int) -> None:
-    """Let the packets of an accepted connection in, if it inherited a gate that looks at TTLs.
+    """Remove a gate by TTL from an accepted connection.
 
     What its client sent before was dropped, and comes again after a retransmission timeout.
     """

@@ -1,1 +1,1 @@
-"""One facility of the operating system each: signals, privileges, the pid file, limits."""
+"""One facility of the operating system each: signals, privileges, files, the pid file, limits."""

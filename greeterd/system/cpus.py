@@ -1,10 +1,13 @@
-"""Decides which CPUs this process may use, and how many: its affinity, capped by cgroup quotas.
+"""The CPUs that this process may use, and how many: its affinity, capped by cgroup quotas.
 
 A container or a unit with `CPUQuota=` sees every CPU of the machine and is throttled when it uses
 them, so the affinity alone is not the answer. A quota holds for everything below the cgroup that
 sets it: the smallest on the way from the process's own cgroup up to the mounted root counts.
 Formats: cgroups(7), the kernel's cgroup-v2.rst (`cpu.max`) and sched-bwc.rst (`cpu.cfs_quota_us`),
-proc(5) for mountinfo. Both versions may be mounted at once. Whatever cannot be read sets no limit.
+proc(5) for mountinfo. Both versions may be mounted at once. What cannot be read sets no limit.
+
+Lists of CPUs are written as the kernel writes them: "0,2-3" (cpuset(7), List format). Their order
+counts, and no CPU is in one twice.
 """
 
 import math
@@ -27,8 +30,8 @@ def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
     """Return the number of CPUs that this process may keep busy, at least 1.
 
     A fraction of a CPU is rounded up: with a quota of 1.5 a second worker has half a CPU to use.
-    Where the kernel does not tell which CPUs those are, all of the machine's count.
-    `root` holds `proc` and what is mounted, `affinity` stands for the kernel's answer, for tests.
+    Where the affinity is unknown, all CPUs of the machine count.
+    `root` holds `proc` and what is mounted; tests replace it, and the kernel's `affinity`.
     """
     if affinity is None:
         affinity = len(allowed_cpus()) or os.cpu_count() or 1
@@ -37,7 +40,7 @@ def usable_cpus(root: Path = Path("/"), affinity: int | None = None) -> int:
 
 
 def allowed_cpus() -> frozenset[int]:
-    """Return the CPUs that this process may run on; none where the kernel does not tell."""
+    """Return the CPUs that this process may run on; none where the call is not allowed."""
     try:
         return frozenset(os.sched_getaffinity(0))
     except OSError:  # a seccomp filter
@@ -47,10 +50,10 @@ def allowed_cpus() -> frozenset[int]:
 def affinity_of(setting: str) -> tuple[int, ...]:
     """Return the CPUs that workers are pinned to, by turns; none for `off`, all usable for `auto`.
 
-    `setting` is `cpu_affinity`. Whether the CPUs of a list are usable is not looked at.
+    `setting` is `cpu_affinity`. Whether the CPUs of a list are usable is not checked.
 
     Raises:
-        ResourceError: the kernel does not tell which are usable.
+        ResourceError: `auto`, and which are usable is unknown.
 
     """
     if setting == "off":
@@ -63,21 +66,21 @@ def affinity_of(setting: str) -> tuple[int, ...]:
 
 
 def cpu_of(slot: int, cpus: Sequence[int]) -> int | None:
-    """Return the CPU that a slot is pinned to: the first slot to the first, by turns."""
+    """Return the CPU of a slot, by turns: the first CPU for slot 1."""
     return cpus[(slot - 1) % len(cpus)] if cpus else None
 
 
 def unusable(cpus: Iterable[int]) -> list[int]:
-    """Return those of the CPUs that this process may not run on, as far as the kernel tells."""
+    """Return those of the CPUs that this process may not run on; none where that is unknown."""
     usable = allowed_cpus()
     return sorted(set(cpus) - usable) if usable else []
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
-    """Return the CPUs in the order of the text.
+    """Return the CPUs of a list, in its order.
 
     Raises:
-        ValueError: it is no list, or an empty one, or has a CPU twice, or one above MAX_CPU.
+        ValueError: it is no list, or empty, or has a CPU twice, or one above MAX_CPU.
 
     """
     cpus: list[int] = []
@@ -96,7 +99,7 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 
 
 def render_cpus(cpus: Sequence[int]) -> str:
-    """Return the list, the shortest that keeps the order."""
+    """Return the CPUs as a list, the shortest one that keeps their order."""
     runs: list[list[int]] = []
     for cpu in cpus:
         if runs and cpu == runs[-1][1] + 1:
@@ -107,7 +110,7 @@ def render_cpus(cpus: Sequence[int]) -> str:
 
 
 def _cgroups(root: Path) -> Iterator[Path]:
-    """Yield every directory whose quota holds for this process."""
+    """Yield every cgroup directory whose quota holds for this process."""
     memberships = _memberships(root)
     for line in _read(root / "proc/self/mountinfo").splitlines():
         mount, _, kind = line.partition(" - ")

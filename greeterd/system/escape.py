@@ -1,6 +1,6 @@
-r"""Makes text safe to show: nothing that a terminal could obey, nothing that ends a line.
+r"""Escapes text for terminals and logs: no control sequence and no line end is left in it.
 
-Unsafe is what `str.isprintable` says is: C0 and C1 controls, DEL, U+2028, bidirectional overrides,
+Escaped is what `str.isprintable` refuses: C0 and C1 controls, DEL, U+2028, bidirectional overrides,
 zero-width characters, lone surrogates. JSON alone escapes only the C0 controls.
 """
 
@@ -16,8 +16,8 @@ def to_ascii_json(value: object) -> str:
 
 
 def to_ascii(encoded: bytes) -> str:
-    r"""Return JSON that says the same in printable ASCII only, on one line; its UTF-8 is valid."""
-    # What is not ASCII stands inside a string, where `\uNNNN` means the same.
+    r"""Return the same JSON in printable ASCII only, on one line; `encoded` is valid UTF-8."""
+    # Characters beyond ASCII occur only inside strings, where `\uNNNN` means the same.
     return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], encoded.decode())
 
 
@@ -31,5 +31,5 @@ def escape(text: str) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """Return `text` with its line feeds kept and all else escaped: for tracebacks."""
+    """Return `text` escaped, with its line feeds kept: for tracebacks."""
     return "\n".join(escape(line) for line in text.split("\n"))

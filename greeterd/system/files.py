@@ -1,13 +1,8 @@
-"""Opens files and makes directories where others may write: for whom they are, and by no link.
+"""Opens files where other users may write: as the user whom they are for, and never by a link.
 
 A name in such a directory leads wherever its owner likes, and elsewhere at the next look. So root
-does not act by path there:
-- a file is opened as who it is for (`acting_as`), and what came is looked at (`open_regular`);
-- a directory is made out of everybody's reach, finished by descriptor, and then moved to its name
-  (`make_directory`); below a directory of the user whom it is for it is made as that user.
-Nothing that was there is given away or gets other permissions.
-
-A link to a directory is followed where only root (or, not as root, anybody) could have made it.
+does not trust a path there: a file is opened as the user whom it is for (`acting_as`), and what was
+opened is checked (`open_regular`). Directories: `directories`.
 """
 
 import errno
@@ -19,19 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = 0
-# O_NONBLOCK and O_NOCTTY are for what is no regular file, and refused a moment later.
+# O_NONBLOCK and O_NOCTTY are for what is no regular file, and is refused a moment later.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-# O_PATH: who may pass a directory need not be allowed to read it.
-_PASS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CHANGE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PARENT_MODE = 0o755
-_MAX_DETOURS = 40  # links, as in path_resolution(7); names that somebody else makes meanwhile
-_NEW = "new"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A user and his one group, as the kernel knows them."""
+    """A user and the one group that the user acts with, as numbers."""
 
     uid: int
     gid: int
@@ -46,10 +35,10 @@ def acting_as(identity: Identity | None) -> Iterator[None]:
 
     The effective ids and the groups change, for the whole process: there are no threads. The real
     and the saved user stay root's, so the identity can neither signal nor trace this process.
-    A PermissionError from inside says to whom.
+    A PermissionError from inside names the identity.
 
     Raises:
-        OSError: the kernel does not let us act as `identity`.
+        OSError: we may not act as `identity`.
 
     """
     if identity is None or os.geteuid() != ROOT:
@@ -84,12 +73,13 @@ def _set_groups(groups: list[int]) -> None:
 
 
 def open_regular(path: Path, flags: int, mode: int = 0) -> int:
-    """Open a regular file that has this one name; return a descriptor that is close-on-exec.
+    """Open a regular file that has no other name; return a close-on-exec descriptor.
 
-    It never blocks, neither for a FIFO nor for a terminal. O_NONBLOCK is set, and means nothing.
+    Never blocks, neither for a FIFO nor for a terminal. O_NONBLOCK stays set: on a regular file it
+    has no effect.
 
     Raises:
-        OSError: it cannot be opened, is a link or no regular file, or has other names, too.
+        OSError: it cannot be opened, is a link or no regular file, or has another name.
 
     """
     try:
@@ -97,7 +87,7 @@ def open_regular(path: Path, flags: int, mode: int = 0) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
             raise OSError(errno.ELOOP, "is a symbolic link", str(path)) from None
-        if error.errno == errno.ENXIO:  # a FIFO that nobody reads, a socket
+        if error.errno == errno.ENXIO:  # a FIFO without a reader, a socket
             raise OSError(errno.EINVAL, "not a regular file", str(path)) from None
         raise
     status = os.fstat(fd)
@@ -110,10 +100,10 @@ def open_regular(path: Path, flags: int, mode: int = 0) -> int:
 
 
 def open_memory(name: str, flags: int = 0) -> int:
-    """Return a descriptor of an anonymous file in memory; it is close-on-exec.
+    """Return a close-on-exec descriptor of an anonymous file in memory.
 
     Raises:
-        OSError: it cannot be had; the call stands where a path would.
+        OSError: it cannot be made; the call is named in place of a path.
 
     """
     try:

@@ -1,6 +1,6 @@
-"""Puts in order what this process has inherited from whoever started it.
+"""Resets what this process has inherited from its parent: signals, timers, the directory.
 
-What a process begins with, and what becomes of it here:
+What a process begins with, and where it is handled:
 
     signal mask         set: nothing is blocked but what waits for handlers (`signals`)
     dispositions        default, also where ignored: CHLD above all; INT, QUIT and TSTP that are
@@ -8,19 +8,19 @@ What a process begins with, and what becomes of it here:
                         (`signals.take_over`); PIPE and XFSZ are ignored, as CPython does it
     interval timers     cleared: alarm(2) and setitimer(2) go on through exec, and ALRM would kill
     standard streams    0, 1 and 2 are opened where they are closed (`daemonize`)
-    other descriptors   sockets of the service manager are taken (`sd_daemon`); detached, strays are
-                        closed; a worker keeps what it needs and nothing else (`children`)
-    umask               the setting `umask`, whatever it was (`daemonize`)
-    directory           relative names start there, by its name (`start_directory`); a detached
-                        daemon leaves it for "/"; an upgrade does without when it has gone
+    other descriptors   sockets of the service manager are taken (`sd_daemon`); a detached daemon
+                        closes all others; a worker keeps what it needs (`master.children`)
+    umask               replaced by the setting `umask` (`daemonize`)
+    directory           relative paths start there, by its name (`start_directory`); a detached
+                        daemon changes to "/"; an upgrade works without it when it was removed
     open files, cores   the settings `max_files` and `core_dumps` (`rlimits`)
     environment         the master's own, for reloads and upgrades; workers keep a few names of it
     session keyring,    the master's own; workers of root get a new keyring, and give up every
     capabilities        capability that they could have (`privileges`)
 
-Kept, as whoever starts a daemon may mean them: other limits (file size, memory, processes), the OOM
-score, nice and scheduling, the CPUs, the cgroup, namespaces, seccomp filters and no_new_privs.
-Workers inherit those from the master.
+Kept, since the parent may intend them: other limits (file size, memory, processes), the OOM score,
+nice and scheduling, the CPUs, the cgroup, namespaces, seccomp filters and no_new_privs. Workers
+inherit those from the master.
 """
 
 import os
@@ -41,7 +41,7 @@ directory cannot be entered any more."""
 
 
 def take_over() -> None:
-    """Put signals and timers in order; called once, before anything is waited for."""
+    """Reset signals and timers; call it once, before anything that may block."""
     signals.take_over(successor=STATE_FD in os.environ and PREFLIGHT not in os.environ)
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0.0)
@@ -54,7 +54,7 @@ def start_directory() -> Path:
     deployment switches from one release to the next, an upgrade finds the new release.
 
     Raises:
-        ResourceError: it has gone, and nobody knows its name.
+        ResourceError: it was removed, and its name is unknown.
 
     """
     if (lost := os.environ.get(LOST_DIRECTORY)) is not None:
@@ -65,7 +65,7 @@ def start_directory() -> Path:
         if named.startswith("/") and os.path.samestat(here, Path(named).stat()):
             return Path(named)
     except OSError:
-        pass  # told by getcwd(2), if that has no better answer
+        pass  # getcwd(2) below reports it, unless it has a better answer
     try:
         return Path.cwd()
     except OSError as error:

@@ -1,13 +1,12 @@
-"""Lets one daemon run per run directory, whatever a dead one left there.
+"""The pid file, and the lock on it: one daemon per run directory, whatever a dead one left there.
 
-The run lock is a flock(2) on `run_dir/greeterd.pid`. The lock alone decides who runs; the pid in
-the file is for people, scripts and messages. It is the holder's whenever the lock is held, since a
-lock ends with its process. (An earlier version wrote its start
-time, too, after the pid.)
-A lock without its name keeps nobody away, so `names` has it renewed.
+The run lock is a flock(2) on `run_dir/greeterd.pid`. Only the lock counts; the pid in the file is
+for people, scripts and messages. Whenever the lock is held, the pid is its holder's, since a lock
+ends with its process. (An earlier version wrote its start time after the pid.)
+A lock whose file has lost its name stops no second daemon, so `master.names` renews it.
 flock belongs to the open file description: it survives fork and exec, and ends when the last
 descriptor is closed. Hence a worker closes `PidLock.fd` first of all: the lock must end with the
-master, not with its slowest worker. The master writes the file; anyone in its group reads it.
+master, not with its slowest worker. The master writes the file; its group may read it.
 """
 
 import fcntl
@@ -23,13 +22,13 @@ from greeterd.system.files import open_regular
 from greeterd.system.socket_file import CONTROL_SOCKET, FileId, file_at, refuse_second
 
 FILE_NAME = "greeterd.pid"
-# flock needs no write permission: who may read the file could hold the lock against us.
+# flock needs no write permission: any user who may read the file could hold the lock.
 FILE_MODE = 0o640
 DIR_MODE = 0o750
 
 
 class PidLock:
-    """The right to run in `run_dir`; `fd` is for workers to close and for an upgrade to pass on."""
+    """The run lock of a run directory; workers close `fd`, an upgrade passes it on."""
 
     __slots__ = ("fd", "path")
 
@@ -44,7 +43,7 @@ class PidLock:
         A daemon whose lock has lost its name is found by its control socket.
 
         Raises: AlreadyRunningError naming the pid that holds it; ConfigError if `run_dir` cannot be
-        used, or others could change what is in it; ResourceError if it may be had later.
+        used, or others could change what is in it; ResourceError for a reason that may pass.
         """
         lock = cls._take(run_dir)
         try:
@@ -67,7 +66,7 @@ class PidLock:
     def adopt(cls, fd: int, run_dir: Path) -> Self:
         """Take over the descriptor of a lock that our predecessor holds and goes on holding.
 
-        A predecessor of another version may have written more than the pid: `publish` anew.
+        A predecessor of another version may have written more than the pid: `publish` again.
 
         Raises: GreeterdError if `fd` is not the lock of `run_dir`.
         """
@@ -76,7 +75,7 @@ class PidLock:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours by the same description
             found = os.fstat(fd)
-            # One whose name is gone is the lock still; it is renewed once we run.
+            # A file without a name is still the lock; it is renewed once we run.
             unnamed = stat.S_ISREG(found.st_mode) and found.st_nlink == 0
             if not unnamed and lock.file != file_at(lock.path):
                 raise GreeterdError(what)
@@ -87,7 +86,7 @@ class PidLock:
 
     @property
     def file(self) -> FileId:
-        """The file that is locked, whatever has its name."""
+        """The file that is locked, whichever file has its name now."""
         found = os.fstat(self.fd)
         return found.st_dev, found.st_ino
 
@@ -102,9 +101,9 @@ class PidLock:
             raise refusal("run lock", error, self.path) from error
 
     def renew(self) -> None:
-        """Hold the lock of the file that has the name now, made anew if there is none.
+        """Lock the file that has the name now, created if there is none, instead of the old one.
 
-        Raises: as `acquire`; then what was held is held still.
+        Raises: as `acquire`; the old lock is kept then.
         """
         fresh = self._take(self.path.parent)
         try:
@@ -116,22 +115,23 @@ class PidLock:
         self.fd = fresh.fd
 
     def release(self) -> None:
-        """End the lock for every holder of the description, and remove the file; idempotent."""
+        """End the lock for every process that shares it, and remove the file; idempotent."""
         if self.fd < 0:
             return
         with suppress(OSError):
-            os.ftruncate(self.fd, 0)  # also where unlinking is not permitted any more
+            os.ftruncate(self.fd, 0)  # first: unlinking may not be permitted any more
             if self.file == file_at(self.path):
                 self.path.unlink()
-        # Unlinked before unlocked: a starter that waits at the old file sees that its path is
-        # gone, and tries again (_lock). The other way round it could lock a file that we remove.
+        # Unlinked before it is unlocked: a daemon that starts meanwhile, and has opened the old
+        # file, sees that the path is gone and tries again (_lock). The other way round it could
+        # lock a file that we remove.
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         self.close()
 
     def close(self) -> None:
-        """Give up this process's descriptor only: in workers, and in the old master of an upgrade.
+        """Close this process's descriptor only: in workers, and in the old master of an upgrade.
 
-        The lock lives on while another process holds the description.
+        The lock lasts while another process has it open.
         """
         if self.fd >= 0:
             os.close(self.fd)
@@ -139,7 +139,7 @@ class PidLock:
 
 
 def prepare_run_dir(run_dir: Path) -> None:
-    """Make sure that `run_dir` is there, and that nobody else can change what is in it.
+    """Make sure that `run_dir` exists, and that no other user can change what is in it.
 
     Raises: ConfigError, ResourceError as PidLock.acquire.
     """
@@ -150,9 +150,9 @@ def prepare_run_dir(run_dir: Path) -> None:
 
 
 def running_pid(run_dir: Path) -> int | None:
-    """Return the pid in the run lock's file, if such a process lives: that of the lock's holder.
+    """Return the pid in the pid file if such a process lives, else None.
 
-    Where nobody holds the lock, a dead daemon may have left it.
+    It is the pid of the lock's holder; where the lock is not held, one that a dead daemon left.
     """
     try:
         fd = open_regular(run_dir / FILE_NAME, os.O_RDONLY)
@@ -165,7 +165,7 @@ def running_pid(run_dir: Path) -> int | None:
         if pid:
             os.kill(pid, 0)
     except PermissionError:
-        return pid  # it lives, as another user
+        return pid  # it lives, and is another user's
     except (OSError, OverflowError):
         return None
     finally:
@@ -184,12 +184,12 @@ def _lock(path: Path) -> int:
         try:
             found = os.fstat(fd)
             if found.st_uid not in {os.geteuid(), 0}:
-                # It may be older than the directory's present owner.
+                # The file may be older than the directory's present owner.
                 raise ConfigError(f"run lock {path}: it belongs to uid {found.st_uid}: remove it")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (found.st_dev, found.st_ino) == file_at(path):
                 return fd
-            # The holder left between our open and our lock, and took the file away.
+            # The holder has ended between our open and our lock, and removed the file.
         except BlockingIOError:
             os.close(fd)
             pid = running_pid(path.parent)
@@ -203,6 +203,6 @@ def _lock(path: Path) -> int:
 
 def _write_pid(fd: int) -> None:
     content = b"%d\n" % os.getpid()
-    # Written over, then cut: a reader sees a whole first line at any moment.
+    # Overwritten, then truncated: a reader sees a whole first line at any moment.
     os.pwrite(fd, content, 0)
     os.ftruncate(fd, len(content))

@@ -1,17 +1,17 @@
-"""Decides who a worker becomes, and becomes it for good.
+"""Drops a worker's privileges for good: user, groups, capabilities, keyring.
 
 Invariants: names are looked up (`resolve`) before anything is dropped, because the name service
 may be out of reach afterwards. `drop` is called once, in each worker, after it has opened its
-listeners and before it opens its log. What `drop` did is proved, not assumed.
-A worker has one group: what files it may write does not hang on who is in which group of the
+listeners and before it opens its log. The result of `drop` is verified, not assumed.
+A worker has one group: which files it may write depends neither on the group database of the
 machine, nor on the groups of the shell that has started the daemon.
 
-What root leaves behind, so that a worker has nothing of it: groups, user, every capability of every
-set (the bounding set first, while that may be done), the session keyring with root's keys, and the
-right of siblings to trace it. A worker that stays root, because no user is set, keeps what it may
-do, but not the bounding set: nothing that it executes gets it back. What a seccomp filter or a
-missing capability (in a container) forbids of this is left out; no_new_privs never is.
-Not started by root, workers are who the master is, and there is no boundary between them.
+Dropped from root: groups, user, every capability of every set (the bounding set first, while that
+is allowed), the session keyring with root's keys, and the right of siblings to trace the worker. A
+worker that stays root, because no user is set, keeps its capabilities, but not the bounding set:
+programs that it executes do not get them. A step that a seccomp filter or a missing capability (in
+a container) forbids is left out; no_new_privs never is.
+Not started by root, workers run as the master's user, and there is no boundary between them.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def resolve(user: str | None, group: str | None) -> Identity | None:
-    """Look up names or numbers; None when neither is given: the daemon stays who it is.
+    """Look up names or numbers; None when neither is given: the daemon keeps its identity.
 
     `group` replaces the user's own group; alone it keeps the user.
 
@@ -61,27 +61,26 @@ def resolve(user: str | None, group: str | None) -> Identity | None:
 
 
 def is_root(identity: Identity | None) -> bool:
-    """Tell whether a worker of this identity is root (None: it is who we are)."""
+    """Return whether a worker of this identity is root (None: the identity of this process)."""
     return (os.geteuid() if identity is None else identity.uid) == ROOT
 
 
 def drop(identity: Identity | None, *, traceable: bool = False) -> None:
-    """Become `identity` (None: stay) for good, without groups, and renounce privileges by exec.
+    """Become `identity` (None: stay) for good, without groups and without privileges by exec.
 
-    Without root the only identity that can be had is the own one, which costs nothing. The
-    supplementary groups are kept where the kernel does not let us leave them: without CAP_SETGID,
-    or in a user namespace that denies it.
-    `traceable`: a crash of one who was root may leave a core file, and siblings may trace it.
+    Without root, only the own identity is possible, and nothing changes. Supplementary groups stay
+    where setgroups(2) is not allowed: without CAP_SETGID, or in a user namespace that denies it.
+    `traceable`: a crash of a worker that was root may leave a core file, and siblings may trace it.
 
-    Raises: ConfigError when not root and `identity` is another; GreeterdError when the kernel
-    let something through (never run on half-dropped).
+    Raises: ConfigError when not root and `identity` is another; GreeterdError when privileges were
+    not dropped completely: the caller must not go on.
     """
     was_root = os.geteuid() == ROOT
     # First: without root neither the groups nor the group could be set.
     with suppress(PermissionError):
         os.setgroups([])
     if was_root:
-        _leave_keyring()  # a new one is root's, and counts against the quota of root's keys
+        _leave_keyring()  # while root: the new one counts against the quota of root's keys
         _empty_bounding_set()
     if identity is not None:
         _become(identity)
@@ -91,7 +90,7 @@ def drop(identity: Identity | None, *, traceable: bool = False) -> None:
         _prove(identity)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     if was_root:
-        # After a change of user the kernel has set it to fs.suid_dumpable, which need not be 0.
+        # The kernel has set it to fs.suid_dumpable at the change of user, and that need not be 0.
         _prctl(PR_SET_DUMPABLE, int(traceable))
 
 
@@ -148,13 +147,13 @@ def _prctl(option: int, argument: int) -> None:
 def _empty_bounding_set() -> None:
     capability = 0
     while not _refused(_LIBC.prctl, PR_CAPBSET_DROP, capability, 0, 0, 0):
-        capability += 1  # until there is none of this number, or we may not (CAP_SETPCAP)
+        capability += 1  # until no capability has this number, or CAP_SETPCAP is missing
 
 
 def _empty_capabilities(*, stays_root: bool) -> None:
-    """Let go of the ambient and the inheritable set, and but for root of all that could be used.
+    """Empty the ambient and the inheritable set, and unless root the others too.
 
-    The kernel empties the latter at a change of user, unless securebits(7) say otherwise.
+    The kernel empties those at a change of user, unless securebits(7) say otherwise.
     """
     _refused(_LIBC.prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     sets = [0] * 6
@@ -165,9 +164,9 @@ def _empty_capabilities(*, stays_root: bool) -> None:
 
 
 def _capabilities() -> list[int]:
-    """Return the effective, permitted and inheritable set, the low 32 bits of each, then the high.
+    """Return the effective, permitted and inheritable set: the low 32 bits of each, then the high.
 
-    They are empty where the kernel does not tell.
+    All are 0 where capget(2) is not allowed.
     """
     data = ctypes.create_string_buffer(24)
     _refused(_LIBC.capget, _CAPABILITY_HEADER, data)
@@ -175,7 +174,7 @@ def _capabilities() -> list[int]:
 
 
 def _leave_keyring() -> None:
-    """Have a new, empty session keyring, session-keyring(7), where the call is known."""
+    """Join a new, empty session keyring, session-keyring(7), where the call's number is known."""
     number = KEYCTL.get(os.uname().machine)
     if number is not None and struct.calcsize("P") == 8:  # noqa: PLR2004 - bytes of 64 bits
         _refused(_LIBC.syscall, number, KEYCTL_JOIN_SESSION_KEYRING, 0)
@@ -184,7 +183,7 @@ def _leave_keyring() -> None:
 def _refused(
     call: Callable[..., int], *arguments: int | bytes | ctypes.Array[ctypes.c_char]
 ) -> str:
-    """Return why the kernel refuses a call, empty when it does not.
+    """Call the kernel; return why it refuses, or an empty text.
 
     prctl(2) and syscall(2) are variadic: numbers must be passed as long.
     """

@@ -1,28 +1,28 @@
-"""Decides which warnings are told: one per key and period, and how many were kept back.
+"""Rate-limits warnings per key; counts suppressed ones.
 
-For what a client can provoke at will. The caller reads the clock; any unit, as long as it is one.
-Keys are words of the code, never a client's data: they are remembered for ever.
+For warnings that a client can cause at will. The caller reads the clock, in any unit. Keys are
+constants of the code, never a client's data: they are kept for ever.
 """
 
 
 class RateLimit:
-    """At most one record per key every `period`; the others are counted."""
+    """Admits one record per key every `period`; counts the others."""
 
     __slots__ = ("_period", "_seen")
 
     def __init__(self, period: float) -> None:
         self._period = period
-        self._seen: dict[str, tuple[float, int]] = {}  # key -> told at, kept back since
+        self._seen: dict[str, tuple[float, int]] = {}  # key -> admitted at, suppressed since
 
     def admit(self, key: str, now: float) -> int | None:
-        """Return how many were kept back since the last one told, or None: keep this back too.
+        """Return how many were suppressed since the last one admitted; None: suppress this one.
 
-        Zero is a leave to tell, so compare with None:
+        0 admits the record, so compare with None:
         `if (suppressed := limit.admit("oversize", now)) is not None: warn(suppressed=suppressed)`.
         """
-        told_at, suppressed = self._seen.get(key, (now - self._period, 0))
-        if now - told_at < self._period:
-            self._seen[key] = told_at, suppressed + 1
+        admitted_at, suppressed = self._seen.get(key, (now - self._period, 0))
+        if now - admitted_at < self._period:
+            self._seen[key] = admitted_at, suppressed + 1
             return None
         self._seen[key] = now, 0
         return suppressed

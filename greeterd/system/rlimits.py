@@ -1,11 +1,11 @@
-"""Sets what the kernel allows this process: open files, core dumps, the CPU that it runs on.
+"""Sets resource limits of this process (open files, core dumps) and the CPU that it runs on.
 
 The master sets its own at the start and after a reload, a worker its own before it drops its
 privileges. Only soft limits are lowered, so that a later reload may raise them again; a hard limit
 is raised where a setting asks for more, which takes CAP_SYS_RESOURCE (setrlimit(2)).
 
-Where the kernel does not even tell a limit (prlimit(2) refused by a seccomp filter), that limit
-stays as it was inherited, and what would follow from it is not looked at.
+Where a limit cannot even be read (prlimit(2) refused by a seccomp filter), it stays as it was
+inherited, and nothing is checked against it.
 """
 
 import os
@@ -24,10 +24,10 @@ _LOOKED_AT: Final = 65536
 
 
 def allow_files(wanted: MaxFiles) -> None:
-    """Raise the hard limit of open files where it is below what is wanted; change nothing else.
+    """Raise the hard limit of open files where it is below `wanted`; change nothing else.
 
     Raises:
-        ConfigError: the kernel does not let us.
+        ConfigError: that is not allowed.
 
     """
     soft, hard = _limit_of(resource.RLIMIT_NOFILE)
@@ -47,7 +47,7 @@ def limit_files(wanted: MaxFiles) -> None:
 
     Raises:
         ConfigError: as `allow_files`.
-        ResourceError: the kernel neither tells the limit nor lets us set it.
+        ResourceError: the limit can neither be read nor set.
 
     """
     allow_files(wanted)
@@ -61,11 +61,11 @@ def limit_files(wanted: MaxFiles) -> None:
 
 
 def require_files(wanted: MaxFiles, needed: int, what: str) -> None:
-    """See to it that so many descriptors may be open; `what` says for what.
+    """Make sure that `needed` descriptors may be open; `what` says what needs them.
 
     Raises:
         ConfigError: the setting is too small.
-        ResourceError: the hard limit is.
+        ResourceError: the hard limit is too small.
 
     """
     if wanted != "auto":
@@ -80,7 +80,7 @@ def require_files(wanted: MaxFiles, needed: int, what: str) -> None:
 
 
 def most_files(wanted: MaxFiles) -> int | None:
-    """Return how many descriptors `limit_files` lets be open; None where the kernel tells none."""
+    """Return how many descriptors may be open after `limit_files`; None if there is no limit."""
     if wanted != "auto":
         return wanted
     _, hard = _limit_of(resource.RLIMIT_NOFILE)
@@ -99,7 +99,7 @@ def open_descriptors() -> list[int]:
 
 
 def spare_files() -> int:
-    """Return how many descriptors more this process may open."""
+    """Return how many more descriptors this process may open."""
     soft, _ = _limit_of(resource.RLIMIT_NOFILE)
     most = _LOOKED_AT if soft == resource.RLIM_INFINITY else soft
     return most - len(open_descriptors())
@@ -108,7 +108,7 @@ def spare_files() -> int:
 def limit_core_dumps(*, allowed: bool) -> None:
     """Let a crash write no core file, or one as large as the hard limit allows."""
     _, hard = _limit_of(resource.RLIMIT_CORE)
-    # Neither takes a privilege; who refuses it all the same has decided on it for us.
+    # Neither takes a privilege; a sandbox that refuses it has made the decision for us.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (hard if allowed else 0, hard))
 
@@ -117,7 +117,7 @@ def pin(cpu: int) -> None:
     """Run on this CPU alone from now on.
 
     Raises:
-        ConfigError: the kernel does not let us.
+        ConfigError: that is not allowed.
 
     """
     usable = allowed_cpus()

@@ -1,13 +1,13 @@
-"""Talks with the service manager: readiness and status out, sockets and the watchdog's period in.
+"""The protocol of the service manager: sends state, receives sockets and the watchdog's period.
 
 Sources: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), systemd.exec(5), of systemd 252.
 The protocol is documented to be implemented without libsystemd; the Python packages for it are
 stale or compiled.
 
 Invariants: without systemd every function is a no-op. `notify` is called by the master's loop, so
-it never raises and blocks for `SEND_TIMEOUT` seconds at most; `barrier`, which waits for as long as
-it is told, is for the start alone. Nothing here changes the environment; workers have none of it
-(`environment`), so that none of them speaks for the service.
+it never raises and blocks for `SEND_TIMEOUT` seconds at most; `barrier` may block for its whole
+timeout, and is for the start alone. Nothing here changes the environment; workers have lost these
+variables (`environment`), so that none of them can send for the service.
 """
 
 import array
@@ -20,9 +20,9 @@ from collections.abc import Collection, Mapping, Sequence
 from greeterd.errors import ConfigError
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
-MAX_FDS = 4096  # far above any FileDescriptorStoreMax= in use; bounds a nonsense LISTEN_FDS
+MAX_FDS = 4096  # far above any FileDescriptorStoreMax= in use; a larger LISTEN_FDS is garbage
 MAX_FDS_PER_MESSAGE = 253  # SCM_MAX_FD of the kernel: more in one message is refused
-SEND_TIMEOUT = 0.2  # seconds; a manager that cannot read for longer is told again later
+SEND_TIMEOUT = 0.2  # seconds; the caller sends again later to a manager that reads no sooner
 
 
 def notify(
@@ -30,8 +30,8 @@ def notify(
 ) -> bool:
     """Send `KEY=value` assignments in one datagram, with `fds` attached; True if it was sent.
 
-    Never raises: a manager that has gone away must not take the daemon with it. Newlines
-    within an assignment become spaces, for each would begin another assignment.
+    Never raises: a manager that has ended must not end the daemon. Newlines within an assignment
+    become spaces, since each would begin another assignment.
     """
     path = environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
@@ -56,8 +56,8 @@ def notify_with_fds(
 ) -> bool:
     """Give `fds` to the manager's descriptor store under `name`; True if all were sent.
 
-    `remove_fds` takes them back. FDPOLL=0 keeps the manager from
-    dropping a descriptor that reports EPOLLHUP, as a bound but not listening socket does.
+    `remove_fds` removes them. FDPOLL=0 keeps the manager from dropping a descriptor that reports
+    EPOLLHUP, as a bound but not listening socket does.
 
     Raises: ValueError if `name` cannot be an FDNAME (1 to 255 printable ASCII characters, no
     colon); the manager would drop such a message silently.
@@ -70,12 +70,12 @@ def notify_with_fds(
 
 
 def remove_fds(name: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Let the manager close every descriptor that it keeps under `name`; True if it was told."""
+    """Have the manager close every descriptor that it keeps under `name`; True if it was sent."""
     return notify("FDSTOREREMOVE=1", f"FDNAME={name}", environ=environ)
 
 
 def barrier(timeout: float, environ: Mapping[str, str] = os.environ) -> bool:
-    """Wait until the manager has done all that it was told before; False if it did not in time.
+    """Wait until the manager has handled all earlier messages; False if it did not in time.
 
     sd_notify_barrier(3): it closes the descriptor that it is sent (systemd 246).
     """
@@ -103,7 +103,7 @@ def listen_fds(
     Raises: ConfigError if the variables are garbled or a descriptor is not an open socket.
     """
     if _number(environ, "LISTEN_PID") != (os.getpid() if pid is None else pid):
-        return []  # not passed, or meant for a parent of ours
+        return []  # not passed, or passed to our parent
     count = _number(environ, "LISTEN_FDS") or 0
     if count > MAX_FDS:
         raise ConfigError(f"LISTEN_FDS={count} is more than {MAX_FDS}")
@@ -118,9 +118,9 @@ def listen_fds(
 
 
 def watchdog_usec(environ: Mapping[str, str] = os.environ, pid: int | None = None) -> int | None:
-    """Return within how many microseconds WATCHDOG=1 must be repeated; None = no watchdog.
+    """Return the microseconds within which WATCHDOG=1 must be repeated; None = no watchdog.
 
-    sd_watchdog_enabled(3) recommends to send it at half of this.
+    sd_watchdog_enabled(3) recommends to send it after half of them.
 
     Raises: ConfigError if a variable is garbled.
     """

@@ -1,19 +1,19 @@
-"""Signals as bytes on a wakeup descriptor, and the only module that installs handlers.
+"""Signals as bytes on a wakeup descriptor; the only module that installs handlers.
 
 The C-level handler of CPython writes the signal's number into a pipe; nothing else ever happens
-in a handler.  `blocked` must surround every fork: until the child has left the shared pipe, a
+in a handler. `blocked` must surround every fork: until the child has closed the shared pipe, a
 signal sent to the child would be read by the parent.
 
-Before there are handlers, in the order of a start:
+The order of a start ("held" is blocked, to be delivered later):
 
-    take_over   what was inherited is put in order; what asks something of a running daemon (HUP,
-                USR1, ...) is held from here on, what ends one (TERM, INT, QUIT) ends the process,
-                since a configuration or a slow resolver may still be waited for
-    hold        all of the master's signals, before anybody is told our pid; nothing blocks now
-    SignalPipe  the handlers
-    release     the loop turns: what was held arrives
+    take_over   resets what was inherited; HUP, USR1 and the like, which ask something of a running
+                daemon, are held from here on; TERM, INT and QUIT end the process, since the
+                configuration or a slow resolver may still block
+    hold        all of the master's signals, before our pid is published; nothing blocks any more
+    SignalPipe  installs the handlers
+    release     when the loop turns: what was held is delivered
 
-The next image of an upgrade is executed with everything held, and begins with that.
+An upgrade executes its next image with everything held, which starts in that state.
 """
 
 import contextlib
@@ -36,21 +36,21 @@ MASTER_SIGNALS: Final = (
     signal.SIGCHLD,
 )
 ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-"""They end a start that is not yet known to anybody; the others wait until it serves."""
+"""They end a start before the pid is published; the others are held until the daemon serves."""
 KEYS: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
-"""The keys of a terminal. Who starts us with these ignored, as a shell does for `greeterd &` in a
-script, means that they are for others (POSIX, 2.12 Signals and Error Handling of the shell)."""
+"""The keys of a terminal. A parent that starts us with these ignored, as a shell does for
+`greeterd &` in a script, means them for others (POSIX, 2.12 Signals and Error Handling)."""
 COUNTED: Final = frozenset({signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU})
-"""Two of these are not the same as one; of all others many at once say no more."""
+"""Two of these mean more than one; several of any other mean the same as one."""
 WORKER_SIGNALS: Final = (signal.SIGTERM,)
 """A worker drains on TERM; the rest of the master's signals it ignores, since a terminal sends
 INT and QUIT to the whole foreground group and the master alone decides what they mean."""
 
 PROD: Final = 0.02
-"""Seconds that a call of the kernel waits at most in `prodded`."""
+"""Seconds after which `prodded` interrupts a wait in the kernel."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_LIBC: Final = ctypes.CDLL(None)  # opened once: some call prctl(2) in a process a connection
+_LIBC: Final = ctypes.CDLL(None)  # opened once: some peers of `bench` call prctl(2) often
 
 
 class SignalPipe:
@@ -58,7 +58,7 @@ class SignalPipe:
 
     def __init__(self, signals: tuple[signal.Signals, ...]) -> None:
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # A full pipe means that signals are already waiting; more of them tell nothing new.
+        # A full pipe means that signals are waiting already; more of them add nothing.
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in signals:
             if number not in KEYS or not _is_ignored(number):
@@ -85,31 +85,31 @@ class SignalPipe:
         arrived: list[signal.Signals] = []
         for number in map(signal.Signals, numbers):
             if number is signal.SIGALRM:
-                continue  # of `prodded`, which has had its effect
+                continue  # of `prodded`: interrupting was all it is for
             if number in COUNTED or number not in arrived:
                 arrived.append(number)
         return arrived
 
     def put_back(self) -> None:
-        """Send what has arrived again, while it is held: the next program here gets it."""
+        """Send what has arrived again, while it is held: the next image receives it."""
         for number in self.read():
             os.kill(os.getpid(), number)
 
     def close(self) -> None:
-        """Stop listening to signals; the handlers stay, and do nothing."""
+        """Close the pipe; the handlers stay, and do nothing."""
         signal.set_wakeup_fd(-1)
         os.close(self._read_fd)
         os.close(self._write_fd)
 
 
 def take_over(*, successor: bool) -> None:
-    """Put the mask and the dispositions in order that this process began with.
+    """Reset the signal mask and the dispositions that this process began with.
 
-    Nothing is blocked that is not ours to hold, whatever the parent had blocked. Nothing is ignored
-    but the keys of a terminal that it had ignored, and PIPE and XFSZ, which CPython ignores: an
+    Blocked are only the signals that we hold, whatever the parent had blocked. Ignored are only the
+    keys of a terminal that the parent had ignored, and PIPE and XFSZ, which CPython ignores: an
     ignored CHLD would reap our children for us. HUP reloads also under nohup(1); it is no key.
     INT ends the process in C, not by an exception that waits until a name is resolved.
-    `successor`: the predecessor in this process has held all, and goes on doing so.
+    `successor`: the predecessor in this process has held all signals; they stay held.
     """
     held = {*MASTER_SIGNALS} if successor else {*MASTER_SIGNALS} - ENDING
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
@@ -122,7 +122,7 @@ def take_over(*, successor: bool) -> None:
 
 
 def leave_terminal() -> None:
-    """Heed INT and QUIT, also where they were ignored: they come from no terminal any more."""
+    """Stop ignoring INT, QUIT and TSTP: they come from no terminal any more."""
     for number in KEYS:
         signal.signal(number, signal.SIG_DFL)
 
@@ -149,11 +149,11 @@ def blocked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def prodded() -> Iterator[None]:
-    """Interrupt every wait in the kernel that lasts for longer than PROD.
+    """Interrupt every wait in the kernel after PROD seconds.
 
-    close(2) of a socket whose sender is a stranger waits for as long as he likes: SO_LINGER, and a
-    peer that does not read. It also waits where the socket has not been taken out of a message yet,
-    and the last who holds that closes. A signal ends the wait, and the kernel goes on without.
+    close(2) of a socket that an untrusted process has sent may wait for as long as that one likes:
+    SO_LINGER, and a peer that does not read. So may closing the last copy of a message in which
+    such a socket is still queued. A signal ends the wait, and the kernel closes without it.
     """
     before = signal.signal(signal.SIGALRM, _ignore_in_python)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -167,17 +167,17 @@ def prodded() -> Iterator[None]:
 
 
 def hold() -> None:
-    """Block the master's signals until `release`, here or in the next program of this process."""
+    """Block the master's signals until `release`, here or in the next image of this process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS)
 
 
 def release() -> None:
-    """Let the master's signals in."""
+    """Unblock the master's signals."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
 
 
 def become_worker() -> SignalPipe:
-    """Leave the master's pipe and handlers for a worker's own; called once, before unblocking."""
+    """Replace the master's pipe and handlers by a worker's; call it once, before unblocking."""
     signal.set_wakeup_fd(-1)
     for number in MASTER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -188,13 +188,13 @@ def become_worker() -> SignalPipe:
 
 
 def _ignore_in_python(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the byte on the wakeup descriptor is all that is wanted."""
+    """Do nothing: the byte on the wakeup descriptor is all that is needed."""
 
 
 def terminate_as_interrupt() -> None:
-    """Make TERM, QUIT and HUP raise KeyboardInterrupt, as INT does: for one that cleans up then.
+    """Make TERM, QUIT and HUP raise KeyboardInterrupt, as INT does, so that a program cleans up.
 
-    HUP that is ignored stays so: nohup(1) has asked for that.
+    An ignored HUP stays ignored: nohup(1) has asked for that.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.default_int_handler)

@@ -1,7 +1,7 @@
-"""Looks at the files of unix sockets, and removes them: what is ours, or what nobody answers at.
+"""The files of unix sockets: who listens at one, and removing our own or a dead one.
 
-The directory of a path is looked up once and held by descriptor. Whoever may write in it, or in one
-above, can lead a later look elsewhere, but what is removed is in the directory that was looked at.
+The directory of a path is opened once and kept open. A user who may write in it, or in one above,
+can lead a later look elsewhere, but what is removed is in the directory that was looked at.
 """
 
 import errno
@@ -24,11 +24,11 @@ _LONGEST_NAME: Final = 107
 """Bytes in sockaddr_un.sun_path less its zero byte, unix(7)."""
 
 FileId = tuple[int, int]
-"""Device and inode: what tells a file from a later one of the same name."""
+"""Device and inode: they identify a file when a later one has its name."""
 
 
 class Peer(NamedTuple):
-    """Who is at the other end: as of its connect() for a client, of its listen() for a server."""
+    """The process at the other end: as of its connect() for a client, its listen() for a server."""
 
     pid: int
     uid: int
@@ -36,13 +36,13 @@ class Peer(NamedTuple):
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Return who the kernel says is at the other end of a unix socket."""
+    """Return the process at the other end of a unix socket, as the kernel knows it."""
     return Peer(*struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
 
 
 @contextmanager
 def short_name(path: Path) -> Iterator[str]:
-    """Give a name for `path` that bind() and connect() take, however deep the directory is."""
+    """Give a name for `path` that is short enough for bind() and connect()."""
     if len(os.fsencode(path)) <= _LONGEST_NAME:
         yield str(path)
         return
@@ -51,7 +51,7 @@ def short_name(path: Path) -> Iterator[str]:
 
 
 def file_at(path: Path) -> FileId | None:
-    """Return which file has the name, itself and not where it leads; None when there is none."""
+    """Return the file of this name, a link itself and not its target; None when there is none."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -60,9 +60,9 @@ def file_at(path: Path) -> FileId | None:
 
 
 def answerer(path: Path) -> Peer | None:
-    """Return who listens at `path`, None when nobody does; at once.
+    """Return the process that listens at `path`, or None; never blocks.
 
-    Of a socket of another type, or with a full queue, only that somebody has it is known: pid 0.
+    pid 0 is an unknown process: the socket is of another type, or its queue is full.
 
     Raises:
         OSError: it cannot be found out.
@@ -82,10 +82,10 @@ def answerer(path: Path) -> Peer | None:
 
 
 def refuse_second(path: Path) -> None:
-    """Do nothing when nobody answers at a control socket.
+    """Make sure that no daemon listens at a control socket.
 
     Raises:
-        AlreadyRunningError: a daemon does, whatever became of its run lock.
+        AlreadyRunningError: one does, although its run lock is not held.
         ConfigError, ResourceError: it cannot be found out.
 
     """
@@ -99,26 +99,26 @@ def refuse_second(path: Path) -> None:
 
 
 class Place:
-    """Where a socket's file is, or is to be: a name in a directory that is held open."""
+    """The place of a socket's file: a name in a directory that is kept open."""
 
     def __init__(self, directory: int, path: Path) -> None:
         self._directory = directory
         self._path = path
 
     def look(self) -> os.stat_result | None:
-        """Return what has the name; None for nothing."""
+        """Return the status of the file of this name, or None."""
         with suppress(FileNotFoundError):
             return os.stat(self._path.name, dir_fd=self._directory, follow_symlinks=False)
         return None
 
     def clear(self) -> None:
-        """Remove a socket that nobody answers at.
+        """Remove a socket that no process listens at.
 
-        Two that start at one path in the same instant can remove each other's: between bind() and
-        listen() nobody answers yet. A lock of theirs has to keep them apart.
+        Two processes that start at one path in the same instant can remove each other's socket:
+        between bind() and listen() it looks dead. They need a lock against that.
 
         Raises:
-            OSError: it is something else (EEXIST), or somebody answers (EADDRINUSE).
+            OSError: it is no socket (EEXIST), or a process listens at it (EADDRINUSE).
 
         """
         found = self.look()
@@ -131,13 +131,13 @@ class Place:
         self._unlink()
 
     def remove(self, file: FileId) -> None:
-        """Remove this very file; whatever else has its name stays."""
+        """Remove this file; another file of its name stays."""
         found = self.look()
         if found is not None and (found.st_dev, found.st_ino) == file:
             self._unlink()
 
     def refresh(self, file: FileId, age: float) -> None:
-        """Set the times of this very file to now, if they are older than `age` seconds."""
+        """Set the times of this file to now if they are older than `age` seconds."""
         found = self.look()
         if found is None or (found.st_dev, found.st_ino) != file:
             return
@@ -151,7 +151,7 @@ class Place:
 
 @contextmanager
 def place_of(path: Path) -> Iterator[Place]:
-    """Give the place that a path names now; OSError when there is no such directory."""
+    """Give the place that a path names now.  Raises: OSError: there is no such directory."""
     with _directory_of(path) as directory:
         yield Place(directory, path)
 
