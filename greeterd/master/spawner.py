@@ -17,8 +17,8 @@ from greeterd.worker import main
 from greeterd.worker.channel import Channel
 from greeterd.worker.context import DispatcherContext, WorkerContext
 from greeterd.worker.conversation import Conversation
+from greeterd.worker.counters import Row
 from greeterd.worker.messages import FailedMessage
-from greeterd.worker.scoreboard import Row
 
 
 class Spawner:

@@ -27,7 +27,8 @@ from greeterd.sockets.sockdiag import drops
 from greeterd.supervisor.ids import DISPATCHER, SlotIndex, WorkerState
 from greeterd.supervisor.records import Launch, Slot, Worker
 from greeterd.supervisor.supervisor import Supervisor
-from greeterd.worker.scoreboard import BLOCKED_BY_LOG, Counters, Scoreboard
+from greeterd.worker.counters import BLOCKED_BY_LOG, Counters
+from greeterd.worker.scoreboard import Scoreboard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,10 +26,10 @@ from typing import Any, Final, Protocol
 from greeterd.protocol import NameReader, Outcome, Refusal, classify, encode_reply
 from greeterd.sockets.listener import close_with_reset
 from greeterd.sockets.steering import open_gate
-from greeterd.worker import scoreboard
+from greeterd.worker import counters
 from greeterd.worker.acceptor import UNNAMED, Source
+from greeterd.worker.counters import Row
 from greeterd.worker.greeting_log import GreetingLog
-from greeterd.worker.scoreboard import Row
 
 FIRST_READ: Final = 256
 """Bytes asked for by the first read: nearly every name is shorter, and CPython takes so small
@@ -74,7 +74,7 @@ class Unsent:
 class ConnectionHandler:
     """The connections of one worker."""
 
-    full: Final = scoreboard.BLOCKED_BY_LIMIT
+    full: Final = counters.BLOCKED_BY_LIMIT
     """Why nothing is accepted when there is no room."""
 
     def __init__(  # noqa: PLR0913 - the worker's parts, each needed
@@ -167,10 +167,10 @@ class ConnectionHandler:
         except OSError as error:
             self.trouble = error.errno or errno.EIO
             if not (source.ends and self.trouble in SHUT):  # that is the end that was awaited
-                self._row[scoreboard.ACCEPT_ERRORS] += 1
+                self._row[counters.ACCEPT_ERRORS] += 1
         taken = len(fresh)
         if taken:
-            self._row[scoreboard.CONNECTIONS] += taken
+            self._row[counters.CONNECTIONS] += taken
             self._serve(fresh, poller.poll(0), source.name_peer)
         return taken
 
@@ -198,7 +198,7 @@ class ConnectionHandler:
             try:
                 data = read(fd, size)
             except OSError:  # not known to happen: Linux tells of the end before an error
-                self._row[scoreboard.RESET] += 1
+                self._row[counters.RESET] += 1
                 finish(fd)
                 continue
             if len(data) == size:
@@ -233,13 +233,13 @@ class ConnectionHandler:
         row = self._row
         if self._greeted:
             if not self._greetings.commit():
-                row[scoreboard.LOG_ERRORS] += 1
-                row[scoreboard.OPEN] = len(self._unfinished) + self._greeted
+                row[counters.LOG_ERRORS] += 1
+                row[counters.OPEN] = len(self._unfinished) + self._greeted
                 return False
-            row[scoreboard.GREETINGS] += self._greeted
+            row[counters.GREETINGS] += self._greeted
             self._greeted = 0
         # First: who has a reply, or sees the end of a connection, finds it counted as ended.
-        row[scoreboard.OPEN] = len(self._unfinished)
+        row[counters.OPEN] = len(self._unfinished)
         if self._replies:
             self._send_replies()
         if finished := self._finished:
@@ -259,7 +259,7 @@ class ConnectionHandler:
         for fd, unfinished in list(self._unfinished.items()):
             if unfinished.deadline > now:
                 break
-            self._row[scoreboard.TIMEOUT] += 1
+            self._row[counters.TIMEOUT] += 1
             self._dismiss(fd)
         for fd, unsent in list(self._unsent.items()):
             if unsent.deadline > now:
@@ -270,7 +270,7 @@ class ConnectionHandler:
         """Reset every connection that is not finished."""
         for fd in [*self._unfinished, *self._unsent]:
             if fd in self._unfinished:
-                self._row[scoreboard.RESET] += 1
+                self._row[counters.RESET] += 1
             self._forget(fd)
             close_with_reset(fd)
 
@@ -290,9 +290,9 @@ class ConnectionHandler:
                 deadline = monotonic() + self._client_timeout
                 self._unfinished[fd] = Unfinished(reader, client, deadline)
             else:
-                self._row[scoreboard.RESET] += 1
+                self._row[counters.RESET] += 1
         except OSError:
-            self._row[scoreboard.RESET] += 1
+            self._row[counters.RESET] += 1
             self._finished.append(fd)
         else:
             self._conclude(fd, outcome, client)
@@ -313,7 +313,7 @@ class ConnectionHandler:
         except BlockingIOError:
             return
         except OSError:
-            self._row[scoreboard.RESET] += 1
+            self._row[counters.RESET] += 1
             self._dismiss(fd)
         else:
             self._forget(fd)
@@ -339,12 +339,12 @@ class ConnectionHandler:
     def _refuse(self, fd: int, refusal: Refusal, client: str) -> None:
         match refusal:
             case Refusal.EMPTY:
-                self._row[scoreboard.EMPTY] += 1
+                self._row[counters.EMPTY] += 1
             case Refusal.EXIT:
-                self._row[scoreboard.EXIT] += 1
+                self._row[counters.EXIT] += 1
                 self._on_exit()
             case Refusal.OVERSIZE:
-                self._row[scoreboard.OVERSIZE] += 1
+                self._row[counters.OVERSIZE] += 1
                 self._warn("name too long", limit_bytes=self._max_name_bytes, client=client)
                 close_with_reset(fd)
                 return
@@ -361,7 +361,7 @@ class ConnectionHandler:
             except OSError:
                 continue
             if sent == len(data):
-                self._row[scoreboard.REPLIES] += 1
+                self._row[counters.REPLIES] += 1
                 continue
             self._finished.remove(fd)
             if self._watch(fd, select.EPOLLOUT):
@@ -378,7 +378,7 @@ class ConnectionHandler:
             return
         unsent.data = unsent.data[sent:]
         if not unsent.data:
-            self._row[scoreboard.REPLIES] += 1
+            self._row[counters.REPLIES] += 1
             self._dismiss(fd)
 
     def _dismiss(self, fd: int) -> None:

@@ -14,7 +14,7 @@ from greeterd.system.daemon_log import DaemonLog
 from greeterd.system.files import Identity
 from greeterd.system.signals import SignalPipe
 from greeterd.worker.channel import Channel
-from greeterd.worker.scoreboard import Row
+from greeterd.worker.counters import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from typing import Final
 from greeterd.sockets.fd_passing import HandoffPair, hand_over, waiting
 from greeterd.sockets.listener import close_with_reset
 from greeterd.sockets.steering import open_gate
-from greeterd.worker import scoreboard
+from greeterd.worker import counters
 from greeterd.worker.acceptor import Source
-from greeterd.worker.scoreboard import BLOCKED_BY_WORKERS, Row
+from greeterd.worker.counters import BLOCKED_BY_WORKERS, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Route:
     @property
     def paused(self) -> bool:
         """Its worker takes nothing at present."""
-        return self.row is not None and self.row[scoreboard.BLOCKED] > 0
+        return self.row is not None and self.row[counters.BLOCKED] > 0
 
     def load(self) -> int:
         """Return how many connections the slot has before it."""
-        unfinished = 0 if self.row is None else self.row[scoreboard.OPEN]
+        unfinished = 0 if self.row is None else self.row[counters.OPEN]
         return waiting(self.pair.exit) + unfinished
 
 
@@ -141,10 +141,10 @@ class Dispatcher:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._row[scoreboard.ACCEPT_ERRORS] += 1
+            self._row[counters.ACCEPT_ERRORS] += 1
             self.trouble = error.errno or errno.EIO
-        self._row[scoreboard.CONNECTIONS] += taken
-        self._row[scoreboard.HANDED_OVER] += taken - self.open
+        self._row[counters.CONNECTIONS] += taken
+        self._row[counters.HANDED_OVER] += taken - self.open
         self._wait_for_room(self._held is not None)
         return taken
 
@@ -161,7 +161,7 @@ class Dispatcher:
     def end_turn(self) -> bool:
         """Try again what is held; True, since no log has to be written."""
         self._hand_on_held()
-        self._row[scoreboard.OPEN] = self.open
+        self._row[counters.OPEN] = self.open
         return True
 
     def next_deadline(self) -> float | None:
@@ -174,7 +174,7 @@ class Dispatcher:
         """Reset what is held."""
         if self._held is not None:
             close_with_reset(self._held[0])
-            self._row[scoreboard.RESET] += 1
+            self._row[counters.RESET] += 1
             self._held = None
 
     # ----------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Dispatcher:
         if not self._offer():
             self._wait_for_room(True)
             return
-        self._row[scoreboard.HANDED_OVER] += 1
+        self._row[counters.HANDED_OVER] += 1
         self._wait_for_room(False)
         self._on_room()
 

@@ -21,7 +21,7 @@ from greeterd.sockets.steering import gate_syn
 from greeterd.supervisor.ids import DrainMode
 from greeterd.system.ratelimit import RateLimit
 from greeterd.system.rlimits import spare_files
-from greeterd.worker import scoreboard
+from greeterd.worker import counters
 from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.channel import Received
 from greeterd.worker.connections import EXHAUSTED, SHUT, ConnectionHandler
@@ -45,6 +45,7 @@ from greeterd.worker.messages import (
     RouteMessage,
     TakeBackMessage,
 )
+from greeterd.worker.row import map_view
 
 BURST: Final = 64
 """Connections accepted in one turn of the loop: enough for one large write, few enough that a
@@ -94,7 +95,7 @@ class WorkerLoop:
         """When the master was found to be gone; None while it is there."""
         self._now = 0.0
         self._paused_until = 0.0
-        self._paused_for = scoreboard.NOT_BLOCKED
+        self._paused_for = counters.NOT_BLOCKED
         self._next_upkeep = 0.0
         self._next_look = 0.0
         self._leaving = Drainer(seat, self._intake, self._service, self._take)
@@ -148,7 +149,7 @@ class WorkerLoop:
 
     def _turn(self) -> None:
         row = self._row
-        row[scoreboard.TURNS] += 1
+        row[counters.TURNS] += 1
         sources = self._intake.sources
         woken, orders = [], []
         for fd, _ in self._wait():
@@ -163,11 +164,11 @@ class WorkerLoop:
         for fd in orders:
             self._take_orders(fd)
         if not self._service.end_turn():
-            self._pause(scoreboard.BLOCKED_BY_LOG)
+            self._pause(counters.BLOCKED_BY_LOG)
         elif self._service.room <= 0 and not self._paused_for:
             self._pause(self._service.full)
         self._now = now = monotonic()
-        row[scoreboard.HEARTBEAT_NS] = int(now * 1e9)
+        row[counters.HEARTBEAT_NS] = int(now * 1e9)
         if now >= self._next_upkeep:
             self._keep_up(now)
 
@@ -182,10 +183,10 @@ class WorkerLoop:
         for fd in woken:
             source = self._intake.sources.get(fd)
             if source is not None:
-                self._row[scoreboard.WAKEUPS] += 1
+                self._row[counters.WAKEUPS] += 1
                 taken = self._burst(fd, source, self._burst_limit)
                 if not taken:
-                    self._row[scoreboard.WASTED_WAKEUPS] += 1
+                    self._row[counters.WASTED_WAKEUPS] += 1
                 self._full |= taken == BURST
 
     def _wait(self) -> list[tuple[int, int]]:
@@ -201,7 +202,7 @@ class WorkerLoop:
         if room <= 0:
             # What is served may be closed first: another listener has had its burst in this turn.
             if not self._service.end_turn():
-                self._pause(scoreboard.BLOCKED_BY_LOG)
+                self._pause(counters.BLOCKED_BY_LOG)
                 return 0
             room = self._service.room
         if room <= 0:
@@ -214,10 +215,10 @@ class WorkerLoop:
         if taken:
             self._intake.note(fd, source, taken)
             if source.lender is not None:
-                self._row[scoreboard.RESCUED] += taken
+                self._row[counters.RESCUED] += taken
         if self._service.trouble in EXHAUSTED:
             self._warn("cannot accept", reason=os.strerror(self._service.trouble))
-            self._pause(scoreboard.BLOCKED_BY_DESCRIPTORS)
+            self._pause(counters.BLOCKED_BY_DESCRIPTORS)
         elif self._service.trouble in SHUT:
             self._intake.close([fd])
         return taken
@@ -226,7 +227,7 @@ class WorkerLoop:
         """Serve one burst to its end; None when that had to pause."""
         taken = self._burst(fd, source, self._burst_limit)
         if not self._service.end_turn():
-            self._pause(scoreboard.BLOCKED_BY_LOG)
+            self._pause(counters.BLOCKED_BY_LOG)
         return None if self._paused_for else taken
 
     def _hear(self, fd: int) -> None:
@@ -263,7 +264,7 @@ class WorkerLoop:
             for slot in self._leaving.go_on(now):
                 self._tell(ReturnedMessage(slot))
         if not self._service.end_turn():
-            self._pause(scoreboard.BLOCKED_BY_LOG)
+            self._pause(counters.BLOCKED_BY_LOG)
         # A connection that comes before the next look has its deadline after it.
         deadlines = [now + self._interval]
         if self._paused_for:
@@ -277,14 +278,14 @@ class WorkerLoop:
     def _pause(self, reason: int) -> None:
         """Accept nothing for a while; what waits stays in the listener's queue."""
         if not self._paused_for:
-            self._row[scoreboard.ACCEPTS_PAUSED] += 1
-        self._paused_for = self._row[scoreboard.BLOCKED] = reason
+            self._row[counters.ACCEPTS_PAUSED] += 1
+        self._paused_for = self._row[counters.BLOCKED] = reason
         self._paused_until = monotonic() + RETRY_AFTER
         self._next_upkeep = min(self._next_upkeep, self._paused_until)
         self._intake.watch(on=False)
-        if reason == scoreboard.BLOCKED_BY_LOG and self._greetings is not None:
+        if reason == counters.BLOCKED_BY_LOG and self._greetings is not None:
             error = self._greetings.blocked
-            self._row[scoreboard.LOG_ERRNO] = _errno(error)
+            self._row[counters.LOG_ERRNO] = _errno(error)
             why = error and error.strerror
             self._warn("cannot write greetings", path=str(self._greetings.path), reason=why)
 
@@ -293,18 +294,18 @@ class WorkerLoop:
         log = self._greetings
         # Without a log there is nothing to accept for; who leaves may have nothing to write.
         if log is not None and log.blocked and self._leaving.how is None and not log.commit():
-            self._pause(scoreboard.BLOCKED_BY_LOG)
+            self._pause(counters.BLOCKED_BY_LOG)
             return
         if not self._service.end_turn():
-            self._pause(scoreboard.BLOCKED_BY_LOG)
+            self._pause(counters.BLOCKED_BY_LOG)
             return
         if self._service.room <= 0:
             self._pause(self._service.full)
             return
-        if self._paused_for == scoreboard.BLOCKED_BY_LOG:
+        if self._paused_for == counters.BLOCKED_BY_LOG:
             self._seat.log.info("greetings are written again")
-            self._row[scoreboard.LOG_ERRNO] = 0
-        self._paused_for = self._row[scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
+            self._row[counters.LOG_ERRNO] = 0
+        self._paused_for = self._row[counters.BLOCKED] = counters.NOT_BLOCKED
         self._watch()
 
     def _watch(self) -> None:
@@ -326,9 +327,9 @@ class WorkerLoop:
         if log.astray:
             self._warn("cannot reopen a log", reason=reason_of(log.astray))
         if not self._paused_for:
-            self._row[scoreboard.LOG_ERRNO] = _errno(log.astray)
+            self._row[counters.LOG_ERRNO] = _errno(log.astray)
         if log.blocked and self._leaving.how is None:
-            self._pause(scoreboard.BLOCKED_BY_LOG)
+            self._pause(counters.BLOCKED_BY_LOG)
 
     # Orders ---------------------------------------------------------------------------------
 
@@ -388,7 +389,7 @@ class WorkerLoop:
                 received.take()[: len(HandoffPair.ENDS)],
                 received.fds[len(HandoffPair.ENDS) :],
             )
-            row = scoreboard.adopt_view(rest[0]) if rest else None
+            row = map_view(rest[0]) if rest else None
             dispatcher.add_route(slot, HandoffPair.adopt(*ends), row)
         except OSError as error:
             return error.strerror or str(error)

@@ -21,8 +21,8 @@ from greeterd.supervisor.ids import WorkerState
 from greeterd.supervisor.machine import WORKERS
 from greeterd.system.daemonize import INTERRUPTED
 from greeterd.system.signals import MASTER_SIGNALS
+from greeterd.worker.counters import Counters
 from greeterd.worker.record import Record
-from greeterd.worker.scoreboard import Counters
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "greeterd"

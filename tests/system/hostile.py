@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from greeterd.cli.greeterd import main
 from greeterd.sockets import bpf, rights, steering
-from greeterd.worker import scoreboard
+from greeterd.worker import counters
 from greeterd.worker.loop import WorkerLoop
 from greeterd.worker.messages import ExitMessage, LeavingMessage, Message, ReadyMessage
 from tests.system import parents
@@ -125,7 +125,7 @@ def _take_over(orders: Orders) -> None:
     """The connections of the row before this worker's, by its pid."""
 
     def turn(worker: WorkerLoop) -> None:
-        count, pid = worker._row[scoreboard.CONNECTIONS], os.getpid()
+        count, pid = worker._row[counters.CONNECTIONS], os.getpid()
         name = orders.take(worker._seat.slot, count - had[pid] if pid in had else None)
         had.setdefault(pid, count)
         if name is not None:
@@ -220,20 +220,20 @@ def _hang() -> NoReturn:
 
 @harm("its counters cannot be: ")
 def the_most_there_is(worker: WorkerLoop) -> None:
-    for cell in range(scoreboard.CELLS):
+    for cell in range(counters.CELLS):
         worker._row[cell] = 2**64 - 1
     _hang()
 
 
 @harm("its counters cannot be: heartbeat_ns is ")
 def heartbeat_to_come(worker: WorkerLoop) -> None:
-    worker._row[scoreboard.HEARTBEAT_NS] = time.monotonic_ns() + 3600 * 10**9
+    worker._row[counters.HEARTBEAT_NS] = time.monotonic_ns() + 3600 * 10**9
     _hang()
 
 
 @harm("its counters cannot be: log_errno is ")
 def error_number_of_no_kernel(worker: WorkerLoop) -> None:
-    worker._row[scoreboard.LOG_ERRNO] = 2**31
+    worker._row[counters.LOG_ERRNO] = 2**31
     _hang()
 
 

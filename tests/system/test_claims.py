@@ -17,18 +17,18 @@ from tests.system.image import Image
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 FORGERIES = {
     "a heartbeat to come": (
-        "row[scoreboard.HEARTBEAT_NS] = 2**63",
+        "row[counters.HEARTBEAT_NS] = 2**63",
         r"heartbeat_ns is \d+\.\d s ahead",
     ),
     "the most there is": (
-        "for cell in range(scoreboard.CELLS): row[cell] = 2**64 - 1",
+        "for cell in range(counters.CELLS): row[cell] = 2**64 - 1",
         r"connections leapt from \d+ to 18446744073709551615",
     ),
     "back to nothing": (
-        "for cell in range(scoreboard.CELLS): row[cell] = 0",
+        "for cell in range(counters.CELLS): row[cell] = 0",
         r"\w+ went back from \d+ to 0",
     ),
-    "too many open": ("row[scoreboard.OPEN] = 2**64 - 1", "open is 18446744073709551615"),
+    "too many open": ("row[counters.OPEN] = 2**64 - 1", "open is 18446744073709551615"),
 }
 # The loop goes on, but what it says stays.
 HANG = "; __import__('signal').pause()"
@@ -39,7 +39,7 @@ def infect(image: Image) -> Path:
     deed = image.package.parent / "deed"
     image.spoil(
         "worker/loop.py",
-        r"(        row\[scoreboard\.TURNS\] \+= 1\n)",
+        r"(        row\[counters\.TURNS\] \+= 1\n)",
         r"\1        _run(self, row)\n",
     )
     image.spoil(
@@ -129,8 +129,8 @@ def test_a_worker_whose_heart_beats_and_that_accepts_nothing_is_helped_out(
         deed,
         "import select\n"
         "while True:\n"
-        "    row[scoreboard.TURNS] += 1\n"
-        "    row[scoreboard.HEARTBEAT_NS] = int(monotonic() * 1e9)\n"
+        "    row[counters.TURNS] += 1\n"
+        "    row[counters.HEARTBEAT_NS] = int(monotonic() * 1e9)\n"
         "    select.select([], [], [], 0.05)\n",
     )
     until(deed.with_suffix(".done").exists)

@@ -34,8 +34,8 @@ from greeterd.worker import main
 from greeterd.worker.channel import Channel
 from greeterd.worker.context import DispatcherContext, WorkerContext
 from greeterd.worker.conversation import Conversation
+from greeterd.worker.counters import spare_row
 from greeterd.worker.messages import FailedMessage, Message, ReadyMessage
-from greeterd.worker.scoreboard import spare_row
 
 MAX_REASON_BYTES: Final = 4096
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h

@@ -27,7 +27,8 @@ from greeterd.supervisor.records import Slot, Worker
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
 from greeterd.worker.channel import Channel
 from greeterd.worker.conversation import Conversation
-from greeterd.worker.scoreboard import Claim, Scoreboard
+from greeterd.worker.row import Claim
+from greeterd.worker.scoreboard import Scoreboard
 
 
 def dump_slots(supervisor: Supervisor, children: Children) -> list[InheritedSlot]:

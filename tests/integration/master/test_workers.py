@@ -33,7 +33,7 @@ from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from greeterd.worker.channel import Channel
 from greeterd.worker.conversation import Conversation
-from greeterd.worker.scoreboard import (
+from greeterd.worker.counters import (
     BLOCKED,
     BLOCKED_BY_LIMIT,
     CELLS,
@@ -41,10 +41,10 @@ from greeterd.worker.scoreboard import (
     GREETINGS,
     HEARTBEAT_NS,
     TURNS,
-    Claim,
     Row,
-    Scoreboard,
 )
+from greeterd.worker.row import Claim
+from greeterd.worker.scoreboard import Scoreboard
 
 
 class Shop:

@@ -14,10 +14,10 @@ import pytest
 from greeterd.sockets.address import parse_address
 from greeterd.sockets.fd_passing import QUEUE_LIMIT, HandoffPair, hand_over, is_exit, taker, waiting
 from greeterd.sockets.listener import local_address, open_shared
-from greeterd.worker import scoreboard
+from greeterd.worker import counters
 from greeterd.worker.acceptor import Acceptor
+from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.dispatcher import Dispatcher
-from greeterd.worker.scoreboard import Row, spare_row
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_slots_take_turns_from_one_burst_to_the_next(
     names = ["{}:{}".format(*client.getsockname()) for client in clients]
     assert (office.burst(2), office.burst()) == (2, 6)
     assert [drain(pair) for pair in pairs] == [names[0::3], names[1::3], names[2::3]]
-    assert office.row[scoreboard.CONNECTIONS] == office.row[scoreboard.HANDED_OVER] == 8
+    assert office.row[counters.CONNECTIONS] == office.row[counters.HANDED_OVER] == 8
     close_all(clients)
 
 
@@ -209,7 +209,7 @@ def test_slots_take_turns_from_one_burst_to_the_next(
 def test_who_has_least_before_it_is_next(office: Office, pairs: list[HandoffPair]) -> None:
     for slot, pair in enumerate(pairs, start=1):
         row = spare_row()
-        row[scoreboard.OPEN] = 3 if slot == 1 else 0
+        row[counters.OPEN] = 3 if slot == 1 else 0
         office.dispatcher.add_route(slot, copy(pair), row)
     clients = office.connect(7)
     office.burst(4)
@@ -227,7 +227,7 @@ def test_what_the_workers_say_of_themselves_stops_nobody(
 ) -> None:
     for slot, pair in enumerate(pairs, start=1):
         row = spare_row()
-        row[scoreboard.OPEN] = row[scoreboard.BLOCKED] = lie
+        row[counters.OPEN] = row[counters.BLOCKED] = lie
         office.dispatcher.add_route(slot, copy(pair), row)
     clients = office.connect(6)
     assert office.burst() == 6
@@ -265,11 +265,11 @@ def test_a_slot_whose_worker_has_paused_comes_last(
     rows = {1: spare_row(), 2: spare_row()}
     for slot, pair in enumerate(pairs[:2], start=1):
         office.dispatcher.add_route(slot, copy(pair), rows[slot])
-    rows[1][scoreboard.BLOCKED] = scoreboard.BLOCKED_BY_LIMIT
+    rows[1][counters.BLOCKED] = counters.BLOCKED_BY_LIMIT
     clients = office.connect(4)
     office.burst()
     assert [waiting(pair.exit) for pair in pairs[:2]] == [0, 4]
-    rows[1][scoreboard.BLOCKED] = scoreboard.NOT_BLOCKED
+    rows[1][counters.BLOCKED] = counters.NOT_BLOCKED
     close_all(clients)
     clients = office.connect(2)
     office.burst()
@@ -298,14 +298,14 @@ def test_one_is_held_while_nobody_has_room_and_goes_on_as_soon_as_there_is(
     assert (office.burst(), office.burst()) == (1, 0)
     assert (office.dispatcher.room, office.dispatcher.open) == (0, 1)
     assert not office.dispatcher.idle
-    assert office.row[scoreboard.HANDED_OVER] == 0
+    assert office.row[counters.HANDED_OVER] == 0
     office.epoll.poll(0)
     drain(pairs[0])
     [(fd, _)] = office.epoll.poll(1.0)
     assert office.dispatcher.handle(fd)
     assert (office.dispatcher.idle, office.room) == (True, [1])
     assert office.burst() == 2
-    assert office.row[scoreboard.CONNECTIONS] == office.row[scoreboard.HANDED_OVER] == 3
+    assert office.row[counters.CONNECTIONS] == office.row[counters.HANDED_OVER] == 3
     assert [fd for fd, _ in office.epoll.poll(0) if fd != office.listener.fileno()] == []
     close_all(clients)
 
@@ -328,4 +328,4 @@ def test_what_is_held_is_reset_by_a_quick_end(office: Office) -> None:
         client.recv(1)
     client.close()
     assert office.dispatcher.idle
-    assert office.row[scoreboard.RESET] == 1
+    assert office.row[counters.RESET] == 1

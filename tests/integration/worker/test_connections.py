@@ -17,11 +17,11 @@ import pytest
 from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.fd_passing import HandoffPair, hand_over, taker
 from greeterd.sockets.listener import local_address, open_shared
-from greeterd.worker import scoreboard
+from greeterd.worker import counters
 from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.connections import FIRST_READ, ConnectionHandler, _close_all
+from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.greeting_log import open_greeting_log
-from greeterd.worker.scoreboard import Row, spare_row
 
 IP_MINTTL = 21  # linux/in.h
 SHUT = 255
@@ -148,8 +148,8 @@ def minimum_ttl(fd: int, value: int | None = None) -> int:
 def balance(row: Row) -> Counter[str]:
     """Return how connections have ended; none is missing."""
     ends = ("GREETINGS", "EMPTY", "OVERSIZE", "TIMEOUT", "RESET", "EXIT", "OPEN")
-    found = Counter({end.lower(): row[getattr(scoreboard, end)] for end in ends})
-    assert found.total() == row[scoreboard.CONNECTIONS]
+    found = Counter({end.lower(): row[getattr(counters, end)] for end in ends})
+    assert found.total() == row[counters.CONNECTIONS]
     return +found
 
 

@@ -18,7 +18,7 @@ from greeterd.control.status import (
     from_plain,
     total,
 )
-from greeterd.worker.scoreboard import Counters
+from greeterd.worker.counters import Counters
 from tests.unit.statuses import a_status
 
 COUNTS = st.builds(
