@@ -21,7 +21,7 @@ from greeterd.sockets.fd_passing import is_exit, taker
 
 ROTATE_AFTER: Final = 16
 UNNAMED: Final = "unix"
-"""What stands for the clients of unix sockets, which have no names."""
+"""The client's name in a record where the peer is a unix socket, which has no address."""
 NAMES: Final[dict[int, Callable[[Any], str]]] = {
     socket.AF_INET: "%s:%d".__mod__,
     socket.AF_INET6: lambda peer: f"[{peer[0]}]:{peer[1]}",
@@ -31,17 +31,17 @@ NAMES: Final[dict[int, Callable[[Any], str]]] = {
 
 @dataclass(slots=True)
 class Source:
-    """A listener that this worker accepts from."""
+    """A listener, or the exit of a handoff pair, that this worker accepts from."""
 
     sock: socket.socket
     accept: Callable[[], tuple[int, Any]]
     """Returns a raw descriptor, which costs 5 us less than a socket object, and the peer."""
     name_peer: Callable[[Any], str]
-    """Writes a peer's address: host:port, [v6]:port, or UNNAMED."""
+    """Renders a peer's address: host:port, [v6]:port, or UNNAMED."""
     lender: int | None
     """The slot that has lent it; None for the worker's own."""
     ends: bool = False
-    """It is handed connections, and is closed at the end of them: see handoff."""
+    """It is the exit of a pair, and ends when the pair's entry is closed: see fd_passing."""
     taken: int = 0
     """Connections accepted since it entered the epoll set."""
 
@@ -59,10 +59,10 @@ class Acceptor:
         """By descriptor."""
 
     def add(self, sock: socket.socket, lender: int | None = None) -> None:
-        """Accept from this listener, or exit of a pair, too; the intake owns it from now on.
+        """Accept from this listener, or exit of a pair, too; the acceptor closes it in the end.
 
         Raises:
-            OSError: epoll does not take it; it is closed.
+            OSError: epoll refuses it; it is closed.
 
         """
         if is_exit(sock):
@@ -79,7 +79,7 @@ class Acceptor:
                 raise
 
     def close(self, fds: list[int]) -> None:
-        """Accept from these no longer; a listener lives on where others hold it."""
+        """Stop accepting from these; a listener stays open where other processes hold it."""
         for fd in fds:
             if self._registered:
                 self._epoll.unregister(fd)
@@ -90,10 +90,10 @@ class Acceptor:
         return [fd for fd, source in self.sources.items() if source.lender == slot]
 
     def overlooked(self) -> list[int]:
-        """Return the exclusive listeners with connections that nobody may have been woken for.
+        """Return the listeners in whose queues connections wait, if the wait is exclusive.
 
         The kernel wakes one waiter for a connection. If that one is killed, or runs out of
-        descriptors, before it accepts, the others sleep on until the next connection.
+        descriptors, before it accepts, the others sleep on until the next connection comes.
         """
         if not self._exclusive or not self._registered:
             return []
@@ -110,7 +110,7 @@ class Acceptor:
         return next(iter(self.sources.values()))
 
     def watch(self, *, on: bool) -> None:
-        """Have epoll report the listeners, or not: while paused, or in a blocking accept."""
+        """Have epoll report the listeners; off while paused, or in a blocking accept."""
         if on == self._registered:
             return
         self._registered = on
@@ -121,7 +121,7 @@ class Acceptor:
                 self._epoll.unregister(fd)
 
     def note(self, fd: int, source: Source, taken: int) -> None:
-        """Count accepted connections, and take turns where the strategy asks for it."""
+        """Count accepted connections; `rotate` goes to the tail of the wait queue after some."""
         source.taken += taken
         if self._rotate and source.taken >= ROTATE_AFTER and self._registered:
             self._epoll.unregister(fd)

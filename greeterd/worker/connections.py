@@ -1,10 +1,9 @@
-"""Serves accepted connections: reads, decides, logs, replies, closes.
+"""Handles a worker's connections: accepts, reads, decides, logs, replies, closes.
 
 The order within one turn of the worker's loop is the promise: every greeting of the turn goes out
 in one write, only then its replies, only then the connections are closed.  So an end-of-stream or
-an answer that a client sees means that its line exists.  While the log cannot be written
-(`blocked`) the turn stays open: nothing is dropped, nothing is answered, and the worker is to
-stop accepting.
+an answer that a client sees means that its line exists.  While the log cannot be written the turn
+stays open: nothing is dropped, nothing is answered, and the loop stops accepting.
 
 This is the hot path, hence raw descriptors (a socket object costs 5 us a connection), one look at
 a burst's connections when all are accepted, one read of each that is complete by then, and epoll
@@ -19,17 +18,18 @@ import os
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from greeterd.protocol import NameReader, Outcome, Refusal, classify, encode_reply
+from greeterd.protocol import NameReader, Outcome, Refusal, classify
 from greeterd.sockets.listener import close_with_reset
 from greeterd.sockets.steering import open_gate
 from greeterd.worker import counters
 from greeterd.worker.acceptor import UNNAMED, Source
 from greeterd.worker.counters import Row
 from greeterd.worker.greeting_log import GreetingLog
+from greeterd.worker.handler import Warn
+from greeterd.worker.replies import Replies, watch_or_reset
 
 FIRST_READ: Final = 256
 """Bytes asked for by the first read: nearly every name is shorter, and CPython takes so small
@@ -39,19 +39,12 @@ WHOLE: Final = select.POLLIN | select.POLLRDHUP
 """Every byte of a TCP connection has come, and so has its end: no read blocks, and one that returns
 less than it asked for has returned all. Not where there was urgent data (POLLPRI), which a read
 stops at, nor on a unix socket, where it stops at descriptors that came along. A forged urgent
-pointer can hide from poll(2): who sends that cuts their own name short."""
+pointer can hide from poll(2): a client that sends one cuts its own name short."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that last until something is given back."""
 SHUT: Final = frozenset({errno.EINVAL, errno.EBADF})
 """Errors of accept(2) that last: it is no listener any more.  All others are the connection's own
 (ECONNABORTED, and on Linux the network's, too): the next call goes on."""
-
-
-class Warn(Protocol):
-    """Tells of what a client can provoke at will: the events are of the code, and rate-limited."""
-
-    def __call__(self, event: str, **fields: object) -> None:
-        """Tell the event, unless it was told a moment ago."""
 
 
 @dataclass(slots=True)
@@ -63,19 +56,10 @@ class Unfinished:
     deadline: float
 
 
-@dataclass(slots=True)
-class Unsent:
-    """The rest of a reply that did not fit into the socket's buffer."""
-
-    data: bytes
-    deadline: float
-
-
 class ConnectionHandler:
-    """The connections of one worker."""
+    """The connections of one worker; a `Handler`."""
 
-    full: Final = counters.BLOCKED_BY_LIMIT
-    """Why nothing is accepted when there is no room."""
+    full_reason: Final = counters.BLOCKED_BY_LIMIT
 
     def __init__(  # noqa: PLR0913 - the worker's parts, each needed
         self,
@@ -101,62 +85,52 @@ class ConnectionHandler:
         self._row = row
         self._warn = warn
         self._on_exit = on_exit
-        # Longer than the longest name with its CRLF, so that one read tells oversize.
+        # Longer than the longest name with its CRLF, so that one read shows an oversize name.
         self._read_size = max_name_bytes + 3
         self._unfinished: dict[int, Unfinished] = {}
-        self._unsent: dict[int, Unsent] = {}
+        """By descriptor, the oldest first."""
         self._finished: list[int] = []
-        self._replies: list[tuple[int, str]] = []
+        """Descriptors to be closed at the end of the turn."""
+        self._replies = Replies(
+            self._finished, client_timeout=client_timeout, epoll=epoll, row=row, warn=warn
+        )
         self._greeted = 0
+        """Greetings of this turn that are not written yet."""
         self._gated = False
-        """Each connection's gate has to be opened before it is heard; takes the slower way."""
-        self.trouble = 0
-        """The error number that the latest burst ended with, 0 for none."""
-
-    @property
-    def open(self) -> int:
-        """Connections that cost a descriptor beyond this turn."""
-        return len(self._unfinished) + len(self._unsent)
+        """Each connection's gate has to be opened before it is read; takes the slower way."""
+        self.accept_error = 0
 
     @property
     def room(self) -> int:
         """How many connections may be accepted now; each may be one that stays."""
-        return self._max_connections - self.open - len(self._finished)
-
-    @property
-    def blocked(self) -> bool:
-        """Greetings wait for a log that cannot be written."""
-        return self._greeted > 0
+        waiting = len(self._unfinished) + len(self._replies.unsent)
+        return self._max_connections - waiting - len(self._finished)
 
     @property
     def idle(self) -> bool:
-        """Nothing is left to serve."""
-        return not (self._unfinished or self._unsent or self._finished or self._greeted)
+        """Every connection that was accepted is closed."""
+        return not (self._unfinished or self._replies.unsent or self._finished or self._greeted)
 
     def open_gates(self) -> None:
-        """Let in what comes for the connections (see steering.gate_syn).
-
-        Also for those that are open: they may have been accepted after the gate was shut, and
-        before that was told here.
-        """
+        """From now on open the gate of each connection; also of those that are unfinished."""
         self._gated = True
         for fd in self._unfinished:
             open_gate(fd)
 
-    def leave_gates(self) -> None:
-        """Do that no longer."""
+    def stop_opening_gates(self) -> None:
+        """Take connections as they are: no listener has a gate any more."""
         self._gated = False
 
     def burst(self, source: Source, limit: int) -> int:
-        """Accept and serve up to `limit` connections; return their number, 0 for none waiting.
+        """Accept and serve up to `limit` connections; return their number, 0 if none waited.
 
-        All are accepted before the first is read, so that they have had time to be complete, and
-        one poll(2) tells of all together which are.
+        All are accepted before the first is read: meanwhile they may become complete, and one
+        poll(2) reports which of them are.
         """
         fresh: dict[int, Any] = {}
         poller = select.poll()
         accept, register = source.accept, poller.register
-        self.trouble = 0
+        self.accept_error = 0
         try:
             while len(fresh) < limit:
                 fd, peer = accept()
@@ -165,8 +139,9 @@ class ConnectionHandler:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.trouble = error.errno or errno.EIO
-            if not (source.ends and self.trouble in SHUT):  # that is the end that was awaited
+            self.accept_error = error.errno or errno.EIO
+            # Of a pair SHUT is no error: its entry is closed, and all that it had is taken.
+            if not (source.ends and self.accept_error in SHUT):
                 self._row[counters.ACCEPT_ERRORS] += 1
         taken = len(fresh)
         if taken:
@@ -180,24 +155,24 @@ class ConnectionHandler:
         events: list[tuple[int, int]],
         name_peer: Callable[[Any], str],
     ) -> None:
-        """Serve what was accepted: descriptors with their peers, and what poll says of them.
+        """Serve what was accepted: descriptors with their peers, and what poll(2) reports of them.
 
-        Takes `fresh` to pieces. What follows a read is `_conclude`, written out for its speed.
+        Empties `fresh`.  What follows a read is `_conclude`, repeated here for its speed.
         """
         read, size, gated = os.read, FIRST_READ, self._gated
         limit_bytes, allow_exit = self._max_name_bytes, self._allow_exit
         greet, finish = self._greetings.greet, self._finished.append
-        replies = self._replies if self._reply else None
+        replies = self._replies.due if self._reply else None
         greeted = 0
         for fd, event in events:
             client = name_peer(fresh.pop(fd))
-            # By the name: what is handed over comes from sockets of every family.
+            # By the name, since one pair hands over connections of every family.
             if event != WHOLE or gated or client == UNNAMED:
                 self._read_or_await(fd, client)
                 continue
             try:
                 data = read(fd, size)
-            except OSError:  # not known to happen: Linux tells of the end before an error
+            except OSError:  # not known to happen: Linux reports the end before an error
                 self._row[counters.RESET] += 1
                 finish(fd)
                 continue
@@ -209,23 +184,21 @@ class ConnectionHandler:
                 greet(outcome, client)
                 greeted += 1
                 if replies is not None:
-                    os.set_blocking(fd, False)  # the read before needed no such thing
+                    os.set_blocking(fd, False)  # for the reply; the read could not block
                     replies.append((fd, outcome))
                 finish(fd)
             else:
                 self._refuse(fd, outcome, client)
         self._greeted += greeted
-        for fd, peer in fresh.items():  # of which there is nothing to tell yet
+        for fd, peer in fresh.items():  # of which poll reports nothing yet
             self._read_or_await(fd, name_peer(peer))
 
-    def handle(self, fd: int) -> bool:
-        """Go on with a connection that epoll reported; False when it is none of ours."""
-        if unfinished := self._unfinished.get(fd):
-            self._read_on(fd, unfinished)
-        elif unsent := self._unsent.get(fd):
-            self._send_on(fd, unsent)
-        else:
-            return False
+    def on_event(self, fd: int) -> bool:
+        """Read or send more; False if the descriptor is not one of our connections."""
+        unfinished = self._unfinished.get(fd)
+        if unfinished is None:
+            return self._replies.on_event(fd)
+        self._read_on(fd, unfinished)
         return True
 
     def end_turn(self) -> bool:
@@ -238,55 +211,53 @@ class ConnectionHandler:
                 return False
             row[counters.GREETINGS] += self._greeted
             self._greeted = 0
-        # First: who has a reply, or sees the end of a connection, finds it counted as ended.
+        # Before the replies: a client that has one, or sees the end of its connection, and then
+        # looks at the counters, finds it counted as ended.
         row[counters.OPEN] = len(self._unfinished)
-        if self._replies:
-            self._send_replies()
+        if self._replies.due:
+            self._replies.send()
         if finished := self._finished:
             _close_all(finished)
             finished.clear()
         return True
 
-    def next_deadline(self) -> float | None:
-        """Return when the oldest connection times out; None when there is none."""
-        oldest: list[Unfinished | Unsent] = []
-        oldest += islice(self._unfinished.values(), 1)
-        oldest += islice(self._unsent.values(), 1)
-        return min((each.deadline for each in oldest), default=None)
+    def deadlines(self) -> list[float]:
+        """Return when the oldest connections time out, that is, when to call `expire`."""
+        unfinished = next(iter(self._unfinished.values()), None)
+        reading = [] if unfinished is None else [unfinished.deadline]
+        sending = self._replies.next_deadline()
+        return reading if sending is None else [*reading, sending]
 
     def expire(self, now: float) -> None:
-        """Close the connections that have had their time; both tables are in order of age."""
+        """Close the connections whose time is up."""
         for fd, unfinished in list(self._unfinished.items()):
             if unfinished.deadline > now:
                 break
             self._row[counters.TIMEOUT] += 1
-            self._dismiss(fd)
-        for fd, unsent in list(self._unsent.items()):
-            if unsent.deadline > now:
-                break
-            self._dismiss(fd)
+            self._finish(fd)
+        self._replies.expire(now)
 
     def abandon(self) -> None:
         """Reset every connection that is not finished."""
-        for fd in [*self._unfinished, *self._unsent]:
-            if fd in self._unfinished:
-                self._row[counters.RESET] += 1
+        for fd in list(self._unfinished):
+            self._row[counters.RESET] += 1
             self._forget(fd)
             close_with_reset(fd)
+        self._replies.abandon()
 
     # ----------------------------------------------------------------------------------------
 
     def _read_or_await(self, fd: int, client: str, data: bytes = b"") -> None:
-        """Serve a connection that is not known to be complete; `data` was read already."""
+        """Serve a connection that may be incomplete; `data` was read already."""
         if self._gated:
             open_gate(fd)
         os.set_blocking(fd, False)
         reader = NameReader(self._max_name_bytes, allow_exit=self._allow_exit)
-        reader.feed(data)  # if that is too long already, the next feed or the end tells so
+        reader.feed(data)  # if that is too long already, the next feed or the end returns so
         try:
             outcome = self._read(fd, reader)
         except BlockingIOError:
-            if self._watch(fd, select.EPOLLIN):
+            if watch_or_reset(self._epoll, fd, select.EPOLLIN, self._warn):
                 deadline = monotonic() + self._client_timeout
                 self._unfinished[fd] = Unfinished(reader, client, deadline)
             else:
@@ -297,16 +268,6 @@ class ConnectionHandler:
         else:
             self._conclude(fd, outcome, client)
 
-    def _watch(self, fd: int, events: int) -> bool:
-        """Have epoll report a connection; reset it and return False where the kernel refuses."""
-        try:
-            self._epoll.register(fd, events)
-        except OSError as error:  # such as fs.epoll.max_user_watches
-            self._warn("cannot wait for a client", reason=error.strerror)
-            close_with_reset(fd)
-            return False
-        return True
-
     def _read_on(self, fd: int, connection: Unfinished) -> None:
         try:
             outcome = self._read(fd, connection.reader)
@@ -314,13 +275,13 @@ class ConnectionHandler:
             return
         except OSError:
             self._row[counters.RESET] += 1
-            self._dismiss(fd)
+            self._finish(fd)
         else:
             self._forget(fd)
             self._conclude(fd, outcome, connection.client)
 
     def _read(self, fd: int, reader: NameReader) -> Outcome:
-        """Read until it is known what the connection is; BlockingIOError when it is not yet."""
+        """Read until the outcome is known; BlockingIOError while it is not."""
         while data := os.read(fd, self._read_size):
             if reader.feed(data):
                 return Refusal.OVERSIZE
@@ -333,7 +294,7 @@ class ConnectionHandler:
         self._greetings.greet(outcome, client)
         self._greeted += 1
         if self._reply:
-            self._replies.append((fd, outcome))
+            self._replies.due.append((fd, outcome))
         self._finished.append(fd)
 
     def _refuse(self, fd: int, refusal: Refusal, client: str) -> None:
@@ -350,51 +311,19 @@ class ConnectionHandler:
                 return
         self._finished.append(fd)
 
-    def _send_replies(self) -> None:
-        """Answer; what does not fit into a socket's buffer waits for its client."""
-        for fd, name in self._replies:
-            data = encode_reply(name)
-            try:
-                sent = os.write(fd, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                continue
-            if sent == len(data):
-                self._row[counters.REPLIES] += 1
-                continue
-            self._finished.remove(fd)
-            if self._watch(fd, select.EPOLLOUT):
-                self._unsent[fd] = Unsent(data[sent:], monotonic() + self._client_timeout)
-        self._replies.clear()
-
-    def _send_on(self, fd: int, unsent: Unsent) -> None:
-        try:
-            sent = os.write(fd, unsent.data)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._dismiss(fd)
-            return
-        unsent.data = unsent.data[sent:]
-        if not unsent.data:
-            self._row[counters.REPLIES] += 1
-            self._dismiss(fd)
-
-    def _dismiss(self, fd: int) -> None:
+    def _finish(self, fd: int) -> None:
         self._forget(fd)
         self._finished.append(fd)
 
     def _forget(self, fd: int) -> None:
-        self._unfinished.pop(fd, None)
-        self._unsent.pop(fd, None)
+        del self._unfinished[fd]
         self._epoll.unregister(fd)
 
 
 def _close_all(fds: list[int]) -> None:
     """Close by one close_range(2) for each run of numbers: 2 us a connection less than one by one.
 
-    Few runs are the rule: the kernel gives the lowest numbers that are free. Sorts the list.
+    There are few runs, since the kernel gives the lowest free numbers.  Sorts the list.
     """
     fds.sort()
     first = after = fds[0]

@@ -1,4 +1,4 @@
-"""What a worker is given when it is forked."""
+"""What a worker gets from the master when it is forked."""
 
 import socket
 from collections.abc import Mapping
@@ -15,30 +15,31 @@ from greeterd.system.files import Identity
 from greeterd.system.signals import SignalPipe
 from greeterd.worker.channel import Channel
 from greeterd.worker.counters import Row
+from greeterd.worker.messages import FromWorker
 
 
 @dataclass(frozen=True, slots=True)
 class DispatcherContext:
-    """What the dispatcher is given besides."""
+    """What only the dispatcher gets."""
 
     routes: dict[SlotIndex, HandoffPair]
     """The slots that connections are handed on to; more come by RouteMessage."""
     rows: Mapping[int, Row]
-    """Of the slots' newest workers, to read; those of later ones come by RouteMessage, too."""
+    """Read-only rows of the slots' newest workers; a later worker's comes by RouteMessage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """All that is the worker's own, and what it shares with its siblings."""
+    """The worker's identity, settings, descriptors and logs."""
 
     slot: int
     generation: int
     config: Config
     addresses: list[Address]
     listeners: list[socket.socket] | None
-    """None: it opens its own."""
+    """None: the worker opens its own."""
     handoff: DispatcherContext | None = None
-    """None: it greets, and is not the dispatcher."""
+    """None: a worker that greets; otherwise it is the dispatcher."""
     row: Row
     log_lock: int
     """A descriptor of the file that the slot's workers lock while they write its log."""
@@ -50,6 +51,13 @@ class WorkerContext:
     passed: bool = False
     """The listeners are a socket unit's, which are never gated."""
     gated: bool = False
-    """What waits at the listeners may be deaf by a gate that looked at TTLs."""
+    """Connections in the listeners' queues may inherit a gate that looks at TTLs: see open_gate."""
     rehearsal: bool = False
-    """Only show that a start is possible: leave instead of serving."""
+    """Only prove that a start is possible: exit instead of serving."""
+
+    def send(self, message: FromWorker) -> None:
+        """Send a message to the master; log it if that fails."""
+        if reason := self.channel.send(message):
+            self.log.error(
+                "the master does not listen", message=type(message).__name__, reason=reason
+            )

@@ -1,14 +1,13 @@
-"""Hands accepted connections on: what the dispatcher of mode handoff does instead of greeting.
+"""Hands accepted connections on to the slots: the handler of mode handoff's dispatcher.
 
-It stands in a worker's loop where `service` does in the others.  A connection that no slot has room
-for is held, and nothing more is accepted until it has gone: what waits meanwhile waits at the
-listener, and is not yet anybody's.
+A connection that no slot has room for is held, and nothing more is accepted until it has gone: what
+comes meanwhile waits in the listener's queue, from where it can still go to any slot.
 
 The policies: round-robin goes through the slots one after the other; least-busy takes the slot with
 the fewest connections that wait in its pair or are unfinished in its newest worker, and of equals
-the one whose turn it is.  Slots whose worker has paused come last in both.  How the slots fare is
-looked up once a burst, and what is handed on is counted from there.  It is what the workers say:
-one that lies gets more connections than its share, or fewer.
+the one whose turn it is.  Slots whose worker has paused come last in both.  Loads and pauses are
+read once a burst, and what is handed on is added to them.  They are the workers' own claims: one
+that lies gets more connections than its share, or fewer.
 """
 
 import errno
@@ -30,28 +29,27 @@ from greeterd.worker.counters import BLOCKED_BY_WORKERS, Row
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where connections are handed on to."""
+    """A slot that connections are handed on to."""
 
     pair: HandoffPair
     row: "Row | None"
-    """Of the slot's newest worker, to read; None if it is of an older build, and not known here."""
+    """Read-only row of the slot's newest worker; None if an older build's memory holds it."""
 
     @property
     def paused(self) -> bool:
-        """Its worker takes nothing at present."""
+        """Its worker does not accept at present."""
         return self.row is not None and self.row[counters.BLOCKED] > 0
 
     def load(self) -> int:
-        """Return how many connections the slot has before it."""
+        """Return how many connections wait for the slot's worker or are unfinished in it."""
         unfinished = 0 if self.row is None else self.row[counters.OPEN]
         return waiting(self.pair.exit) + unfinished
 
 
 class Dispatcher:
-    """The slots that take connections, and the connection that no slot has room for."""
+    """The slots that take connections, and one that none of them has room for; a `Handler`."""
 
-    full: Final = BLOCKED_BY_WORKERS
-    """Why nothing is accepted when there is no room."""
+    full_reason: Final = BLOCKED_BY_WORKERS
 
     def __init__(
         self,
@@ -68,24 +66,24 @@ class Dispatcher:
         self._on_room = on_room
         self._routes: dict[int, Route] = {}
         self._turns: deque[int] = deque()
-        """The slots, the one whose turn it is first."""
+        """The slots; the first is the one whose turn it is."""
         self._loads: dict[int, int] = {}
-        """Of least-busy: as looked up when the burst began, and what was handed on since."""
+        """For least-busy: `Route.load` when the burst began, plus what was handed on since."""
         self._paused: frozenset[int] = frozenset()
-        """The slots whose worker took nothing when the burst began."""
+        """The slots whose worker did not accept when the burst began."""
         self._slots: dict[int, int] = {}
-        """By the descriptor of the entry, which epoll watches: for its end, and for room."""
+        """By the descriptor of the pair's entry, which epoll watches: for its end, and for room."""
         self._held: tuple[int, str] | None = None
-        self._waits = False
-        """Epoll tells when a pair has room."""
+        """Descriptor and client of the connection that no slot had room for."""
+        self._waits_for_room = False
+        """Epoll reports when a pair has room."""
         self._gated = False
-        self.trouble = 0
-        """The error number that the latest burst ended with, 0 for none."""
+        self.accept_error = 0
 
     def add_route(self, slot: int, pair: HandoffPair, row: "Row | None" = None) -> None:
-        """Hand on to this slot, too; this process's copies of the pair are owned from now on.
+        """Hand on to this slot, too, or by a new pair; the dispatcher closes the pair in the end.
 
-        `row` is what its newest worker says of itself.
+        `row` is the slot's newest worker's.
         """
         if slot in self._routes:
             self._drop(slot)
@@ -101,30 +99,25 @@ class Dispatcher:
         return sys.maxsize if self._held is None else 0
 
     @property
-    def open(self) -> int:
-        """Connections that are held, one at most."""
-        return int(self._held is not None)
-
-    @property
     def idle(self) -> bool:
-        """Nothing is left to hand on."""
+        """No connection is left to hand on."""
         return self._held is None
 
     def open_gates(self) -> None:
-        """Let in what comes for the connections (see steering.gate_syn), also for the one held."""
+        """From now on open the gate of each connection; also of the one that is held."""
         self._gated = True
         if self._held is not None:
             open_gate(self._held[0])
 
-    def leave_gates(self) -> None:
-        """Do that no longer."""
+    def stop_opening_gates(self) -> None:
+        """Take connections as they are: no listener has a gate any more."""
         self._gated = False
 
     def burst(self, source: Source, limit: int) -> int:
-        """Accept and hand on up to `limit` connections; return their number, 0 for none waiting."""
+        """Accept and hand on up to `limit` connections; return their number, 0 if none waited."""
         accept, name_peer = source.accept, source.name_peer
         taken = 0
-        self.trouble = 0
+        self.accept_error = 0
         if self._held is not None:
             return 0
         if self._least_busy:
@@ -142,14 +135,15 @@ class Dispatcher:
             pass
         except OSError as error:
             self._row[counters.ACCEPT_ERRORS] += 1
-            self.trouble = error.errno or errno.EIO
+            self.accept_error = error.errno or errno.EIO
         self._row[counters.CONNECTIONS] += taken
-        self._row[counters.HANDED_OVER] += taken - self.open
-        self._wait_for_room(self._held is not None)
+        held = self._held is not None
+        self._row[counters.HANDED_OVER] += taken - held
+        self._wait_for_room(held)
         return taken
 
-    def handle(self, fd: int) -> bool:
-        """See to a pair that has ended or may have room; False when it is none of ours."""
+    def on_event(self, fd: int) -> bool:
+        """Drop a pair that has ended, use one that has room; False if it is not one of ours."""
         slot = self._slots.get(fd)
         if slot is None:
             return False
@@ -159,19 +153,13 @@ class Dispatcher:
         return True
 
     def end_turn(self) -> bool:
-        """Try again what is held; True, since no log has to be written."""
+        """Try again to hand on what is held; True, since no log has to be written."""
         self._hand_on_held()
-        self._row[counters.OPEN] = self.open
+        self._row[counters.OPEN] = self._held is not None
         return True
 
-    def next_deadline(self) -> float | None:
-        """Return None: what is held waits for as long as it takes."""
-
-    def expire(self, now: float) -> None:
-        """Do nothing: the time of a client begins when a worker has it."""
-
     def abandon(self) -> None:
-        """Reset what is held."""
+        """Reset the connection that is held."""
         if self._held is not None:
             close_with_reset(self._held[0])
             self._row[counters.RESET] += 1
@@ -190,7 +178,7 @@ class Dispatcher:
         self._on_room()
 
     def _offer(self) -> bool:
-        """Hand on what is held to the slot that is to have it, or another; False: none has room."""
+        """Hand on what is held to the first slot that takes it; False if none has room."""
         assert self._held is not None
         fd, client = self._held
         for slot in self._candidates():
@@ -199,7 +187,7 @@ class Dispatcher:
             except BlockingIOError:
                 continue
             except OSError:
-                self._drop(slot)  # it retires
+                self._drop(slot)  # the master has closed the entry: the slot retires
                 continue
             os.close(fd)
             self._held = None
@@ -211,6 +199,7 @@ class Dispatcher:
         return False
 
     def _candidates(self) -> list[int]:
+        """Return all slots in the order in which the policy tries them."""
         turns = list(self._turns)
         # Sorting is stable: of equals the one whose turn it is comes first.
         if self._least_busy:
@@ -221,15 +210,15 @@ class Dispatcher:
 
     @property
     def _mask(self) -> int:
-        # The end (EPOLLHUP) is always reported.  Edge-triggered: a pair can have room while too
-        # many descriptors are on their way.
-        return select.EPOLLOUT | select.EPOLLET if self._waits else 0
+        # The end (EPOLLHUP) is always reported.  Edge-triggered: a pair with room may still refuse,
+        # while too many descriptors are in flight, and would be reported without end.
+        return select.EPOLLOUT | select.EPOLLET if self._waits_for_room else 0
 
     def _wait_for_room(self, on: bool) -> None:
         """Have epoll report the entries when they get room, or not."""
-        if on == self._waits:
+        if on == self._waits_for_room:
             return
-        self._waits = on
+        self._waits_for_room = on
         for fd in self._slots:
             self._epoll.modify(fd, self._mask)
 

@@ -1,6 +1,6 @@
-"""Begins a worker's process: its listeners, its limits, its user, its log; then turns its loop.
+"""Starts a worker's process: its listeners, its limits, its user, its log; then runs its loop.
 
-All that can fail comes before ReadyMessage, and is told by FailedMessage.
+All that can fail comes before ReadyMessage, and is reported by FailedMessage.
 """
 
 import os
@@ -21,67 +21,67 @@ from greeterd.worker.loop import WorkerLoop
 from greeterd.worker.messages import DrainMessage, FailedMessage, GoMessage, ReadyMessage
 
 
-def main(seat: WorkerContext) -> int:
-    """Be a worker; return the process's exit code.  Blocks until it has drained."""
-    title_worker(seat.slot, seat.generation)
+def main(context: WorkerContext) -> int:
+    """Run a worker; return the process's exit code.  Blocks until it has drained."""
+    title_worker(context.slot, context.generation)
     opened: list[socket.socket] = []
     try:
-        if seat.listeners is None:
+        if context.listeners is None:
             # Before the privileges go: ports below 1024 need them, and the sockets of one reuseport
             # group must have been made by one user.
-            opened = [open_member(address) for address in seat.addresses]
-        _confine(seat)
-        greetings = None if seat.handoff is not None else _open_greeting_log(seat)
-        worker = WorkerLoop(seat, greetings, seat.listeners or opened)
+            opened = [open_member(address) for address in context.addresses]
+        _confine(context)
+        greetings = None if context.handoff is not None else _open_greeting_log(context)
+        worker = WorkerLoop(context, greetings, context.listeners or opened)
     except GreeterdError as error:
-        seat.channel.send(FailedMessage(error.exit_code, str(error)))
+        context.channel.send(FailedMessage(error.exit_code, str(error)))
         return error.exit_code
     except OSError as error:
         failure = failure_of(error)
-        seat.channel.send(FailedMessage(failure.exit_code, str(failure)))
+        context.channel.send(FailedMessage(failure.exit_code, str(failure)))
         return failure.exit_code
-    os.close(seat.log_lock)  # the log has opened it anew
+    os.close(context.log_lock)  # the log has its own descriptor of that file
     if greetings is not None and greetings.repaired_bytes:
-        seat.log.warning("torn record removed", bytes=greetings.repaired_bytes)
-    if refused := seat.channel.send(ReadyMessage(), [sock.fileno() for sock in opened]):
-        seat.channel.send(FailedMessage(71, f"cannot pass its listeners: {refused}"))
+        context.log.warning("torn record removed", bytes=greetings.repaired_bytes)
+    if refused := context.channel.send(ReadyMessage(), [sock.fileno() for sock in opened]):
+        context.channel.send(FailedMessage(71, f"cannot pass its listeners: {refused}"))
         return 71
-    if not seat.rehearsal and (not opened or _await_go(seat.channel)):
+    if not context.rehearsal and (not opened or _await_go(context.channel)):
         worker.run()
     return 0
 
 
-def _open_greeting_log(seat: WorkerContext) -> GreetingLog:
+def _open_greeting_log(context: WorkerContext) -> GreetingLog:
     return open_greeting_log(
-        seat.config.log_dir,
-        worker=seat.slot,
-        generation=seat.generation,
+        context.config.log_dir,
+        worker=context.slot,
+        generation=context.generation,
         pid=os.getpid(),
-        fsync=seat.config.fsync == "always",
-        lock=seat.log_lock,
-        repair=not seat.rehearsal,
+        fsync=context.config.fsync == "always",
+        lock=context.log_lock,
+        repair=not context.rehearsal,
     )
 
 
-def _confine(seat: WorkerContext) -> None:
-    """Take on the limits of a worker, and let go of all that it has no need of.
+def _confine(context: WorkerContext) -> None:
+    """Set a worker's limits, and drop the user, privileges and environment that it does not need.
 
     Raises:
-        GreeterdError: the kernel does not let us.
+        GreeterdError: the kernel refuses.
 
     """
-    config = seat.config
+    config = context.config
     limit_files(config.max_files)
     limit_core_dumps(allowed=config.core_dumps)
-    cpu = cpu_of(seat.slot, config.pinned_cpus)
-    if cpu is not None and seat.handoff is None:
+    cpu = cpu_of(context.slot, config.pinned_cpus)
+    if cpu is not None and context.handoff is None:
         pin(cpu)
-    drop(seat.identity, traceable=config.core_dumps)
+    drop(context.identity, traceable=config.core_dumps)
     reduce_environment()
 
 
 def _await_go(channel: Channel) -> bool:
-    """Wait until the master lets our listeners listen; False when we are to leave instead."""
+    """Wait until the master has our listeners listen; False if the worker is to exit instead."""
     while True:
         # Not select.select(): it cannot take descriptors above 1023.
         poll = select.poll()

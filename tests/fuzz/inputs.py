@@ -23,7 +23,9 @@ with atheris.instrument_imports(include=["greeterd"]):
     from greeterd.master.upgrade import reexec
     from greeterd.sockets import rights
     from greeterd.system import inheritance
-    from greeterd.worker.scoreboard import CELLS, Claim, Scoreboard
+    from greeterd.worker.counters import CELLS
+    from greeterd.worker.row import Claim
+    from greeterd.worker.scoreboard import Scoreboard
     from tests.integration.master.ward import ward
 
 Read = Callable[[bytes], object]

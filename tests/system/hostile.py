@@ -120,26 +120,26 @@ def given_orders() -> Iterator[Orders]:
 
 def _take_over(orders: Orders) -> None:
     """Replace the turn of the loop in every worker that this program forks."""
-    honest = WorkerLoop._turn
+    honest = WorkerLoop.turn
     had: dict[int, int] = {}
     """The connections of the row before this worker's, by its pid."""
 
     def turn(worker: WorkerLoop) -> None:
         count, pid = worker._row[counters.CONNECTIONS], os.getpid()
-        name = orders.take(worker._seat.slot, count - had[pid] if pid in had else None)
+        name = orders.take(worker._context.slot, count - had[pid] if pid in had else None)
         had.setdefault(pid, count)
         if name is not None:
             HARMS[name].do(worker)
         honest(worker)
 
-    WorkerLoop._turn = turn  # type: ignore[assignment, method-assign]
+    WorkerLoop.turn = turn  # type: ignore[assignment, method-assign]
 
 
 # Harms: messages ----------------------------------------------------------------------------
 
 
 def _socket(worker: WorkerLoop) -> socket.socket:
-    return worker._seat.channel._socket
+    return worker._context.channel._socket
 
 
 def _send(worker: WorkerLoop, data: bytes, fds: Collection[int] = ()) -> None:
@@ -148,7 +148,7 @@ def _send(worker: WorkerLoop, data: bytes, fds: Collection[int] = ()) -> None:
 
 
 def _say(worker: WorkerLoop, message: Message, fds: list[int] | None = None) -> None:
-    worker._seat.channel.send(message, fds)
+    worker._context.channel.send(message, fds)
 
 
 @harm("protocol error: not JSON")
@@ -287,7 +287,7 @@ def descriptors_that_linger_behind_a_breach(worker: WorkerLoop) -> None:
 def descriptors_of_all_kinds(worker: WorkerLoop) -> None:
     reader, writer = os.pipe()
     kinds = [reader, writer, os.memfd_create("any"), os.open("/", os.O_PATH), os.eventfd(0)]
-    _send(worker, b'{"type":"leaving"}', [*kinds, *worker._intake.sources])
+    _send(worker, b'{"type":"leaving"}', [*kinds, *worker._acceptor.sources])
 
 
 # Harms: the stack ---------------------------------------------------------------------------

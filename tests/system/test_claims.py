@@ -50,7 +50,7 @@ def _run(self, row):
     try:
         with open({str(deed)!r}) as file:
             text = file.read()
-        if self._seat.slot == 1:
+        if self._context.slot == 1:
             os.rename({str(deed)!r}, {str(deed)!r} + ".done")
             exec(text)
     except FileNotFoundError:

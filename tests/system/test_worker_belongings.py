@@ -44,7 +44,7 @@ PROBE = f"""
         libc = ctypes.CDLL(None, use_errno=True)
         found = libc.syscall({SYSCALLS["keyctl"]}, 10, -3, b"user", b"greeterd", 0)
         facts = {{"environ": dict(os.environ), "key": found, "dumpable": libc.prctl(3, 0, 0, 0, 0)}}
-        path = seat.config.log_dir / f"facts-{{seat.slot}}.json"
+        path = context.config.log_dir / f"facts-{{context.slot}}.json"
         path.write_text(json.dumps(facts))
         worker.run()
 """

@@ -35,7 +35,7 @@ def wait(fd: int, event: int) -> None:
 
 
 class Office:
-    """A service with a listener and a log of its own."""
+    """A connection handler with a listener and a log of its own."""
 
     def __init__(self, directory: Path, *, address: Address, reply: bool) -> None:
         self._listener = open_shared(address, backlog=100, unix_mode=0o600)
@@ -49,7 +49,7 @@ class Office:
         self.warnings: list[str] = []
         self.epoll = select.epoll()
         self.row = spare_row()
-        self.service = ConnectionHandler(
+        self.handler = ConnectionHandler(
             max_connections=100,
             max_name_bytes=1000,
             client_timeout=10.0,
@@ -61,13 +61,13 @@ class Office:
             warn=lambda event, **_: self.warnings.append(event),
             on_exit=lambda: self.warnings.append("exit"),
         )
-        self._intake = Acceptor(self.epoll, "epoll")
-        self._intake.add(self._listener)
+        self._acceptor = Acceptor(self.epoll, "epoll")
+        self._acceptor.add(self._listener)
 
     @property
     def source(self) -> Source:
         """The listener as a worker has it."""
-        [source] = self._intake.sources.values()
+        [source] = self._acceptor.sources.values()
         return source
 
     def connect(self) -> socket.socket:
@@ -101,16 +101,16 @@ class Office:
             taken.append(fd)
             return fd, peer
 
-        assert self.service.burst(replace(self.source, accept=accept), 100) == clients
+        assert self.handler.burst(replace(self.source, accept=accept), 100) == clients
         return taken
 
     def serve(self) -> None:
         """Turn until nothing is left to serve."""
-        assert self.service.end_turn()
-        while not self.service.idle:
+        assert self.handler.end_turn()
+        while not self.handler.idle:
             for ready, _ in self.epoll.poll(10.0):
-                assert self.service.handle(ready)
-            assert self.service.end_turn()
+                assert self.handler.on_event(ready)
+            assert self.handler.end_turn()
 
     def greeted(self) -> list[str]:
         """Return the names in the log."""
@@ -158,11 +158,11 @@ def test_a_gate_is_opened_for_connections_that_were_accepted_before_it_was_known
 ) -> None:
     with office.connect() as client:
         office.burst(1, incomplete={0})
-        assert office.service.end_turn()
+        assert office.handler.end_turn()
         assert balance(office.row) == {"open": 1}
-        [fd] = office.service._unfinished
+        [fd] = office.handler._unfinished
         minimum_ttl(fd, SHUT)
-        office.service.open_gates()
+        office.handler.open_gates()
         assert minimum_ttl(fd) == 0
         client.sendall(b"Alice")
         client.shutdown(socket.SHUT_WR)
@@ -176,7 +176,7 @@ def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
     office: Office, *, gated: bool
 ) -> None:
     if gated:
-        office.service.open_gates()
+        office.handler.open_gates()
     accept = office.source.accept
 
     def accept_as_gated() -> tuple[int, object]:
@@ -187,7 +187,7 @@ def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
     office.source.accept = accept_as_gated
     with office.say(b"Alice"):
         office.burst(1)
-        [fd] = office.service._finished
+        [fd] = office.handler._finished
         assert minimum_ttl(fd) == (0 if gated else SHUT)
         office.serve()
     assert office.greeted() == ["Alice"]
@@ -197,7 +197,7 @@ def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
 def test_a_name_of_any_length_is_greeted_whole(office: Office, length: int) -> None:
     with office.say(b"x" * length):
         office.burst(1)
-        assert office.service.open == 0
+        assert not office.handler._unfinished
         office.serve()
     assert office.greeted() == ["x" * length]
 
@@ -238,7 +238,7 @@ def test_nor_do_they_when_the_connection_is_handed_over(
             hand_over(pair.entry, fd, family)
             os.close(fd)
         taken = Source(pair.exit, taker(pair.exit), str, None, ends=True)
-        assert office.service.burst(taken, 100) == 2
+        assert office.handler.burst(taken, 100) == 2
         office.serve()
     assert office.greeted() == ["Alice", "Bob"]
 
@@ -247,7 +247,7 @@ def test_who_has_said_nothing_or_not_all_is_waited_for(office: Office) -> None:
     with office.say(b"Carol"), office.connect() as silent, office.connect() as slow:
         slow.sendall(b"Bo")
         office.burst(3, incomplete={1, 2})
-        assert office.service.end_turn()
+        assert office.handler.end_turn()
         assert office.greeted() == ["Carol"]
         assert balance(office.row) == {"greetings": 1, "open": 2}
         silent.sendall(b"Alice")
@@ -266,7 +266,7 @@ def test_every_connection_of_a_burst_is_counted_once(office: Office, *, awaited:
         for data in said:
             clients.enter_context(office.say(data))
         if awaited:
-            office.service.open_gates()  # all take the way of those that are not complete
+            office.handler.open_gates()  # all take the way of those that are not complete
         office.burst(len(said))
         office.serve()
     assert office.greeted() == ["Alice", "Bob"]
@@ -310,8 +310,8 @@ def test_what_was_accepted_before_an_error_is_served(office: Office) -> None:
 
     office.source.accept = accept_twice
     with office.say(b"Alice"), office.say(b"Bob"), office.say(b"Carol"):
-        assert office.service.burst(office.source, 100) == 2
-        assert office.service.trouble == errno.EMFILE
+        assert office.handler.burst(office.source, 100) == 2
+        assert office.handler.accept_error == errno.EMFILE
         office.serve()
         assert office.greeted() == ["Alice", "Bob"]
         office.source.accept = accept
@@ -331,7 +331,7 @@ def test_who_cannot_be_waited_for_is_reset_and_counted(
             """Refuse."""
             raise OSError(errno.ENOSPC, f"no watch for {fd}: {events}")
 
-    monkeypatch.setattr(office.service, "_epoll", Full())
+    monkeypatch.setattr(office.handler, "_epoll", Full())
     with office.say(b"Alice"), office.connect() as silent:
         office.burst(2, incomplete={1})
         office.serve()
@@ -353,7 +353,7 @@ def test_connections_are_closed_run_by_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_connection_that_stays_is_not_closed_with_those_around(office: Office) -> None:
     with office.say(b"Alice"), office.say(b"Bob"), office.connect() as stays, office.say(b"Carol"):
         office.burst(4, incomplete={2})
-        assert office.service.end_turn()
+        assert office.handler.end_turn()
         assert balance(office.row) == {"greetings": 3, "open": 1}
         stays.sendall(b"Dave")
         stays.shutdown(socket.SHUT_WR)
@@ -368,7 +368,7 @@ def test_a_reply_does_not_wait_for_room(tmp_path: Path) -> None:
         office.say(b"Alice") as client,
     ):
         office.burst(1)
-        [(fd, name)] = office.service._replies
+        [(fd, name)] = office.handler._replies.due
         assert (os.get_blocking(fd), name) == (False, "Alice")
         office.serve()
         assert client.makefile("rb").read() == b"Hello, Alice\n"

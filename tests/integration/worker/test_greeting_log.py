@@ -343,7 +343,7 @@ def test_the_torn_line_of_a_stranger_who_lives_is_not_cut(open_log: OpenLog) -> 
     heir = open_log(pid=2, lock=other_lock)
     os.close(other_lock)
     assert not turn(heir, "theirs")
-    assert "a stranger is at its last line" in str(heir.blocked)
+    assert "another process is writing its last line" in str(heir.blocked)
     assert orphan.commit()
     assert heir.commit()
     assert names(heir.path) == ["a", "b", "theirs"]
