@@ -183,7 +183,7 @@ def events(function: ast.AST) -> Iterator[tuple[str, str]]:
                 levels = {"error" if level == "exception" else level}
             case ast.Call(func=ast.Attribute(attr="say"), args=[level, event, *_]):
                 levels = told(level)
-            case ast.Call(func=ast.Attribute(attr="_warn"), args=[event, *_]):
+            case ast.Call(func=ast.Attribute(attr="_warn") | ast.Name(id="warn"), args=[event, *_]):
                 levels = {"warning"}
             case _:
                 continue

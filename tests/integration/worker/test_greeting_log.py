@@ -384,7 +384,6 @@ def test_a_torn_line_that_a_stranger_writes_behind_is_written_again(open_log: Op
 FULL_DISK = """
 import errno, os, sys
 from pathlib import Path
-from greeterd.worker import line_file as linefile
 from greeterd.errors import reason_of
 from greeterd.worker.greeting_log import open_greeting_log
 
@@ -437,7 +436,6 @@ def test_a_full_disk_tears_no_line_and_loses_none(tmp_path: Path, fsync: str) ->
 TWO_WRITERS = """
 import os, random, resource, sys
 from pathlib import Path
-from greeterd.worker import line_file as linefile
 from greeterd.errors import reason_of
 from greeterd.worker.greeting_log import open_greeting_log
 
