@@ -323,7 +323,7 @@ def long_stack(_worker: WorkerLoop) -> None:
 
 def _shared(worker: WorkerLoop) -> list[socket.socket]:
     """Return the listeners, or of a worker that is handed its connections, the socketpair."""
-    return [source.sock for source in worker._intake.sources.values()]
+    return [source.sock for source in worker._acceptor.sources.values()]
 
 
 @harm("shut down", "listener meddled with")
@@ -352,7 +352,7 @@ def changed_listener(worker: WorkerLoop) -> None:
 @harm("killed by SIGKILL")
 def held_locks(worker: WorkerLoop) -> None:
     """Hold every lock on every log, and on whatever else is open."""
-    logs = [os.open(path, os.O_RDWR) for path in worker._seat.config.log_dir.iterdir()]
+    logs = [os.open(path, os.O_RDWR) for path in worker._context.config.log_dir.iterdir()]
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         with contextlib.suppress(OSError):
             fcntl.flock(int(name), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -365,7 +365,7 @@ def held_locks(worker: WorkerLoop) -> None:
 @harm("killed by SIGKILL")
 def torn_lines_of_siblings(worker: WorkerLoop) -> None:
     """Leave half a line in every log, as a writer that lives and will go on."""
-    for path in worker._seat.config.log_dir.iterdir():
+    for path in worker._context.config.log_dir.iterdir():
         fd = os.open(path, os.O_RDWR | os.O_APPEND)
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(fd, b'{"event":')
@@ -413,7 +413,7 @@ def grabs_what_root_has(worker: WorkerLoop) -> None:
         lambda: Path(f"/proc/{master}/mem").open("rb").close(),
         lambda: os.listdir(f"/proc/{master}/fd"),  # noqa: PTH208
         lambda: os.chroot("/"),
-        lambda: (worker._seat.config.run_dir / "planted").write_bytes(b""),
+        lambda: (worker._context.config.run_dir / "planted").write_bytes(b""),
     ]
     had = [at for at, attempt in enumerate(attempts) if _succeeds(attempt)]
     if _has_key() or SECRET in os.environ:
