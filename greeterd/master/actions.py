@@ -68,7 +68,7 @@ class ActionRunner:
                     self._workers.send(ident, DrainMessage(how.value, settled=False))
                     self._sweeps.add(ident)
                     if worker := self._context.supervisor.worker(ident):
-                        self._context.escrow.end_unused(worker.slot)
+                        self._context.escrow.pairs.shut_unused(worker.slot)
             case Drain(ident, how):
                 if not self._spawner.renounce(ident):
                     self._workers.send(ident, DrainMessage(how.value))

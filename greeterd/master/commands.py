@@ -143,7 +143,7 @@ class CommandHandler:
         """Have every worker replaced by one of this configuration; `name` is the command's."""
         self._mender.look(follow=False)
         generation = self._context.generations.begin(config)
-        policy = policy_of(config, self._context.escrow.most_slots)
+        policy = policy_of(config, self._context.escrow.groups.most_slots)
         self._context.feed(Reload(generation, config.worker_count, policy, ticket, name))
 
     def upgrade(self, ticket: Ticket = NO_TICKET) -> None:
@@ -207,6 +207,6 @@ class CommandHandler:
         config = self._context.generations.conclude(self._context.supervisor, reason, at)
         if config is not None:
             set_limits(config)
-            self._context.escrow.steer_as(config)
+            self._context.escrow.groups.steer_as(config)
             self._context.log.change(config)
             self._control.log = self._context.logger

@@ -183,7 +183,7 @@ class Master:
                 workers=len(self._context.supervisor.live_slots),
             )
             take_up(self._source.sockets, self._context.escrow, self._context.logger)
-            if self._context.escrow.highest_slot > config.worker_count:
+            if self._context.escrow.groups.highest_slot > config.worker_count:
                 # Restored slots beyond those serve what waits there first. Before any signal that
                 # asks for another number.
                 self._feed(Scale(workers=config.worker_count))
@@ -217,7 +217,7 @@ class Master:
         self._loop.close()
 
     def _end(self, final: Exit) -> int:
-        if left := self._context.escrow.left_over:
+        if left := self._context.escrow.pairs.left_over:
             self._context.logger.warning("connections dropped", connections_lost=left)
         if final.code:
             self._context.logger.error("stopped", code=final.code, reason=final.reason)
@@ -347,7 +347,7 @@ class Master:
         return UpgradeState(
             program=__version__,
             fixed=dict(fixed_settings(self._context.config)),
-            listeners=self._context.escrow.bequest(),
+            listeners=self._context.escrow.dump(),
             slots=dump_slots(self._context.supervisor, self._workers.children),
             board_fd=self._context.scoreboard.fd,
             rows=dump_rows(self._context.scoreboard),
@@ -380,7 +380,7 @@ class Master:
         self._workers.adopt(predecessor)
         ticket = self._commands.adopt(predecessor)
         config = self._context.config
-        self._context.escrow.steer_as(config)
+        self._context.escrow.groups.steer_as(config)
         deaf = None if predecessor.left is None else round(time.monotonic() - predecessor.left, 3)
         self._context.logger.info(
             "new image", version=__version__, before=predecessor.program, deaf=deaf
@@ -393,9 +393,9 @@ class Master:
 
 
 def _supervisor(config: Config, escrow: Escrow, predecessor: UpgradeState | None) -> Supervisor:
-    policy = policy_of(config, escrow.most_slots)
+    policy = policy_of(config, escrow.groups.most_slots)
     if predecessor is not None:
         return adopt_supervisor(predecessor, policy, random.random)
     # What waits at a slot that is one too many is served before the slot retires.
-    workers = max(config.worker_count, escrow.highest_slot)
+    workers = max(config.worker_count, escrow.groups.highest_slot)
     return Supervisor(workers=workers, policy=policy, jitter=random.random)

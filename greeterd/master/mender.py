@@ -72,13 +72,13 @@ class Mender:
         """
         now = monotonic()
         renewed = False
-        places = self._context.escrow.places()
+        places = self._context.escrow.accepting()
         first, self._turn = self._turn, self._turn + INSPECTED_AT_ONCE
         if self._turn >= len(places):
             self._turn = 0
             # Whether a worker has attached another selection to its group, no socket option tells.
             with contextlib.suppress(OSError):
-                self._context.escrow.steer()
+                self._context.escrow.groups.steer()
         if now >= self._next_spoiled:
             self._next_spoiled = now + SPOILED_EVERY
             with contextlib.suppress(OSError):  # the kernel does not tell
@@ -86,7 +86,7 @@ class Mender:
         for place in places if everywhere else places[first : first + INSPECTED_AT_ONCE]:
             if place.sock.fileno() >= 0:  # else it was closed meanwhile, with another of its slot
                 renewed |= self._inspect(place)
-        for slot, how in self._context.escrow.renew_pairs().items():
+        for slot, how in self._context.escrow.pairs.renew().items():
             renewed = True
             self._renewed(slot, "socketpair", how)
         if renewed:
@@ -208,7 +208,7 @@ class Mender:
     def _give_up(self, now: float) -> None:
         reachable = any(
             (place.slot, str(self._context.escrow.addresses[place.address])) not in self._troubles
-            for place in self._context.escrow.places()
+            for place in self._context.escrow.accepting()
         )
         if reachable or not self._troubles or self._stopping:
             self._unreachable_since = None

@@ -117,7 +117,7 @@ class Names:
         """
         self.look()
         for (what, path), reason in self._lost.items():
-            if path in self._context.escrow.unix_files:
+            if path in self._context.escrow.shared.unix_files:
                 raise ListenError(f"{what} {path}: {reason}")
 
     def _all(self) -> Iterator[Name]:
@@ -125,7 +125,7 @@ class Names:
         yield Name("run lock", self._lock.path, self._lock.file, self._lock.renew)
         yield Name("control socket", self._control.path, self._control.file, self._control.renew)
         yield Name("log directory", log_dir, None, self._remake_log_dir)
-        for path, file in list(self._context.escrow.unix_files.items()):
+        for path, file in list(self._context.escrow.shared.unix_files.items()):
             yield Name("unix listener", path, file, partial(self._reopen, path))
 
     def _renew(self, name: Name, reason: str, told: str) -> str:
@@ -151,7 +151,7 @@ class Names:
     def _reopen(self, path: Path) -> None:
         if file_at(path) is not None:
             raise ListenError("that is not ours to replace")
-        self._context.escrow.reopen(path)
+        self._context.escrow.shared.reopen(path)
         self._context.service_manager.keep(self._context.escrow.holdings())
         self._outdated = self._context.supervisor.last_worker
 

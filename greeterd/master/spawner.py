@@ -55,7 +55,7 @@ class Spawner:
     def _fork(self, spawn: Spawn) -> None:
         log = self._context.log.file.logger.bind(worker=spawn.slot, generation=spawn.generation)
         keep = [self._context.log.file.fd]
-        routes = self._context.escrow.routes if spawn.slot == DISPATCHER else {}
+        routes = self._context.escrow.pairs.routes if spawn.slot == DISPATCHER else {}
         keep += [fd for pair in routes.values() for fd in pair.fds]
         try:
             listeners = self._context.escrow.for_slot(spawn.slot)

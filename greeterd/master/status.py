@@ -97,7 +97,7 @@ def describe(supervisor: Supervisor, board: Scoreboard, escrow: Escrow) -> str:
     totals = total(_counters(board, SlotIndex(slot)) for slot in slots)
     live = supervisor.live_slots
     ready = sum(slot.ready is not None for slot in live)
-    queued = escrow.queued().total()
+    queued = escrow.queues.by_owner().total()
     return (
         f"{ready} of {len(live)} workers ready, {totals.greetings} greetings,"
         f" {totals.open} open, {queued} queued"
@@ -174,11 +174,11 @@ def _listeners(escrow: Escrow) -> list[ListenerStatus]:
             address="socketpair" if is_exit(sock) else str(local_address(sock)),
             slot=slot,
             queued=queue.now,
-            queued_max=escrow.longest(sock),
+            queued_max=escrow.queues.longest(sock),
             limit=queue.limit,
             drops=_drops(sock),
         )
-        for slot, sock, queue in escrow.look()
+        for slot, sock, queue in escrow.queues.look()
     ]
 
 

@@ -140,12 +140,12 @@ class Workers:
             rights.close_all(fds)
             return
         if fds:
-            if flaw := self._context.escrow.flaw_of(fds):
+            if flaw := self._context.escrow.groups.flaw_of(fds):
                 rights.close_all(fds)
                 self.children.end_breach(child, flaw)
                 return
             try:
-                self._context.escrow.admit(child.spawn.slot, fds)
+                self._context.escrow.groups.admit(child.spawn.slot, fds)
             except GreeterdError as error:
                 self.children.end(child, error.exit_code, str(error))
                 return
@@ -154,8 +154,8 @@ class Workers:
         pair = self._context.escrow.use(child.spawn.slot)
         if pair is not None:
             self._route(child, pair)
-        elif child.spawn.slot in self._context.escrow.routes:
-            self._show_row(child, self._context.escrow.routes[child.spawn.slot])
+        elif child.spawn.slot in self._context.escrow.pairs.routes:
+            self._show_row(child, self._context.escrow.pairs.routes[child.spawn.slot])
         if child.spawn.slot not in self._unrouted:
             self._note_ready(child)
 
@@ -223,7 +223,7 @@ class Workers:
     def _forget_route(self, child: Child) -> None:
         """Let the slot's next worker ask again."""
         self._unrouted.pop(child.spawn.slot, None)
-        self._context.escrow.do_not_use(child.spawn.slot)
+        self._context.escrow.pairs.unroute(child.spawn.slot)
 
     def _note_end(self, ident: WorkerId) -> None:
         """Wait for no answer of a worker that is dead, and for no other's to one that is."""
@@ -242,7 +242,7 @@ class Workers:
         and leaves what waits at its listener has not turned: a beating heart is no service.
         """
         found = []
-        queued = self._context.escrow.queued()
+        queued = self._context.escrow.queues.by_owner()
         for each in self._context.supervisor.workers:
             child = self.children.get(each.id)
             if child is None:

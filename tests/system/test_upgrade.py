@@ -77,7 +77,7 @@ BREAKAGES: dict[str, tuple[Spoil, str]] = {
     ),
     "hang at import": (
         lambda image, _: image.spoil(
-            "master/escrow.py",
+            "master/escrow/listeners.py",
             r"\nBLOCKING_TIMEOUT",
             "\nimport signal\nsignal.pause()\nBLOCKING_TIMEOUT",
         ),

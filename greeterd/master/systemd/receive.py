@@ -21,7 +21,6 @@ from greeterd.master.upgrade.state import InheritedListeners
 from greeterd.sockets import steering
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import local_address
-from greeterd.sockets.sockdiag import queue_length
 from greeterd.system import sd_daemon
 
 BARRIER_TIMEOUT: Final = 5.0
@@ -77,7 +76,7 @@ def take_up(sockets: SocketAssignment, escrow: Escrow, log: FilteringBoundLogger
     given = sockets.listeners
     if given is not None:
         escrow.arrange()
-        queued = sum(queue_length(sock).now for sock in escrow.listeners())
+        queued = escrow.queues.by_owner().total()
         what = "sockets passed" if given.passed else "listeners restored"
         addresses = [str(address) for address in escrow.addresses]
         log.info(what, addresses=addresses, sockets=len(given.listening()), queued=queued)

@@ -302,13 +302,13 @@ def test_a_slot_of_passed_sockets_rests_and_is_used_again(manager: Manager) -> N
         manager.keep("g.socket", second.fileno())
         escrow = manager.start(replace(REUSEPORT, workers="auto"))
         one, two = SlotIndex(1), SlotIndex(2)
-        assert escrow.most_slots == 2
+        assert escrow.groups.most_slots == 2
 
         def spread() -> tuple[int, int]:
-            before = escrow.queued()
+            before = escrow.queues.by_owner()
             for _ in range(32):
                 stack.enter_context(connect(first))
-            after = escrow.queued()
+            after = escrow.queues.by_owner()
             return after[one] - before[one], after[two] - before[two]
 
         escrow.steer_away(two)
@@ -368,7 +368,7 @@ def test_who_was_let_in_by_a_gate_that_looks_at_ttls_is_said_to_be_deaf(manager:
         manager.keep(name, fd)
         before.close()
         after = manager.start(config)
-        assert after.gated == after.bequest().gated == (ttl == 255)
+        assert after.gated == after.dump().gated == (ttl == 255)
         assert not steering.is_gated_by_ttl(after.listeners()[0])
         after.close()
 
@@ -378,18 +378,18 @@ def test_kept_slots_come_back_in_the_kernel_s_order(manager: Manager) -> None:
     before = manager.start(config)
     slots = [SlotIndex(number) for number in range(1, 5)]
     for slot in slots:
-        before.admit(slot, [open_member(before.addresses[0]).detach()])
+        before.groups.admit(slot, [open_member(before.addresses[0]).detach()])
     before.close_slot(slots[1])
     for name, fd in sorted(before.holdings().items()):
         manager.keep(name, fd)
     before.close()
     after = manager.start(config)
-    assert after.bequest().order == [1, 4, 3]
+    assert after.dump().order == [1, 4, 3]
     after.steer_away(slots[3])
     with ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(connect(after.listeners()[0]))
-    assert [after.queued()[slot] > 0 for slot in slots] == [True, False, True, False]
+    assert [after.queues.by_owner()[slot] > 0 for slot in slots] == [True, False, True, False]
 
 
 def test_what_is_stale_is_closed_for_everyone_and_leaves_the_store(manager: Manager) -> None:

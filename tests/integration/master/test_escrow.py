@@ -24,7 +24,9 @@ def escrow() -> Iterator[Escrow]:
     config = Config(mode="reuseport", bind=("127.0.0.1:0",))
     with closing(Escrow(config)) as escrow:
         for slot in range(1, 5):
-            escrow.admit(SlotIndex(slot), [listener.open_member(escrow.addresses[0]).detach()])
+            escrow.groups.admit(
+                SlotIndex(slot), [listener.open_member(escrow.addresses[0]).detach()]
+            )
         yield escrow
 
 
@@ -51,11 +53,11 @@ def test_at_no_instant_of_a_closing_is_a_client_sent_to_a_slot_that_retires(
         for slot in retired:
             escrow.steer_away(SlotIndex(slot))
         for number, slot in enumerate(retired, start=1):
-            [sock] = escrow._slots[SlotIndex(slot)]
-            escrow._slots[SlotIndex(slot)] = [Watched(fileno=sock.detach())]
+            [sock] = escrow.groups._slots[SlotIndex(slot)]
+            escrow.groups._slots[SlotIndex(slot)] = [Watched(fileno=sock.detach())]
             escrow.close_slot(SlotIndex(slot))
             connect_some()
-            found = escrow.queued()
+            found = escrow.queues.by_owner()
             assert sum(found.values()) == 2 * number * CLIENTS, "nobody is reset"
             assert not any(found[SlotIndex(other)] for other in retired), found
 
@@ -77,11 +79,11 @@ def test_a_unix_listener_is_opened_anew_at_its_path_however_it_is_written(tmp_pa
     with closing(Escrow(Config(mode="inherit", bind=bind, unix_mode=0o640))) as escrow:
         before = list(escrow.listeners())
         path.unlink()
-        escrow.reopen(path)
+        escrow.shared.reopen(path)
         after = escrow.listeners()
         assert after[0] is before[0]
         assert (before[1].fileno(), stat.S_IMODE(path.stat().st_mode)) == (-1, 0o640)
-        assert escrow.unix_files == {path: file_at(path)}
+        assert escrow.shared.unix_files == {path: file_at(path)}
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
     assert not path.exists()
@@ -94,7 +96,7 @@ def test_a_unix_listener_that_cannot_be_opened_anew_stays(tmp_path: Path) -> Non
         path.unlink()
         path.mkdir()
         with pytest.raises(ListenError, match="is not a socket"):
-            escrow.reopen(path)
+            escrow.shared.reopen(path)
         assert escrow.listeners() == before
     assert path.is_dir()
 
@@ -111,11 +113,11 @@ def handed(tmp_path: Path) -> Iterator[Escrow]:
 def test_what_waits_for_a_worker_stays_its_own_when_the_dispatcher_is_no_more(
     handed: Escrow,
 ) -> None:
-    pair = handed.routes[SlotIndex(1)]
+    pair = handed.pairs.routes[SlotIndex(1)]
     with socket.socket() as client:
         hand_over(pair.entry, client.fileno(), "a client")
     handed.close_slot(DISPATCHER)
-    assert handed.renew_pairs() == {}
+    assert handed.pairs.renew() == {}
     assert waiting(pair.exit) == 1
 
 
@@ -123,5 +125,5 @@ def test_a_pair_of_a_slot_that_is_closed_before_it_was_served_is_looked_at_no_mo
     handed: Escrow,
 ) -> None:
     handed.close_slot(SlotIndex(1))
-    assert handed.renew_pairs() == {}
-    assert handed.routes == {}
+    assert handed.pairs.renew() == {}
+    assert handed.pairs.routes == {}

@@ -58,7 +58,11 @@ class Shop:
         [spawn] = [each for each in self.supervisor.handle(Tick(), 0.0) if isinstance(each, Spawn)]
         self.escrow = cast(
             "Escrow",
-            SimpleNamespace(queued=lambda: self.queued, look=list, addresses=[], passed=False),
+            SimpleNamespace(
+                queues=SimpleNamespace(by_owner=lambda: self.queued, look=list),
+                addresses=[],
+                passed=False,
+            ),
         )
         self.said: list[dict[str, Any]] = []
         logger = SimpleNamespace(warning=lambda _event, **more: self.said.append(more))
