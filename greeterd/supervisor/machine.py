@@ -37,7 +37,7 @@ a state (deadlines, back-off, who is due) stand in the code, beside the action t
 """
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, auto
 from typing import Final, TypeVar
 
 from greeterd.supervisor.actions import (
@@ -77,102 +77,102 @@ from greeterd.supervisor.ids import Signal, WorkerState
 class SlotState(Enum):
     """How far a slot is on its way out."""
 
-    LIVE = "live"
+    LIVE = auto()
     """It is to be served."""
-    RETIRING = "retiring"
+    RETIRING = auto()
     """It is to go.  Without a listener of its own, it goes when its workers have."""
-    STEERED = "steered"
+    STEERED = auto()
     """No new connection reaches its listener; what is queued there is to be emptied."""
-    SWEPT = "swept"
+    SWEPT = auto()
     """Its listener was emptied since."""
-    CLOSED = "closed"
+    CLOSED = auto()
     """It is no more."""
 
 
 class LoanState(Enum):
     """Where a slot's listener is served besides by the slot's own worker."""
 
-    KEPT = "kept"
+    KEPT = auto()
     """Nowhere: no loan, or none to the worker that the event is about."""
-    LENT = "lent"
-    RETURNING = "returning"
+    LENT = auto()
+    RETURNING = auto()
     """The borrower was asked to empty and close its duplicate."""
 
 
 class OperationState(Enum):
     """What the daemon is busy with."""
 
-    IDLE = "idle"
-    LAUNCH = "launch"
+    IDLE = auto()
+    LAUNCH = auto()
     """Every slot gets its first worker; one that cannot start ends the daemon."""
-    ROLL = "roll"
+    ROLL = auto()
     """Workers are replaced, slot by slot: reload, restart, recycling."""
-    UNDO = "undo"
+    UNDO = auto()
     """A reload has failed half-way: its slots get their old generation back."""
-    RESIZE = "resize"
-    PREFLIGHT = "preflight"
+    RESIZE = auto()
+    PREFLIGHT = auto()
     """An upgrade: the new image runs beside this one, without clients."""
-    PASSED = "passed"
+    PASSED = auto()
     """The new image can start; wait until no worker starts and no slot retires."""
-    REPLACE = "replace"
+    REPLACE = auto()
     """This process becomes the new image; only a failure comes back."""
 
 
 class DaemonState(Enum):
     """How far the daemon is on its way out."""
 
-    RUNNING = "running"
-    STOPPING = "stopping"
+    RUNNING = auto()
+    STOPPING = auto()
     """It is to stop, and serves until `shutdown_delay` is over."""
-    LEAVING = "leaving"
+    LEAVING = auto()
     """The workers drain."""
-    ENDED = "ended"
+    ENDED = auto()
 
 
 class Outcome(Enum):
     """What a table says in the place of a new state."""
 
-    SAME = "same"
+    SAME = auto()
     """Taken note of, or done; the state stays."""
-    QUEUED = "queued"
+    QUEUED = auto()
     """Done when what is under way has ended."""
-    REFUSED = "refused"
+    REFUSED = auto()
     """Answered with the reason at once."""
-    IGNORED = "ignored"
+    IGNORED = auto()
     """Late or a repetition, which is no fault: nothing follows."""
-    LOGGED = "logged"
+    LOGGED = auto()
     """Neither the master nor a worker should report this: a warning is logged, nothing follows."""
-    NEVER = "never"
+    NEVER = auto()
     """It would be a mistake of the supervisor itself: AssertionError."""
 
 
 class Cause(Enum):
     """What moves a machine and is neither an event nor an action by itself."""
 
-    LATE_READY = "late ready"
+    LATE_READY = auto()
     """A Ready of a worker that was aborted because it was not ready in time."""
-    RETIRE = "retire"
+    RETIRE = auto()
     """The slot is one too many: a scale down, an `exit`, a scale up that has failed."""
-    EMPTIED = "emptied"
+    EMPTIED = auto()
     """By its worker, which swept and ended in peace, or by the borrower that has returned it."""
-    FORGET = "forget"
+    FORGET = auto()
     """The borrower is gone, leaves or is stuck."""
-    RECYCLE = "recycle"
+    RECYCLE = auto()
     """A worker has served for long enough."""
-    UNDO = "undo"
-    RESIZE = "resize"
+    UNDO = auto()
+    RESIZE = auto()
     """A reload also changes the number of workers."""
-    DONE = "done"
-    FAILED = "failed"
+    DONE = auto()
+    FAILED = auto()
     """A worker that the operation waits for did not start."""
-    NO_IMAGE = "no image"
+    NO_IMAGE = auto()
     """A PreflightEnded with a reason, or none before the deadline."""
-    STOP_NOW = "stop now"
+    STOP_NOW = auto()
     """A quick Stop, or any during the first start: without `shutdown_delay`."""
-    DELAY_OVER = "delay over"
-    GIVE_UP = "give up"
+    DELAY_OVER = auto()
+    GIVE_UP = auto()
     """A crash loop, a first start that has failed, or the last worker that retires."""
-    SHUT_DOWN = "shut down"
+    SHUT_DOWN = auto()
     """The operation ends because the daemon does."""
 
 

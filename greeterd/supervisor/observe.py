@@ -126,7 +126,7 @@ def _log_unexpected(
     state: State, event: Event | Pulse, found: WorkerState | OperationState, **fields: object
 ) -> None:
     what = type(event).__name__
-    state.say("warning", "unexpected event", what=what, state=found.value, **fields)
+    state.say("warning", "unexpected event", what=what, state=found.name.lower(), **fields)
 
 
 # Workers ------------------------------------------------------------------------------------
