@@ -1,7 +1,7 @@
 """A world for the supervisor: it performs the actions, and its processes misbehave.
 
-Spawner fail, workers start late or never, hang, ignore orders and crash; a SIGKILL always works.
-Everything comes from one seed, so that a history can be told again.
+Forks fail; workers start late or never, hang, ignore messages and crash; a SIGKILL always works.
+Everything comes from one seed, so that a history can be replayed.
 """
 
 import heapq
@@ -71,8 +71,8 @@ class Process:
     serving: bool = False
     leaving: DrainMode | None = None
     lent: set[SlotIndex] = field(default_factory=set)
-    orders: list[Action] = field(default_factory=list)
-    """What it was told while it was hung."""
+    unread: list[Action] = field(default_factory=list)
+    """Messages that came while it hung."""
 
 
 class Kernel:
@@ -182,7 +182,7 @@ class Kernel:
             case Drain(worker) | Lend(_, worker) | TakeBack(_, worker):
                 process = self.processes.get(worker)
                 if process is not None and process.hung:
-                    process.orders.append(action)
+                    process.unread.append(action)
                 elif process is not None:
                     self._obey(worker, process, action)
             case Kill(worker, Signal.KILL, _):
@@ -198,7 +198,7 @@ class Kernel:
             case StartPreflight():
                 reason = "no module" if self.chance(0.3) else ""
                 if not self.chance(0.2):
-                    self.later(0.0, 1.0, lambda: self._end_trial(reason))
+                    self.later(0.0, 1.0, lambda: self._end_preflight(reason))
             case Replace(ticket):
                 self._replace(ticket)
             case GateAll():
@@ -206,7 +206,7 @@ class Kernel:
             case _:
                 pass
 
-    def _end_trial(self, reason: str) -> None:
+    def _end_preflight(self, reason: str) -> None:
         self.feed(PreflightEnded(reason))
 
     def _replace(self, ticket: Ticket) -> None:
@@ -259,7 +259,7 @@ class Kernel:
             self.later(0.0, 0.5, lambda: self.be_ready(spawn.worker))
 
     def be_ready(self, worker: WorkerId) -> None:
-        """Let a worker serve, unless it is told to leave."""
+        """Let a worker serve, unless it drains."""
         process = self.processes.get(worker)
         record = self.supervisor.worker(worker)
         if process is None or record is None or record.state is not WorkerState.STARTING:
@@ -281,7 +281,7 @@ class Kernel:
         self.feed(Exited(worker, f"exit status {code}", code))
 
     def leave_unasked(self, worker: WorkerId) -> None:
-        """Let a worker leave that somebody else has told to."""
+        """Let a worker drain without the supervisor: it got a signal."""
         process = self.processes[worker]
         if process.serving and not process.hung and process.leaving is None:
             process.leaving = DrainMode.SWEEP
@@ -290,15 +290,15 @@ class Kernel:
             self.feed(Leaving(worker))
 
     def resume(self, worker: WorkerId) -> None:
-        """Let a hung process go on with what it was told meanwhile."""
+        """Let a hung process go on, with the messages that came meanwhile."""
         process = self.processes.get(worker)
         if process is None or not process.hung:
             return
         process.hung = False
         process.turned_at = self.now
-        for action in process.orders:
+        for action in process.unread:
             self._obey(worker, process, action)
-        process.orders.clear()
+        process.unread.clear()
 
     def _obey(self, worker: WorkerId, process: Process, action: Action) -> None:
         match action:
@@ -326,7 +326,7 @@ class Kernel:
     def _leave(self, worker: WorkerId, code: int) -> None:
         process = self.processes.get(worker)
         if process is not None and process.hung:
-            process.orders.append(Drain(worker, process.leaving or DrainMode.SWEEP))
+            process.unread.append(Drain(worker, process.leaving or DrainMode.SWEEP))
         else:
             self.die(worker, code)
 
@@ -335,7 +335,7 @@ class Kernel:
         if process is None or process.leaving is not None:
             return
         if process.hung:
-            process.orders.append(TakeBack(slot, worker))
+            process.unread.append(TakeBack(slot, worker))
             return
         self.queues[slot] = 0
         process.lent.discard(slot)
@@ -346,8 +346,8 @@ class Kernel:
             self.feed(LoanRefused(slot, worker))
 
     def _close(self, slot: SlotIndex) -> None:
-        """Close a listener; connections are lost only where nobody has taken them for long."""
-        # The listener of a dispatcher that has crashed while all were leaving has nobody left.
+        """Close a listener; connections are lost only if none were accepted for long."""
+        # When all leave, nothing serves the listener of a dispatcher that has crashed.
         late = self.now >= self.rules.close_from[slot] or slot == DISPATCHER
         assert late or not self.queues[slot], "connections were lost"
         self.queues[slot] = 0

@@ -1,6 +1,6 @@
 """What no history may break, checked around every event that a supervisor handles.
 
-The rules keep records of their own, made from events and actions alone, and compare.
+The rules keep records of tsuccessor own, made from events and actions alone, and compare.
 """
 
 from collections import Counter, defaultdict, deque
@@ -69,9 +69,9 @@ class Record:
     slot: SlotIndex
     place: int
     abort_from: float
-    life: WorkerState = WorkerState.STARTING
+    state: WorkerState = WorkerState.STARTING
     accepts: bool = True
-    """It may, though it was told to hand over if it was."""
+    """It may, even after a Drain with HAND_OVER, until it reports Closed."""
     handing_over: bool = False
     aborted: bool = False
     killed: bool = False
@@ -80,7 +80,7 @@ class Record:
 
 @dataclass
 class Rules:
-    """The only door to a supervisor, which lets nothing through that is against the rules."""
+    """Feeds a supervisor, and checks each of its actions against the rules."""
 
     supervisor: Supervisor
     alive: dict[WorkerId, Record] = field(default_factory=dict)
@@ -98,18 +98,18 @@ class Rules:
     """From when on a slot may be closed though its listener was not emptied."""
     overdue: Counter[WorkerId] = field(default_factory=Counter)
     """How many times in a row the heartbeat of a worker was too old."""
-    trial: str = ""
+    preflight: str = ""
     """How far a new image has got: running, passed, replacing."""
     started: bool = False
     stopping: bool = False
     """The daemon was to stop before the event."""
     leave_from: float = 0.0
-    """When the workers may be told to leave, once the daemon stops."""
+    """When the workers may be drained, once the daemon stops."""
     stopped_at: float | None = None
     """When they were, by a graceful stop."""
     final: Exit | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=30))
-    """The last events with their actions: what a failure is read from."""
+    """The last events with tsuccessor actions, to print at a failure."""
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Have the supervisor handle the event; AssertionError when it breaks a rule."""
@@ -129,13 +129,13 @@ class Rules:
         self._check_state(now)
         return actions
 
-    def succeed(self, heir: Supervisor, alive: list[WorkerId]) -> None:
+    def succeed(self, successor: Supervisor, alive: list[WorkerId]) -> None:
         """Watch the successor of the supervisor."""
-        self.supervisor = heir
+        self.supervisor = successor
         self.alive = {ident: self.alive[ident] for ident in alive}
         self.holders.clear()
         self.overdue.clear()
-        self.trial = ""
+        self.preflight = ""
         for ticket in self.asked - self.answered:
             self.asked[ticket] = 0  # it is asked again, by its last step
 
@@ -145,7 +145,7 @@ class Rules:
         return self.supervisor.policy
 
     def leaving(self, now: float) -> bool:
-        """Tell whether the daemon is to serve nobody any longer."""
+        """Tell whether the daemon is to serve no client any longer."""
         stop = self.supervisor.stopping
         return stop is not None and (stop.quick or now >= self.leave_from)
 
@@ -157,24 +157,24 @@ class Rules:
                 self._bury(worker, now)
             case Ready(worker):
                 record = self.alive.get(worker)
-                if record is not None and record.life is WorkerState.STARTING:
+                if record is not None and record.state is WorkerState.STARTING:
                     self.listening.add(record.slot)
                     if not record.aborted:
-                        if not self._lives(record.slot, WorkerState.READY):
+                        if not self._in_state(record.slot, WorkerState.READY):
                             self.served_since[record.slot] = now
-                        record.life = WorkerState.READY
+                        record.state = WorkerState.READY
             case Leaving(worker):
                 record = self.alive.get(worker)
-                if record is not None and record.life is WorkerState.READY:
-                    record.life = WorkerState.DRAINING
+                if record is not None and record.state is WorkerState.READY:
+                    record.state = WorkerState.DRAINING
                     record.kill_from = min(record.kill_from, now + policy.graceful_timeout)
-                    if not self._lives(record.slot, WorkerState.READY):
+                    if not self._in_state(record.slot, WorkerState.READY):
                         self._vacate(record, WorkerState.READY, now)
             case Closed(worker):
                 if worker in self.alive:
                     self.alive[worker].accepts = False
             case PreflightEnded(reason):
-                self.trial = "passed" if self.trial == "running" and not reason else ""
+                self.preflight = "passed" if self.preflight == "running" and not reason else ""
             case Returned(slot, worker) | LoanRefused(slot, worker):
                 self.holders.discard((slot, worker))
             case Stop(quick, ticket):
@@ -196,10 +196,10 @@ class Rules:
             return
         self.holders = {each for each in self.holders if each[1] != ident}
         self.close_from[record.slot] = now + self.policy.graceful_timeout
-        if record.life is not WorkerState.DRAINING and not self._lives(
+        if record.state is not WorkerState.DRAINING and not self._in_state(
             record.slot, WorkerState.READY
         ):
-            self._vacate(record, record.life, now)
+            self._vacate(record, record.state, now)
             self.deaths[record.slot].append(now)
 
     def _vacate(self, record: Record, before: WorkerState, now: float) -> None:
@@ -210,9 +210,9 @@ class Rules:
         self.failures[record.slot] += 1
         self.vacant_since[record.slot] = now
 
-    def _lives(self, slot: SlotIndex, life: WorkerState) -> list[WorkerId]:
+    def _in_state(self, slot: SlotIndex, state: WorkerState) -> list[WorkerId]:
         return [
-            ident for ident, each in self.alive.items() if each.slot == slot and each.life is life
+            ident for ident, each in self.alive.items() if each.slot == slot and each.state is state
         ]
 
     def able(self, ident: WorkerId) -> bool:
@@ -221,7 +221,7 @@ class Rules:
         worker = self.supervisor.worker(ident)
         return (
             record is not None
-            and record.life is WorkerState.READY
+            and record.state is WorkerState.READY
             and not record.aborted
             and worker is not None
             and not worker.stuck
@@ -247,7 +247,7 @@ class Rules:
             case CloseSlot(slot):
                 self._check_close(slot, now)
             case StartPreflight() | EndPreflight() | Replace():
-                self._check_trial(action)
+                self._check_preflight(action)
             case GateAll():
                 assert self.supervisor.stopping == Stop()
                 assert self.leaving(now)
@@ -277,26 +277,26 @@ class Rules:
     def _check_finished(self, finished: Finished) -> None:
         if finished.command in ROLLS and not finished.reason:
             assert not any(each.handing_over and each.accepts for each in self.alive.values())
-            ready = [each.slot for each in self.alive.values() if each.life is WorkerState.READY]
+            ready = [each.slot for each in self.alive.values() if each.state is WorkerState.READY]
             assert len(ready) == len(set(ready))
-        if finished.command != recycling.COMMAND:  # nobody has asked for that
+        if finished.command != recycling.COMMAND:  # it has no ticket
             ticket = finished.ticket
             self.answered[ticket] += 1
             assert ticket == NO_TICKET or self.answered[ticket] <= self.asked[ticket]
 
-    def _check_trial(self, action: StartPreflight | EndPreflight | Replace) -> None:
+    def _check_preflight(self, action: StartPreflight | EndPreflight | Replace) -> None:
         match action:
             case StartPreflight():
-                assert self.trial == ""
-                self.trial = "running"
+                assert self.preflight == ""
+                self.preflight = "running"
             case EndPreflight():
-                assert self.trial in {"running", "passed"}
-                self.trial = ""
+                assert self.preflight in {"running", "passed"}
+                self.preflight = ""
             case Replace():
-                assert self.trial == "passed"
-                assert all(each.life is not WorkerState.STARTING for each in self.alive.values())
+                assert self.preflight == "passed"
+                assert all(each.state is not WorkerState.STARTING for each in self.alive.values())
                 assert not any(slot.retiring for slot in self.supervisor.slots.values())
-                self.trial = "replacing"
+                self.preflight = "replacing"
 
     def _check_spawn(self, spawn: Spawn, now: float) -> None:
         assert not self.leaving(now)
@@ -306,14 +306,14 @@ class Rules:
         assert spawn.place not in {each.place for each in others}
         operation = self.supervisor.operation
         if not isinstance(operation, Roll) or operation.replacement != spawn.worker:
-            assert all(each.life is WorkerState.DRAINING for each in others)
+            assert all(each.state is WorkerState.DRAINING for each in others)
             wait = min(15.0, 0.05 * 2 ** (self.failures[spawn.slot] - 2))
             if self.failures[spawn.slot] > 1:
                 assert now - self.vacant_since[spawn.slot] >= wait, "back-off"
         else:
-            assert not self._lives(spawn.slot, WorkerState.STARTING)
+            assert not self._in_state(spawn.slot, WorkerState.STARTING)
             if operation.command == recycling.COMMAND:
-                assert all(each.life is WorkerState.READY for each in self.alive.values()), (
+                assert all(each.state is WorkerState.READY for each in self.alive.values()), (
                     "one slot"
                 )
         limit = now + self.policy.start_timeout
@@ -323,20 +323,20 @@ class Rules:
         stop = self.supervisor.stopping if self.leaving(now) else None
         slot = self.supervisor.slots.get(record.slot)
         if (
-            record.life is WorkerState.READY
+            record.state is WorkerState.READY
             and stop is None
             and slot is not None
             and not slot.retiring
         ):
-            assert len(self._lives(record.slot, WorkerState.READY)) > 1
+            assert len(self._in_state(record.slot, WorkerState.READY)) > 1
             assert how is DrainMode.HAND_OVER
         if how is DrainMode.SWEEP and stop is None and record.slot in self.listening:
             assert self.steered == record.slot
         assert (how is DrainMode.QUICK) == (stop is not None and stop.quick)
         if how is DrainMode.HAND_OVER and self.policy.own_listeners:
             assert stop is None
-            assert len(self._lives(record.slot, WorkerState.READY)) > 1
-        record.life = WorkerState.DRAINING
+            assert len(self._in_state(record.slot, WorkerState.READY)) > 1
+        record.state = WorkerState.DRAINING
         record.handing_over = how is DrainMode.HAND_OVER
         timeout = QUICK_TIMEOUT if how is DrainMode.QUICK else self.policy.graceful_timeout
         if record.slot == DISPATCHER and how is DrainMode.SWEEP:
@@ -351,10 +351,10 @@ class Rules:
             record.killed = True
             return
         assert not record.aborted
-        if record.life is WorkerState.STARTING:
+        if record.state is WorkerState.STARTING:
             assert now >= record.abort_from
         else:
-            assert record.life is WorkerState.READY
+            assert record.state is WorkerState.READY
             assert self.overdue[ident] == 2
         record.aborted = True
         record.kill_from = now + ABORT_GRACE
@@ -385,11 +385,11 @@ class Rules:
         supervisor = self.supervisor
         if not self.leaving(now):  # a borrower that cannot serve counts no longer
             self.holders = {each for each in self.holders if self.able(each[1])}
-        lives = {worker.id: worker.state for worker in supervisor.workers}
-        assert lives == {ident: record.life for ident, record in self.alive.items()}
+        states = {worker.id: worker.state for worker in supervisor.workers}
+        assert states == {ident: record.state for ident, record in self.alive.items()}
         for record in self.alive.values():
             assert record.killed or now < self._kill_from(record), "killed in time"
-            if record.life is WorkerState.STARTING:
+            if record.state is WorkerState.STARTING:
                 assert record.aborted or now < record.abort_from, "aborted in time"
         deadline = supervisor.next_deadline()
         assert deadline is None or deadline > now, "no busy loop"

@@ -61,8 +61,8 @@ class Daemon:
         self.now = end
         return found + self.tell(Tick())
 
-    def lives(self, slot: int) -> list[WorkerState]:
-        """Return the lives of the slot's workers, the oldest first."""
+    def states(self, slot: int) -> list[WorkerState]:
+        """Return the states of the slot's workers, the oldest first."""
         return [worker.state for worker in self.supervisor.slots[SlotIndex(slot)].workers]
 
     def generations(self) -> dict[int, int]:

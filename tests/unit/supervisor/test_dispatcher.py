@@ -65,7 +65,7 @@ def test_it_is_no_worker_to_be_counted_or_scaled_away() -> None:
     refusal = finished("scale", "0 workers: not between 1 and 512", ticket=1)
     assert daemon.tell(scale(0, ticket=1)) == [refusal]
     assert drain(3, DrainMode.SWEEP) in daemon.tell(scale(1))
-    assert daemon.lives(0) == [WorkerState.READY]
+    assert daemon.states(0) == [WorkerState.READY]
 
 
 def test_all_slots_that_there_can_be_are_workers() -> None:
@@ -116,7 +116,7 @@ def test_a_worker_that_is_stuck_is_rescued_by_another_worker() -> None:
 def test_no_client_can_retire_it() -> None:
     daemon = started(1)
     assert daemon.tell(asked_to_exit(1)) == []
-    assert daemon.lives(0) == [WorkerState.READY]
+    assert daemon.states(0) == [WorkerState.READY]
 
 
 def test_when_the_last_worker_has_retired_it_goes_too() -> None:

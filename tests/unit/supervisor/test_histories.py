@@ -125,7 +125,7 @@ def leave(story: Story) -> None:
 
 
 def repeat(story: Story) -> None:
-    """Tell again what was told before; of a loan only where that cannot be news."""
+    """Repeat an event; of a loan only where it cannot mean a new one."""
     event = story.kernel.rng.choice([*story.kernel.past, None])
     match event:
         case Spawned() | Ready() | SpawnFailed() | Exited():

@@ -155,7 +155,7 @@ def test_a_replacement_that_fails_leaves_the_old_worker_and_is_tried_again_later
     for _ in range(8):
         dies = died(attempt, "exit status 78", 78)
         assert daemon.tell(dies) == [finished("recycle", reason)]
-        assert daemon.lives(1) == [WorkerState.READY]
+        assert daemon.states(1) == [WorkerState.READY]
         assert daemon.tell(due, after=delay - 0.1) == []
         attempt += 1
         assert daemon.tell(due, after=0.1) == [spawn(attempt, slot=1, place=1)]
@@ -198,7 +198,7 @@ def test_a_worker_that_dies_while_it_is_replaced_is_replaced_by_that() -> None:
     daemon.tell(look(has(1, greetings=10)))
     assert daemon.tell(died(1)) == []
     assert daemon.tell(ready(2)) == [finished("recycle")]
-    assert daemon.lives(1) == [WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.READY]
 
 
 def test_a_worker_that_is_stuck_or_hung_is_not_recycled() -> None:

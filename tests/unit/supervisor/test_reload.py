@@ -29,7 +29,7 @@ def test_a_reload_replaces_one_slot_at_a_time_and_the_old_worker_leaves_when_the
 ):
     daemon = started(2)
     assert daemon.tell(reload(2, 2, ticket=1)) == [spawn(3, slot=1, place=1, generation=2)]
-    assert daemon.lives(1) == [WorkerState.READY, WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.READY, WorkerState.STARTING]
     assert daemon.tell(ready(3)) == [spawn(4, slot=2, place=1, generation=2), hand_over(1)]
     assert daemon.supervisor.generation == 1
     assert daemon.tell(left(1)) == []
@@ -116,7 +116,7 @@ def test_a_worker_that_dies_in_a_slot_that_is_not_yet_replaced_is_restarted_in_t
     daemon.tell(reload(2, 2))
     assert daemon.tell(died(2)) == [spawn(4, slot=2, place=0, generation=1)]
     assert daemon.tell(ready(3)) == [hand_over(1)]
-    assert daemon.lives(2) == [WorkerState.STARTING]
+    assert daemon.states(2) == [WorkerState.STARTING]
     assert daemon.tell(ready(4)) == [spawn(5, slot=2, place=1, generation=2)]
 
 
@@ -124,7 +124,7 @@ def test_an_old_worker_that_dies_during_its_replacement_is_not_restarted() -> No
     daemon = started(1)
     daemon.tell(reload(2, 1, ticket=1))
     assert daemon.tell(died(1)) == []
-    assert daemon.lives(1) == [WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.STARTING]
     assert daemon.tell(ready(2)) == [finished("reload", ticket=1)]
 
 
@@ -158,7 +158,7 @@ def test_a_reload_with_fewer_workers_shrinks_when_all_are_replaced() -> None:
     daemon = started(2)
     daemon.tell(reload(2, 1, ticket=1), ready(3), left(1), ready(4), closed(2))
     assert daemon.slots() == [1]
-    assert daemon.lives(2) == [WorkerState.DRAINING, WorkerState.DRAINING]
+    assert daemon.states(2) == [WorkerState.DRAINING, WorkerState.DRAINING]
     assert daemon.tell(left(4), left(2))[-1] == finished("reload", ticket=1)
 
 

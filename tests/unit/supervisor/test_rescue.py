@@ -104,7 +104,7 @@ def test_nothing_is_lent_when_rescue_is_off() -> None:
     daemon = started(3, policy=Policy(own_listeners=True, rescue=False))
     assert is_stuck(daemon, 1) == []
     daemon.tell(died(2), died(4))
-    assert daemon.lives(2) == []
+    assert daemon.states(2) == []
     assert daemon.wait(29.0) == [spawn(5, slot=2)]
 
 

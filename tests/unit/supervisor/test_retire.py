@@ -96,7 +96,7 @@ def test_what_was_called_back_before_the_steering_is_waited_for() -> None:
     is_stuck(daemon, 2)
     assert daemon.tell(look(turns(2))) == [take_back(2, 1)]
     assert daemon.tell(scale(1)) == []
-    assert daemon.lives(2) == [WorkerState.READY]
+    assert daemon.states(2) == [WorkerState.READY]
     assert daemon.tell(returned(2, 1)) == [steer_away(2), sweep(2)]
     assert daemon.tell(died(2)) == [lend(2, 1), take_back(2, 1)]
 
@@ -105,7 +105,7 @@ def test_a_retiring_slot_that_waits_for_its_turn_is_lent_like_any_other() -> Non
     daemon = started(3, policy=OWN)
     daemon.tell(scale(1))
     daemon.tell(died(2))
-    assert daemon.lives(2) == []
+    assert daemon.states(2) == []
     assert daemon.wait(0.5) == [lend(2, 1)]
     assert daemon.tell(left(3)) == [close(3), steer_away(2), take_back(2, 1)]
     assert daemon.tell(returned(2, 1)) == [close(2), finished("scale")]

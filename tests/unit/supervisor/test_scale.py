@@ -150,7 +150,7 @@ def test_a_slot_on_its_way_is_closed_before_a_higher_one_is_steered_away() -> No
     daemon = started(3, policy=OWN)
     assert daemon.tell(asked_to_exit(2)) == [steer_away(2), sweep(2)]
     assert daemon.tell(asked_to_exit(3)) == []
-    assert daemon.lives(3) == [WorkerState.READY]
+    assert daemon.states(3) == [WorkerState.READY]
     assert daemon.tell(left(2)) == [close(2), steer_away(3), sweep(3)]
 
 

@@ -249,7 +249,7 @@ def test_a_worker_without_heartbeat_is_aborted_then_killed_and_replaced_when_it_
     assert daemon.tell(look(stalls(1, age=30.1)), after=1.0) == []
     reason = "no heartbeat for 31.1 s"
     assert daemon.tell(look(stalls(1, age=31.1)), after=1.0) == [abort(1, reason)]
-    assert daemon.lives(1) == [WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.READY]
     assert daemon.wait(1.9) == []
     assert daemon.wait(0.2) == [kill(1, reason)]
     assert daemon.tell(look(stalls(1, age=35.0)), after=1.0) == []
@@ -289,10 +289,10 @@ def test_a_worker_that_is_ready_after_it_was_aborted_does_not_serve() -> None:
     daemon.tell(reload(2, 1, ticket=1))
     assert daemon.wait(5.0) == [abort(2, "not ready within 5 s")]
     assert daemon.tell(ready(2)) == []
-    assert daemon.lives(1) == [WorkerState.READY, WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.READY, WorkerState.STARTING]
     reason = "worker 1 did not start: not ready within 5 s; killed by SIGABRT"
     assert daemon.tell(died(2, "killed by SIGABRT")) == [finished("reload", reason, ticket=1)]
-    assert daemon.lives(1) == [WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.READY]
 
 
 def test_a_worker_that_is_ready_in_time_is_not_aborted() -> None:

@@ -117,7 +117,7 @@ def test_a_stop_bounds_those_that_were_given_longer_before() -> None:
     daemon = started(1, policy=Policy(graceful_timeout=300.0))
     daemon.tell(restart(1), ready(2), left(1))
     daemon.tell(reload(2, 1, policy=Policy(graceful_timeout=5.0)), ready(3), closed(2))
-    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.DRAINING, WorkerState.READY]
     daemon.tell(died(3), ready(4), scale(2), ready(5))
     daemon.tell(stop())
     assert kill(2) in daemon.wait(5.0)

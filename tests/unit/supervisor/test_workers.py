@@ -48,9 +48,9 @@ def test_a_change_of_life_forgets_what_was_felt_of_the_former() -> None:
 def test_starting_becomes_ready_when_the_worker_says_so() -> None:
     daemon = Daemon(1, policy=Policy())
     assert daemon.tell(Tick()) == [spawn(1, slot=1)]
-    assert daemon.lives(1) == [WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.STARTING]
     daemon.tell(Spawned(WorkerId(1), Pid(4242)), ready(1))
-    assert daemon.lives(1) == [WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.READY]
     worker = daemon.supervisor.worker(WorkerId(1))
     assert worker is not None
     assert worker.pid == 4242
@@ -60,48 +60,48 @@ def test_starting_becomes_draining_when_the_daemon_stops() -> None:
     daemon = started(1)
     daemon.tell(died(1))
     assert daemon.tell(stop()) == [GateAll(), sweep(2)]
-    assert daemon.lives(1) == [WorkerState.DRAINING]
+    assert daemon.states(1) == [WorkerState.DRAINING]
 
 
 def test_starting_becomes_draining_when_its_slot_retires() -> None:
     daemon = started(2)
     daemon.tell(died(2))
     assert daemon.tell(scale(1)) == [hand_over(3)]
-    assert daemon.lives(2) == [WorkerState.DRAINING]
+    assert daemon.states(2) == [WorkerState.DRAINING]
 
 
 def test_starting_becomes_gone_when_the_fork_fails() -> None:
     daemon = started(1)
     daemon.tell(died(1))
-    assert daemon.lives(1) == [WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.STARTING]
     daemon.tell(SpawnFailed(WorkerId(2), "fork: out of memory"))
-    assert daemon.lives(1) == []
+    assert daemon.states(1) == []
 
 
 def test_starting_becomes_gone_when_the_process_ends() -> None:
     daemon = started(1)
     daemon.tell(died(1), died(2))
-    assert daemon.lives(1) == []
+    assert daemon.states(1) == []
 
 
 def test_ready_becomes_draining_when_another_is_ready_in_its_slot() -> None:
     daemon = started(1)
     daemon.tell(reload(2, 1))
-    assert daemon.lives(1) == [WorkerState.READY, WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.READY, WorkerState.STARTING]
     assert hand_over(1) in daemon.tell(ready(2))
-    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.DRAINING, WorkerState.READY]
 
 
 def test_ready_becomes_draining_when_its_slot_retires() -> None:
     daemon = started(2)
     assert daemon.tell(scale(1)) == [hand_over(2)]
-    assert daemon.lives(2) == [WorkerState.DRAINING]
+    assert daemon.states(2) == [WorkerState.DRAINING]
 
 
 def test_ready_becomes_draining_when_it_leaves_unasked_and_another_is_started() -> None:
     daemon = started(1)
     assert daemon.tell(Leaving(WorkerId(1))) == [spawn(2, slot=1, place=1)]
-    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.DRAINING, WorkerState.STARTING]
     assert daemon.supervisor.slots[SlotIndex(1)].restarts == 0, "it has not died"
 
 
@@ -122,14 +122,14 @@ def test_draining_becomes_gone_when_the_process_ends_and_nobody_takes_its_place(
     daemon = started(1)
     daemon.tell(reload(2, 1), ready(2), closed(1))
     assert daemon.tell(left(1)) == []
-    assert daemon.lives(1) == [WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.READY]
 
 
 def test_ready_that_comes_while_it_drains_changes_nothing() -> None:
     daemon = started(1)
     daemon.tell(scale(2), stop())
     assert daemon.tell(ready(2)) == []
-    assert daemon.lives(2) == [WorkerState.DRAINING]
+    assert daemon.states(2) == [WorkerState.DRAINING]
 
 
 def test_what_is_told_of_a_worker_that_is_gone_changes_nothing() -> None:
@@ -143,7 +143,7 @@ def test_what_is_told_of_a_worker_that_is_gone_changes_nothing() -> None:
 def test_what_is_told_twice_changes_nothing() -> None:
     daemon = started(2)
     assert daemon.hear(ready(1), ready(2), ready(1)) == []
-    assert daemon.lives(1) == [WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.READY]
 
 
 def test_a_slot_gives_its_two_places_in_turn() -> None:
@@ -156,7 +156,7 @@ def test_a_slot_gives_its_two_places_in_turn() -> None:
 def test_a_replacement_waits_until_one_of_two_workers_has_left() -> None:
     daemon = started(1)
     daemon.tell(reload(2, 1), ready(2), closed(1))
-    assert daemon.lives(1) == [WorkerState.DRAINING, WorkerState.READY]
+    assert daemon.states(1) == [WorkerState.DRAINING, WorkerState.READY]
     assert daemon.tell(reload(3, 1)) == []
     assert daemon.tell(left(1)) == [spawn(3, slot=1, place=0, generation=3)]
 
@@ -229,4 +229,4 @@ def test_who_does_not_serve_cannot_leave_of_its_own() -> None:
     daemon = Daemon(1, policy=Policy())
     daemon.tell(Tick())
     assert daemon.tell(Leaving(WorkerId(1)), Leaving(WorkerId(7))) == []
-    assert daemon.lives(1) == [WorkerState.STARTING]
+    assert daemon.states(1) == [WorkerState.STARTING]
