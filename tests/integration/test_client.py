@@ -441,6 +441,7 @@ def names_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
     return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
+@pytest.mark.shows("exit 0 greeter")
 def test_a_greeting_that_was_sent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with serving(reply) as server:
         assert main(["send", "Alice", "Bob", "--address", str(server.address)]) == 0
@@ -448,6 +449,7 @@ def test_a_greeting_that_was_sent_says_nothing(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.shows("exit 1 greeter")
 def test_a_reply_that_does_not_come_is_exit_1_and_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -550,6 +552,7 @@ def test_failures_are_told_ten_times_and_counted_by_kind(
     assert re.fullmatch(r"greeter: sent 0, failed 30 \(reset 30\), .* s, 0/s", summary)
 
 
+@pytest.mark.shows("exit 69 greeter")
 def test_nobody_listening_is_exit_69_and_one_line(
     closed: Address, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -557,6 +560,7 @@ def test_nobody_listening_is_exit_69_and_one_line(
     assert capfd.readouterr() == ("", f"greeter: nobody listens on {closed}\n")
 
 
+@pytest.mark.shows("exit 2 greeter")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -661,6 +665,7 @@ def test_a_terminal_is_not_read_for_names() -> None:
     os.close(controller)
 
 
+@pytest.mark.shows("exit 141 greeter")
 def test_a_reader_that_has_gone_ends_it_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -672,6 +677,7 @@ def test_a_reader_that_has_gone_ends_it_quietly() -> None:
     assert (program.returncode, err) == (141, b"")
 
 
+@pytest.mark.shows("exit 74 greeter")
 def test_a_full_disk_is_exit_74_and_one_line() -> None:
     with serving(reply) as server, Path("/dev/full").open("wb") as full:
         arguments = ["Alice", "--wait-reply", "--address", str(server.address)]
@@ -683,6 +689,7 @@ def test_a_full_disk_is_exit_74_and_one_line() -> None:
     )
 
 
+@pytest.mark.shows("exit 130 greeter")
 @pytest.mark.parametrize("names", [["Alice", "mute"], ["mute"]], ids=["after one", "at once"])
 def test_an_interrupt_is_one_line_and_exit_130(names: list[str]) -> None:
     with (

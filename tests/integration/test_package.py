@@ -1,10 +1,9 @@
-"""The package that users get: what is in it, that it installs and runs, and the README's commands.
+"""The package that users get: what is in it, and that it installs and runs.
 
 The wheel is built from the sdist, as an installer from source does it. Installing needs the package
 index; where it cannot be reached those tests are skipped.
 """
 
-import re
 import subprocess
 import sys
 import tarfile
@@ -42,13 +41,6 @@ def tracked(*paths: str) -> list[str]:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     return run("git", "-C", ROOT, "ls-files", "--", *paths).splitlines()
-
-
-def readme_commands() -> list[str]:
-    """Return the code blocks of the README's quick start."""
-    text = (ROOT / "README.md").read_text()
-    section = text.split("## Quick start\n")[1].split("\n## ")[0]
-    return [block.strip() for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +126,3 @@ def test_the_top_level_holds_only_what_a_reader_looks_for() -> None:
         "CHANGELOG.md", "LICENSE", "README.md", "conf", "greeterd", "pyproject.toml", "systemd",
         "tests",
     }  # fmt: skip
-
-
-def test_the_quick_start_is_two_commands_of_a_line_each() -> None:
-    commands = readme_commands()
-    assert len(commands) == 2
-    assert all("\n" not in command for command in commands)
-
-
-def test_ci_ends_with_the_readme_s_test_command() -> None:
-    script = ROOT / ".ci" / "run"
-    assert script.read_text().splitlines()[-1] == readme_commands()[1]
-    assert script.stat().st_mode & 0o111

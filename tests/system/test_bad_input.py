@@ -103,6 +103,11 @@ def reset(sock: socket.socket) -> None:
 # The table
 
 
+@pytest.mark.shows(
+    "protocol a name of 1 to max_name_bytes bytes",
+    "protocol bytes that are not UTF-8",
+    "protocol control characters, quotes, newlines inside the name",
+)
 @pytest.mark.parametrize(
     ("stream", "name"),
     [
@@ -141,12 +146,14 @@ def test_a_name_is_greeted_by_one_line(
     )
 
 
+@pytest.mark.shows("protocol nothing, or a lone newline")
 @pytest.mark.parametrize("stream", [b"", b"\n", b"\r\n"], ids=ascii)
 def test_nothing_is_counted_as_empty(server: Server, address: str, stream: bytes) -> None:
     with counted(server, empty=1):
         assert talk(address, [stream]) == b""
 
 
+@pytest.mark.shows("protocol a name of more than max_name_bytes bytes", "when a name is too long")
 @pytest.mark.parametrize("excess", [1, 3, 100_000])
 def test_too_long_a_name_is_reset(server: Server, address: str, excess: int) -> None:
     with counted(server, oversize=1), connect(address) as sock:
@@ -175,6 +182,7 @@ def test_the_limit_is_exact_where_one_read_is_enough(
     assert outcomes(quiet_totals(one, connections=6)) == {"greetings": 3, "oversize": 3}
 
 
+@pytest.mark.shows("protocol no end of the stream within client_timeout")
 def test_a_silent_client_is_closed_in_order_after_the_timeout(server: Server, address: str) -> None:
     began = monotonic()
     with counted(server, timeout=2), connect(address) as mute, connect(address) as half:
@@ -185,6 +193,7 @@ def test_a_silent_client_is_closed_in_order_after_the_timeout(server: Server, ad
         assert TIMEOUT <= monotonic() - began < TIMEOUT + 3.0
 
 
+@pytest.mark.shows("protocol a reset instead of the end of the stream")
 @pytest.mark.parametrize("family", ["tcp", "tcp6"])
 @pytest.mark.parametrize("stream", [b"", b"half a na", b"whole\n"], ids=ascii)
 def test_a_reset_is_counted_and_harms_nobody(server: Server, family: str, stream: bytes) -> None:
@@ -306,6 +315,7 @@ def test_a_crowd_of_bad_clients_is_counted_exactly(daemon: StartDaemon, mode: st
     print(f"{mode}: {count} in {took:.1f} s, {outcomes(totals)}, {len(warnings)} warnings")
 
 
+@pytest.mark.shows("when a client is silent, or sends its name letter by letter")
 @both_modes
 def test_slow_clients_delay_no_fast_one(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=2", "--reply")
@@ -323,6 +333,7 @@ def test_slow_clients_delay_no_fast_one(daemon: StartDaemon, mode: str) -> None:
     assert outcomes(quiet_totals(one, connections=110)) == {"greetings": 110}
 
 
+@pytest.mark.shows("when a load balancer probes the port")
 def test_health_probes_leave_no_greeting_and_no_warning(daemon: StartDaemon) -> None:
     one = daemon("--workers=2")
     probes = 500
@@ -350,6 +361,7 @@ def test_the_books_balance_while_clients_come_and_go(daemon: StartDaemon) -> Non
     assert outcomes(quiet_totals(one, connections=40)) == {"timeout": 40}
 
 
+@pytest.mark.shows("when a name is too long")
 def test_logs_of_bad_input_stay_where_they_belong(daemon: StartDaemon) -> None:
     one = daemon("--workers=1", "--reply")
     greet(one.address, b"\x1b]0;title\x07\n\x9b")

@@ -28,6 +28,7 @@ def shares(daemon: Daemon) -> list[int]:
     return [one["connections"] for _, one in sorted(daemon.status()["counters"].items())]
 
 
+@pytest.mark.shows("wait rotate", "wait exclusive", "wait epoll", "wait blocking")
 @pytest.mark.parametrize(
     ("mode", "wait", "least", "most"),
     [
@@ -95,6 +96,7 @@ def test_blocking_sleeps_in_accept_and_its_epoll_does_not_know_the_listener(
         assert all(is_blocking(pid, fd) for fd in listeners(pid))
 
 
+@pytest.mark.shows("wait blocking")
 def test_blocking_waits_in_epoll_too_while_a_connection_is_unfinished(daemon: StartDaemon) -> None:
     server = daemon("--mode", "inherit", "--wait", "blocking", "--workers", "1")
     (pid,) = server.worker_pids()

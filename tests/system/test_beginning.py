@@ -275,6 +275,7 @@ def test_what_can_be_done_without_is_done_without(daemon: StartDaemon, call: str
     serves(daemon("--workers=2", "--reply", prefix=without(call)))
 
 
+@pytest.mark.shows("exit 71 greeterd")
 @DETACH
 def test_what_is_needed_and_refused_is_one_line_and_71(
     daemon: StartDaemon, detach: list[str]

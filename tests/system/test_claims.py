@@ -74,6 +74,7 @@ def writable(pid: int) -> list[str]:
     return [line[5] for line in lines if line[1].startswith("rw") and line[1].endswith("s")]
 
 
+@pytest.mark.shows("when a worker writes impossible counters")
 @MODES
 def test_a_worker_maps_its_own_row_writable_and_no_other_memory_that_is_shared(
     daemon: StartDaemon, mode: str
@@ -90,6 +91,7 @@ def test_a_worker_maps_its_own_row_writable_and_no_other_memory_that_is_shared(
     assert len({inode for [inode] in inodes}) == len(inodes), "each has a file of its own"
 
 
+@pytest.mark.shows("when a worker writes impossible counters")
 @pytest.mark.parametrize("forgery", FORGERIES)
 @pytest.mark.parametrize("mode", ["inherit", "handoff"])
 def test_a_worker_that_forges_its_row_is_ended_with_the_reason_and_replaced(
@@ -118,6 +120,7 @@ def test_a_worker_that_forges_its_row_is_ended_with_the_reason_and_replaced(
     assert worker_of(server, 1) not in {0, hostile}, "the next one of the slot serves"
 
 
+@pytest.mark.shows("when a worker reports that it is well, and accepts nothing")
 def test_a_worker_whose_heart_beats_and_that_accepts_nothing_is_helped_out(
     daemon: StartDaemon, image: Image
 ) -> None:

@@ -112,6 +112,7 @@ def test_check_binds_nothing_and_makes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.shows("exit 2 greeterd", "exit 78 greeterd")
 @pytest.mark.parametrize(
     ("argv", "environ", "code", "message"),
     [

@@ -34,6 +34,7 @@ def init_of(server: Daemon) -> psutil.Process:
     return init
 
 
+@pytest.mark.shows("when it is PID 1 of a container")
 @pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_as_pid_1_it_serves_and_stops_as_orchestrators_ask(
@@ -53,6 +54,7 @@ def test_as_pid_1_it_serves_and_stops_as_orchestrators_ask(
     assert server.events("stopped")[0]["code"] == 0
 
 
+@pytest.mark.shows("when it is PID 1 of a container")
 def test_pid_1_refuses_to_detach(daemon: StartDaemon) -> None:
     server = daemon("--daemonize", prefix=CONTAINER, wait=False)
     assert server.wait() == 78

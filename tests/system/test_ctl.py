@@ -31,6 +31,7 @@ def succeed(server: Daemon, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.shows("command status")
 @MODES
 def test_status_shows_what_is_and_what_was_counted(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "3")
@@ -52,6 +53,7 @@ def test_status_shows_what_is_and_what_was_counted(daemon: StartDaemon, mode: st
     assert "not greeted: 1 empty" in table
 
 
+@pytest.mark.shows("command balance")
 @MODES
 def test_balance_is_the_same_by_counters_and_by_logs(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "3")
@@ -71,6 +73,7 @@ def test_balance_is_the_same_by_counters_and_by_logs(daemon: StartDaemon, mode: 
     assert by_counters["sentence"] in text
 
 
+@pytest.mark.shows("command ping")
 def test_ping_tells_the_pid(daemon: StartDaemon) -> None:
     server = daemon("--workers", "1")
     assert f"pid {server.pid}" in succeed(server, "ping")
@@ -90,6 +93,7 @@ def test_the_dispatcher_is_restarted_as_slot_0(daemon: StartDaemon) -> None:
     assert row.endswith("dispatcher")
 
 
+@pytest.mark.shows("command restart")
 @MODES
 def test_reload_and_restart_return_when_the_new_workers_serve(
     daemon: StartDaemon, mode: str
@@ -114,6 +118,7 @@ def test_reload_and_restart_return_when_the_new_workers_serve(
     assert "there is no worker 3" in refused.stderr
 
 
+@pytest.mark.shows("command scale")
 @MODES
 def test_scale_returns_when_so_many_serve(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "1")
@@ -127,6 +132,7 @@ def test_scale_returns_when_so_many_serve(daemon: StartDaemon, mode: str) -> Non
     assert server.ctl("scale", "0").returncode == 2
 
 
+@pytest.mark.shows("command reopen")
 @MODES
 def test_reopen_leaves_rotated_logs_alone(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "1", "--reply")
@@ -140,6 +146,7 @@ def test_reopen_leaves_rotated_logs_alone(daemon: StartDaemon, mode: str) -> Non
     assert len(log.with_suffix(".1").read_text().splitlines()) == 1
 
 
+@pytest.mark.shows("command stop")
 @MODES
 def test_stop_returns_when_the_daemon_has_ended_and_all_were_served(
     daemon: StartDaemon, mode: str
@@ -153,6 +160,7 @@ def test_stop_returns_when_the_daemon_has_ended_and_all_were_served(
     assert server.ctl("status").returncode == 69
 
 
+@pytest.mark.shows("command stop --now")
 @MODES
 def test_stop_now_does_not_wait_for_a_client(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--client-timeout", "60")

@@ -142,6 +142,7 @@ REFUSALS: list[Refusal] = [
 ]
 
 
+@pytest.mark.shows("command restart refused", "command reopen refused")
 @pytest.mark.parametrize(("line", "refusal"), REFUSALS)
 def test_what_was_refused_or_failed_exits_with_1_and_changes_nothing(
     daemon: StartDaemon,

@@ -143,6 +143,7 @@ def ctl(environment: dict[str, str]) -> Ctl:
 # Nobody answers
 
 
+@pytest.mark.shows("exit 69 greeterctl")
 @pytest.mark.parametrize("command", ["ping", "status", "reload", "reopen", "restart", "stop"])
 def test_without_a_daemon_every_command_says_so(ctl: Ctl, tmp_path: Path, command: str) -> None:
     done = ctl(command)
@@ -201,6 +202,7 @@ def test_a_failure_is_json_when_json_is_asked_for(ctl: Ctl) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.shows("exit 2 greeterctl")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -250,6 +252,7 @@ def test_ping_names_the_process(ctl: Ctl, stand_in: StandIn) -> None:
     assert stand_in.requests == [("ping", {})]
 
 
+@pytest.mark.shows("exit 0 greeterctl")
 @pytest.mark.parametrize(
     ("arguments", "request_made", "told"),
     [
@@ -280,6 +283,7 @@ def test_a_reload_tells_the_generation(ctl: Ctl, stand_in: StandIn) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.shows("exit 1 greeterctl", "exit 77 greeterctl")
 @pytest.mark.parametrize(("code", "exit_code"), [(1, 1), (77, 77), (0, 1), (3, 1), ([], 1)])
 def test_a_refusal_prints_its_reason_and_sets_the_exit_code(
     ctl: Ctl, stand_in: StandIn, code: object, exit_code: int
@@ -293,6 +297,7 @@ def test_a_refusal_prints_its_reason_and_sets_the_exit_code(
     assert done.stderr == r"greeterctl: reload: worker 1 \x1b[2J never became ready" + "\n"
 
 
+@pytest.mark.shows("exit 75 greeterctl")
 def test_a_command_without_an_answer_times_out_and_says_what_that_means(
     ctl: Ctl, stand_in: StandIn
 ) -> None:
@@ -310,6 +315,7 @@ def test_a_foreign_status_is_an_error_in_words(ctl: Ctl, stand_in: StandIn) -> N
     assert "of another version" in done.stderr
 
 
+@pytest.mark.shows("exit 130 greeterctl")
 def test_an_interrupt_ends_the_waiting_in_words(
     stand_in: StandIn, environment: dict[str, str]
 ) -> None:
@@ -422,6 +428,7 @@ def test_no_color_is_respected(environment: dict[str, str]) -> None:
     assert "\x1b[32m" not in text
 
 
+@pytest.mark.shows("exit 141 greeterctl")
 @pytest.mark.usefixtures("tells_status")
 def test_a_reader_that_has_gone_is_no_traceback(environment: dict[str, str]) -> None:
     reading, writing = os.pipe()

@@ -210,6 +210,7 @@ def test_a_worker_that_cannot_start_ends_the_start_with_its_reason(
 # The run lock
 
 
+@pytest.mark.shows("exit 75 greeterd", "when it is started twice")
 @DETACH
 def test_a_second_start_is_refused_and_names_the_first(
     daemon: StartDaemon, detach: list[str]
@@ -222,6 +223,7 @@ def test_a_second_start_is_refused_and_names_the_first(
     assert first.status()["pid"] == first.pid
 
 
+@pytest.mark.shows("when it is started twice")
 def test_the_lock_is_gone_after_a_stop_and_stale_after_a_kill(daemon: StartDaemon) -> None:
     first = daemon("--workers", "1")
     file = first.run_dir / "greeterd.pid"
@@ -236,6 +238,7 @@ def test_the_lock_is_gone_after_a_stop_and_stale_after_a_kill(daemon: StartDaemo
     assert file.read_text().split()[0] == str(third.process.pid)
 
 
+@pytest.mark.shows("when it is started twice")
 @pytest.mark.parametrize("content", ["{pid} 1\n", "{pid} {started}\n", "{pid}\n", "", "x\0y\n"])
 def test_a_file_that_names_a_living_stranger_stops_no_start(
     daemon: StartDaemon, tmp_path: Path, content: str

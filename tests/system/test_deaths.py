@@ -86,6 +86,7 @@ class Killer:
         self.remember(slot, wait_replaced(self.daemon, slot, pid))
 
 
+@pytest.mark.shows("signal CHLD", "when a worker crashes or is killed")
 @both_modes
 @pytest.mark.parametrize("look", [False, True], ids=["in-flight", "looked-at"])
 def test_a_killed_worker_costs_no_more_than_it_had_accepted(
@@ -119,6 +120,7 @@ def test_a_killed_worker_costs_no_more_than_it_had_accepted(
     assert len(answered) > KILLS
 
 
+@pytest.mark.shows("when a worker crashes or is killed")
 @both_modes
 def test_what_is_only_queued_survives_the_death_of_every_worker(
     daemon: StartDaemon, mode: str
@@ -165,6 +167,7 @@ def test_a_killed_worker_s_unfinished_clients_are_counted_as_reset(
     assert one.greetings() == []
 
 
+@pytest.mark.shows("exit 70 greeterd", "when a worker crashes at each start")
 @both_modes
 def test_too_many_deaths_in_the_window_end_the_daemon_with_70(
     daemon: StartDaemon, mode: str
@@ -184,6 +187,7 @@ def test_too_many_deaths_in_the_window_end_the_daemon_with_70(
     assert [each["reason"] for each in other] == ["exit status 0"], "the healthy one was drained"
 
 
+@pytest.mark.shows("when all workers are killed at once")
 @both_modes
 def test_all_workers_killed_at_once_are_replaced(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=24", "--reply")
@@ -197,6 +201,7 @@ def test_all_workers_killed_at_once_are_replaced(daemon: StartDaemon, mode: str)
     assert one.stop() == 0
 
 
+@pytest.mark.shows("when a worker crashes at each start")
 @pytest.mark.parametrize("daemonize", [False, True])
 @both_modes
 def test_a_worker_that_cannot_start_ends_the_daemon_with_its_code_and_reason(
@@ -213,6 +218,7 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_its_code_and_reason(
     assert one.events("ready") == []
 
 
+@pytest.mark.shows("when a worker hangs")
 @both_modes
 def test_a_stopped_worker_is_killed_and_replaced(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=2", "--reply", "--worker-timeout=1", "--no-rescue")
@@ -257,6 +263,7 @@ def blocking_accept(pid: int) -> Iterator[None]:
             listener.setblocking(False)
 
 
+@pytest.mark.shows("when a worker hangs")
 def test_a_worker_that_hangs_is_aborted_and_its_stack_is_in_the_daemon_log(
     daemon: StartDaemon,
 ) -> None:
@@ -278,6 +285,7 @@ def test_a_worker_that_hangs_is_aborted_and_its_stack_is_in_the_daemon_log(
     assert greet(one.address, "Bob") == "Hello, Bob\n"
 
 
+@pytest.mark.shows("signal ABRT to a worker")
 def test_an_abort_from_outside_leaves_the_stack_too(daemon: StartDaemon) -> None:
     one = daemon("--workers=2")
     pid = worker_of(one, 2)
@@ -310,6 +318,7 @@ def has_begun(daemon: Daemon) -> bool:
     return daemon.process.poll() is not None or bool(daemon.events("ready"))
 
 
+@pytest.mark.shows("when the master dies")
 @both_modes
 def test_the_master_s_death_costs_no_client_and_a_new_daemon_takes_over(
     daemon: StartDaemon, mode: str
@@ -344,6 +353,7 @@ def test_the_master_s_death_costs_no_client_and_a_new_daemon_takes_over(
     assert orphans - {DISPATCHER} == set(range(1, WORKERS + 1))
 
 
+@pytest.mark.shows("when the master dies")
 def test_a_master_that_died_leaves_no_worker_behind_though_clients_are_silent(
     daemon: StartDaemon,
 ) -> None:

@@ -42,6 +42,7 @@ def dispatcher_of(server: Daemon) -> int:
     return pid
 
 
+@pytest.mark.shows("when descriptors are too few")
 def test_a_scale_beyond_the_descriptors_of_the_master_is_refused(daemon: StartDaemon) -> None:
     server = daemon(
         "--mode=reuseport", "--workers=20", "--reply", *ADDRESSES,
@@ -82,6 +83,7 @@ def test_as_many_addresses_as_a_message_takes_are_served(daemon: StartDaemon) ->
     assert greet(server.addresses[-1], "Alice") == "Hello, Alice\n"
 
 
+@pytest.mark.shows("when descriptors are too few")
 @needs_root
 def test_a_scale_beyond_the_descriptors_of_the_dispatcher_is_refused(daemon: StartDaemon) -> None:
     server = daemon("--mode=handoff", "--workers=2", "--reply")
@@ -100,6 +102,7 @@ def test_a_scale_beyond_the_descriptors_of_the_dispatcher_is_refused(daemon: Sta
     assert server.stop() == 0
 
 
+@pytest.mark.shows("when descriptors are too few")
 @needs_root
 def test_a_loan_that_a_worker_has_no_descriptors_for_goes_to_another(daemon: StartDaemon) -> None:
     server = daemon("--mode=reuseport", "--workers=3", "--reply")

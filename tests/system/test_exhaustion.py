@@ -100,6 +100,7 @@ class SmallFiles:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
+@pytest.mark.shows("when the disk is full")
 @pytest.mark.parametrize(
     ("kind", "mode", "reply"),
     [
@@ -158,6 +159,7 @@ def test_without_room_for_the_log_nothing_is_accepted_and_nothing_is_lost(
     print(f"{mode}: out of room at {totals['greetings']}, {len(refused)} warnings by then")
 
 
+@pytest.mark.shows("when the disk is full")
 def test_a_daemon_without_room_stops_in_time_and_has_answered_nobody_in_vain(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_a_daemon_without_room_stops_in_time_and_has_answered_nobody_in_vain(
 # Torn, moved, removed
 
 
+@pytest.mark.shows("when a crash leaves half a record in a log")
 def test_a_torn_tail_is_cut_off_when_the_log_is_opened_again(daemon: StartDaemon) -> None:
     one = daemon("--workers=1", "--reply", "--max-restarts=100")
     greet(one.address, "before")
@@ -217,6 +220,7 @@ def rename(log: Path) -> None:
     log.rename(log.with_suffix(".old"))
 
 
+@pytest.mark.shows("when a log is rotated")
 @pytest.mark.parametrize("take_away", [rename, Path.unlink])
 def test_a_log_that_was_taken_away_is_noticed_without_being_told(
     daemon: StartDaemon, take_away: Callable[[Path], None]
@@ -233,6 +237,7 @@ def test_a_log_that_was_taken_away_is_noticed_without_being_told(
     assert len(one.greetings()) == 20
 
 
+@pytest.mark.shows("signal USR1", "when a log is rotated")
 @pytest.mark.parametrize(
     ("mode", "how", "turns"),
     [
@@ -313,6 +318,7 @@ def test_with_fsync_a_greeting_is_on_the_disk_before_its_answer(
 # Descriptors and connections
 
 
+@pytest.mark.shows("when a worker is out of descriptors")
 @pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 def test_without_descriptors_a_worker_waits_and_goes_on(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=1", "--reply", prefix=["prlimit", "--nofile=64"])
@@ -350,6 +356,7 @@ def test_who_is_handed_connections_takes_no_more_than_there_are_descriptors_for(
     assert one.status()["totals"]["accept_errors"] == 0
 
 
+@pytest.mark.shows("when a worker is out of descriptors")
 @both_modes
 def test_no_more_connections_are_open_than_allowed(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=1", "--reply", "--max-connections=20")
@@ -372,6 +379,7 @@ def test_no_more_connections_are_open_than_allowed(daemon: StartDaemon, mode: st
     assert unusual <= {"workers are root"}
 
 
+@pytest.mark.shows("when a worker is out of descriptors")
 @pytest.mark.parametrize("wait", ["rotate", "exclusive", "epoll"])
 def test_an_idle_worker_takes_what_another_was_woken_for_and_cannot_take(
     daemon: StartDaemon, wait: str

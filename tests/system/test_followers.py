@@ -88,6 +88,7 @@ def fill_and_clear(one: Daemon, disk: SmallDisk, times: int) -> None:
         until(partial(has_greeted, one, wanted), what="it goes on")
 
 
+@pytest.mark.shows("when the disk is full")
 @both_modes
 @followers
 def test_a_disk_that_fills_and_empties_shows_followers_each_line_once(
@@ -110,6 +111,7 @@ def test_a_disk_that_fills_and_empties_shows_followers_each_line_once(
         assert_seen_once(seen, result.names["ok"])
 
 
+@pytest.mark.shows("when the log directory is removed")
 @pytest.mark.parametrize("fsync", ["never", "always"])
 @followers
 def test_a_directory_that_vanishes_and_comes_back_costs_no_answered_greeting(
@@ -146,6 +148,7 @@ def rotate_as_root(log: Path) -> None:
     log.touch(0o600)
 
 
+@pytest.mark.shows("when a log is rotated")
 @pytest.mark.skipif(os.geteuid() != 0, reason="workers become another user, which needs root")
 @both_modes
 def test_a_rotation_with_a_wrong_owner_is_told_and_costs_nothing(
@@ -171,6 +174,7 @@ def test_a_rotation_with_a_wrong_owner_is_told_and_costs_nothing(
             assert_seen_once(new, after)
 
 
+@pytest.mark.shows("when the log directory is removed")
 def test_a_removed_log_loses_nothing_that_is_answered_afterwards(daemon: StartDaemon) -> None:
     one = daemon("--workers=1", "--reply")
     for number in range(sized(20, 5)):
@@ -185,6 +189,7 @@ def test_a_removed_log_loses_nothing_that_is_answered_afterwards(daemon: StartDa
     one.wait_event("log reopened")
 
 
+@pytest.mark.shows("when the log directory is removed")
 def test_a_daemon_whose_log_directory_is_gone_stops_in_time(
     daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -195,6 +200,7 @@ def test_a_daemon_whose_log_directory_is_gone_stops_in_time(
     assert one.stop(timeout=10.0) == 0
 
 
+@pytest.mark.shows("when the disk is full")
 @pytest.mark.parametrize("kind", REPLACED)
 @both_modes
 def test_beside_a_full_disk_a_replaced_worker_leaves_no_torn_or_glued_line(

@@ -112,6 +112,7 @@ def test_the_mode_decides_the_number_of_listening_sockets(
     assert held_sockets(one.pid) >= found, "the master keeps every listener"
 
 
+@pytest.mark.shows("protocol exactly exit, with allow_exit = true")
 @both_modes
 def test_exit_retires_one_worker_after_the_other_and_then_the_daemon(
     daemon: StartDaemon, mode: str

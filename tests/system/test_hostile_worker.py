@@ -123,6 +123,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
             assert "timeout" not in result.lost
 
 
+@pytest.mark.shows("when a worker sends what the master did not ask for")
 @pytest.mark.parametrize("after", [0, 1000], ids=["first-turn", "after-1000"])
 @pytest.mark.parametrize("name", HARMS)
 def test_a_hostile_worker_costs_itself(stage: Stage, name: str, after: int) -> None:
@@ -157,6 +158,7 @@ def test_a_hostile_worker_costs_itself(stage: Stage, name: str, after: int) -> N
     assert stage.log_bytes() - mark < MORE_LOG_BYTES
 
 
+@pytest.mark.shows("when a worker sends what the master did not ask for")
 @pytest.mark.parametrize(
     "name",
     ["flood", "descriptors-that-linger-behind-a-breach", "closed-channel", "descriptors-unasked"],

@@ -49,6 +49,7 @@ def nobody_listens(server: Daemon) -> bool:
         return True
 
 
+@pytest.mark.shows("signal TERM", "exit 0 greeterd")
 @MODES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_graceful_stop_serves_what_has_begun(
@@ -64,6 +65,7 @@ def test_a_graceful_stop_serves_what_has_begun(
     assert [one["code"] for one in server.events("stopped")] == [0]
 
 
+@pytest.mark.shows("signal QUIT")
 @MODES
 @pytest.mark.parametrize("numbers", [[signal.SIGQUIT], [signal.SIGINT, signal.SIGINT]])
 def test_a_quick_stop_drops_what_is_unfinished(
@@ -117,6 +119,7 @@ def test_ctrl_c_at_a_terminal_is_graceful_though_every_process_gets_it(
     assert {one["reason"] for one in server.events("worker exited")} == {"exit status 0"}
 
 
+@pytest.mark.shows("signal INT")
 @pytest.mark.parametrize("keys", [b"\x1c", b"\x03\x03"])
 def test_ctrl_backslash_and_a_second_ctrl_c_are_quick(daemon: StartDaemon, keys: bytes) -> None:
     with terminal() as (keyboard, name):
@@ -145,6 +148,7 @@ def test_term_to_the_whole_process_group_fails_nobody_who_has_connected(
     assert result.lost_by_stop(began) == {}
 
 
+@pytest.mark.shows("signal TERM to a worker")
 @MODES
 def test_term_to_one_worker_replaces_it_and_fails_nobody(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply", "--max-restarts", "100")

@@ -48,6 +48,7 @@ def serves(server: Daemon, *, address: str = "") -> bool:
     return False
 
 
+@pytest.mark.shows("when a worker shuts or changes a listener")
 @MODES
 @pytest.mark.parametrize("chosen", ["by the kernel", "by bind"])
 def test_a_listener_that_was_shut_down_is_opened_again(
@@ -92,6 +93,7 @@ def test_a_listener_that_listens_again_and_spoils_connections_is_found(
     until(lambda: serves(server))
 
 
+@pytest.mark.shows("when a worker shuts or changes a listener")
 @MODES
 def test_what_was_changed_on_a_shared_description_is_set_right(
     daemon: StartDaemon, mode: str
@@ -212,6 +214,7 @@ def taken(server: Daemon) -> Iterator[None]:
         yield
 
 
+@pytest.mark.shows("when a worker shuts or changes a listener")
 @pytest.mark.parametrize("mode", ["inherit", "handoff"])
 def test_an_address_that_cannot_be_had_again_is_told_until_it_can(
     daemon: StartDaemon, mode: str
@@ -235,6 +238,7 @@ def test_an_address_that_cannot_be_had_again_is_told_until_it_can(
     assert server.stop() == 0
 
 
+@pytest.mark.shows("when a worker shuts or changes a listener")
 def test_when_no_address_accepts_any_longer_the_daemon_ends_with_69(daemon: StartDaemon) -> None:
     server = daemon("--workers=2")
     with taken(server):

@@ -45,6 +45,7 @@ def told(server: Daemon) -> list[tuple[str, str]]:
 # The run directory
 
 
+@pytest.mark.shows("when a file of the daemon is removed")
 @pytest.mark.parametrize("name", ["greeterd.pid", "control.sock"])
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
 def test_a_name_in_the_run_directory_is_made_anew_and_told_once(
@@ -81,6 +82,7 @@ def test_a_run_directory_that_was_removed_is_made_anew(daemon: StartDaemon) -> N
     assert second.process.wait(30.0) == 75
 
 
+@pytest.mark.shows("when a file of the daemon is removed")
 def test_a_second_start_is_refused_though_the_lock_was_removed(daemon: StartDaemon) -> None:
     first = daemon("--workers", "1", "--reply")
     # Deaf for now, so that it does not renew the lock before the second comes.
@@ -137,6 +139,7 @@ def test_names_that_look_forgotten_are_touched(daemon: StartDaemon, path: Path) 
     assert told(server) == []
 
 
+@pytest.mark.shows("when a file of the daemon is removed")
 @as_root
 @pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles")
 def test_systemd_tmpfiles_takes_nothing_of_a_running_daemon(
@@ -213,6 +216,7 @@ def test_a_run_directory_that_takes_nothing_for_now_exits_with_71(
 # Unix listeners
 
 
+@pytest.mark.shows("when a file of the daemon is removed")
 @MODES
 def test_a_unix_listener_that_has_lost_its_name_is_opened_anew(
     daemon: StartDaemon, path: Path, mode: str
@@ -271,6 +275,7 @@ def stranger() -> Iterator[socket.socket]:
         yield other
 
 
+@pytest.mark.shows("when a file of the daemon is removed")
 def test_what_starts_workers_fails_while_somebody_else_has_the_name(
     daemon: StartDaemon, path: Path, command: str, stranger: socket.socket
 ) -> None:
@@ -293,6 +298,7 @@ def test_what_starts_workers_fails_while_somebody_else_has_the_name(
 # The log directory
 
 
+@pytest.mark.shows("when a file of the daemon is removed")
 @pytest.mark.parametrize("words", [["restart"], ["scale", "3"], ["upgrade"], ["reload"]])
 def test_a_log_directory_that_was_removed_is_made_anew(
     daemon: StartDaemon, words: list[str]

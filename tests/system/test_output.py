@@ -53,6 +53,7 @@ def gone() -> Iterator[int]:
     os.close(writing)
 
 
+@pytest.mark.shows("exit 74 greeterd")
 @EACH
 @pytest.mark.parametrize(
     ("redirect", "reason"),
@@ -66,6 +67,7 @@ def test_what_cannot_be_said_exits_with_74_and_one_line(
     assert done.stderr == f"{name}: standard output: {reason}\n"
 
 
+@pytest.mark.shows("exit 141 greeterd")
 @EACH
 def test_a_reader_that_has_gone_is_exit_141_in_silence(
     name: str, arguments: list[str], gone: int
@@ -118,6 +120,7 @@ def told(daemon: StartDaemon) -> tuple[Told, Callable[[], int]]:
     return ctl, lambda: int(server.status()["generation"])
 
 
+@pytest.mark.shows("exit 74 greeterctl")
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_a_reload_that_was_done_and_cannot_be_told_says_so(
     told: tuple[Told, Callable[[], int]], more: list[str], gone: int

@@ -103,6 +103,7 @@ def running(
             process.kill()
 
 
+@pytest.mark.shows("peer socketserver", "peer asyncio", "peer uvloop", "peer threaded", "peer bare")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("server", EVERY)
 def test_a_peer_counts_each_greeting_once_and_ends_in_order(

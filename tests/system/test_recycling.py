@@ -26,6 +26,7 @@ def rss_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / MIB
 
 
+@pytest.mark.shows("when a worker has served for long enough")
 @MODES
 def test_workers_are_recycled_under_load_and_nobody_is_failed(
     daemon: StartDaemon, mode: str
@@ -107,6 +108,7 @@ def test_a_limit_below_the_memory_of_a_new_worker_recycles_nobody(daemon: StartD
     assert len(server.events("max_rss is out of reach")) == 1
 
 
+@pytest.mark.shows("when a worker has served for long enough")
 @MODES
 def test_a_recycling_that_fails_leaves_the_worker_and_is_tried_again(
     daemon: StartDaemon, mode: str

@@ -84,6 +84,7 @@ def assert_as_before(server: Daemon, callers: int) -> None:
     assert len(server.greetings()) == callers + AFTERWARDS
 
 
+@pytest.mark.shows("when a worker hangs")
 @pytest.mark.parametrize("mode", ["reuseport", "handoff"])
 def test_a_stopped_worker_costs_no_client(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "4")
@@ -117,6 +118,7 @@ def test_a_stopped_dispatcher_costs_no_client(daemon: StartDaemon) -> None:
     assert len(server.greetings()) == CLIENTS + AFTERWARDS
 
 
+@pytest.mark.shows("limit kill -9 of a worker")
 def test_a_killed_dispatcher_costs_one_connection_at_most(daemon: StartDaemon) -> None:
     # So short a window that a death counts as the first, which is restarted at once.
     window = ("--restart-window", str(HEALTHY_AFTER))
@@ -164,6 +166,7 @@ def test_without_rescue_a_quarter_of_the_clients_wait_in_vain(daemon: StartDaemo
     assert server.events("listener lent") == []
 
 
+@pytest.mark.shows("when a worker hangs")
 def test_in_mode_inherit_a_stopped_worker_costs_no_client(daemon: StartDaemon) -> None:
     server = daemon("--mode", "inherit", "--workers", "4")
     pid = freeze(server)
@@ -204,6 +207,7 @@ def test_a_hung_worker_that_can_still_run_leaves_its_stack_in_the_daemon_log(
     until(lambda: [one["state"] for one in server.status()["workers"]] == ["ready"] * 2)
 
 
+@pytest.mark.shows("when a worker crashes at each start")
 @pytest.mark.parametrize("rescue", [True, False])
 def test_a_worker_that_crashes_at_each_start_costs_no_client(
     daemon: StartDaemon, *, rescue: bool

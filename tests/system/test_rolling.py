@@ -69,6 +69,7 @@ def descriptors(server: Daemon) -> int:
     return psutil.Process(server.pid).num_fds()
 
 
+@pytest.mark.shows("signal HUP", "when a reload, a scale or a stop comes under load")
 @MODES
 def test_reloads_fail_nobody_and_show_in_status_and_records(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")
@@ -85,6 +86,7 @@ def test_reloads_fail_nobody_and_show_in_status_and_records(daemon: StartDaemon,
     assert found == set(range(1, TIMES + 2))
 
 
+@pytest.mark.shows("command reload")
 @pytest.mark.parametrize(
     ("mode", "wait"),
     [
@@ -108,6 +110,9 @@ def test_who_connects_after_a_reload_meets_the_new_workers_only(
     assert len(met) == 4 * TIMES
 
 
+@pytest.mark.shows(
+    "signal TTIN", "signal TTOU", "when a reload, a scale or a stop comes under load"
+)
 @MODES
 def test_scaling_up_and_down_fails_nobody(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")
@@ -125,6 +130,7 @@ def test_scaling_up_and_down_fails_nobody(daemon: StartDaemon, mode: str) -> Non
     assert server.events("worker exited") != []
 
 
+@pytest.mark.shows("when a reload, a scale or a stop comes under load")
 @MODES
 def test_the_final_stop_fails_nobody_who_has_connected(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")
@@ -186,6 +192,7 @@ def start(daemon: StartDaemon, file: Path, *arguments: str) -> Daemon:
     return server
 
 
+@pytest.mark.shows("command reload refused", "when a reload is refused")
 @MODES
 @pytest.mark.parametrize(
     ("settings", "reason"),
@@ -220,6 +227,7 @@ def test_a_bad_reload_is_refused_and_the_old_goes_on(
     }
 
 
+@pytest.mark.shows("when a worker crashes at each start")
 @MODES
 def test_a_reload_whose_workers_fail_is_undone(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")

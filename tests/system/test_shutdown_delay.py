@@ -34,6 +34,7 @@ def hear(manager: socket.socket, word: str) -> None:
         pass
 
 
+@pytest.mark.shows("command ping refused", "when a load balancer needs time before a stop")
 @MODES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_is_told_at_once_and_serves_for_the_delay(
@@ -75,6 +76,7 @@ def test_a_stop_with_a_delay_fails_nobody_who_has_connected(daemon: StartDaemon,
     assert result.lost_by_stop(began + 1.0) == {}
 
 
+@pytest.mark.shows("when a load balancer needs time before a stop")
 @MODES
 @pytest.mark.parametrize(
     "numbers", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM, signal.SIGQUIT]], ids=str

@@ -17,6 +17,7 @@ SILENT = 1_000
 both_modes = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
 
 
+@pytest.mark.shows("when a client is silent, or sends its name letter by letter")
 @both_modes
 def test_silent_clients_do_not_delay_the_others(daemon: StartDaemon, mode: str) -> None:
     one = daemon(f"--mode={mode}", "--workers=4", "--reply", "--client-timeout=600")
@@ -29,6 +30,7 @@ def test_silent_clients_do_not_delay_the_others(daemon: StartDaemon, mode: str) 
     assert outcomes(totals) == {"greetings": 9 * 250, "empty": 4 * SILENT}
 
 
+@pytest.mark.shows("when a client is silent, or sends its name letter by letter")
 @both_modes
 def test_silent_clients_are_closed_after_the_timeout_and_counted(
     daemon: StartDaemon, mode: str

@@ -9,6 +9,9 @@ from tests.system.sizes import sized
 from tests.system.slow_link import ONE_WAY, scale_down_and_stop
 
 
+@pytest.mark.shows(
+    "when a reload, a scale or a stop comes under load", "limit the gate without CAP_NET_ADMIN"
+)
 @pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 @pytest.mark.parametrize("plain", [False, True], ids=["with CAP_NET_ADMIN", "without it"])
 def test_scale_down_and_the_final_stop_fail_nobody(mode: str, *, plain: bool) -> None:

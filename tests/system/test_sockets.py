@@ -30,6 +30,7 @@ def refused(daemon: StartDaemon, *arguments: str) -> str:
     return str(server.log_text())
 
 
+@pytest.mark.shows("exit 69 greeterd", "when the port is taken")
 @MODES
 @pytest.mark.parametrize("option", [None, socket.SO_REUSEADDR, socket.SO_REUSEPORT])
 def test_an_address_that_a_stranger_listens_on_is_refused(
@@ -45,6 +46,7 @@ def test_an_address_that_a_stranger_listens_on_is_refused(
     assert f"cannot listen on {address}: another process uses this address" in said
 
 
+@pytest.mark.shows("when the port is taken")
 @MODES
 @pytest.mark.parametrize("other", ["inherit", "reuseport"])
 def test_an_address_that_another_greeterd_has_is_refused(

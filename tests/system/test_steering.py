@@ -69,6 +69,7 @@ def even(found: Counter[int], slots: set[int]) -> bool:
     return set(found) == slots and min(found.values()) >= 2
 
 
+@pytest.mark.shows("steering cpu")
 @needs_two_cpus
 def test_a_connection_goes_to_a_worker_on_its_cpu_and_a_reload_switches_that(
     daemon: StartDaemon, file: Path

@@ -17,6 +17,7 @@ def config(mode: str, more: str = "", *, graceful_timeout: float = 0.5) -> str:
     return f'mode = "{mode}"\nworkers = 2\nreply = true\n{times}\n{more}\n'
 
 
+@pytest.mark.shows("service a start")
 @BOTH
 def test_start_returns_when_all_workers_accept_and_stop_ends_all(
     unit: StartUnit, mode: str
@@ -34,6 +35,7 @@ def test_start_returns_when_all_workers_accept_and_stop_ends_all(
     assert len(server.greetings()) == 20
 
 
+@pytest.mark.shows("service a restart")
 @BOTH
 def test_restart_costs_no_client_that_waits(unit: StartUnit, mode: str) -> None:
     server = unit(config(mode))
@@ -47,6 +49,7 @@ def test_restart_costs_no_client_that_waits(unit: StartUnit, mode: str) -> None:
     server.greet()
 
 
+@pytest.mark.shows("service a restart")
 @BOTH
 def test_a_killed_master_costs_no_client_that_waits(unit: StartUnit, mode: str) -> None:
     server = unit(config(mode))
@@ -121,6 +124,7 @@ def test_the_store_keeps_step_with_the_slots(unit: StartUnit) -> None:
     server.greet()
 
 
+@pytest.mark.shows("service a reload")
 def test_reload_returns_when_the_new_workers_serve(unit: StartUnit) -> None:
     server = unit(config("inherit"))
     server.start()
@@ -133,6 +137,7 @@ def test_reload_returns_when_the_new_workers_serve(unit: StartUnit) -> None:
     assert server.show("StatusText").startswith("ready: 3 of 3 workers ready")
 
 
+@pytest.mark.shows("service a reload")
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -157,6 +162,7 @@ def test_a_reload_that_is_refused_fails_and_the_old_workers_serve(
     server.greet()
 
 
+@pytest.mark.shows("service a master that hangs")
 def test_a_hung_master_is_restarted_by_the_watchdog(unit: StartUnit) -> None:
     server = unit(config("inherit"), drop_in="WatchdogSec=2")
     server.start()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import SYSTEMD
 from tests.support import until
 from tests.system.clients import Load
 from tests.system.container import Container
@@ -196,3 +197,13 @@ def test_a_daemon_without_a_unit_has_its_user_and_directories(installed: Install
     assert installed.run("stat -c %U /var/log/greeterd/worker-1.log") == "greeterd\n"
     installed.run("/opt/greeterd/bin/greeterctl stop")
     until(lambda: not installed.run("pgrep -f bin/greeterd", check=False), what="its end")
+
+
+def test_what_the_document_removes_is_gone(installed: Installed) -> None:
+    removal = SYSTEMD.block("As a service", "sh", "systemctl disable").splitlines()
+    named = [word for line in removal for word in line.split() if word.startswith("/")]
+    for command in removal:
+        installed.run(command)
+    assert named
+    assert [path for path in named if installed.container.path(path).exists()] == []
+    assert installed.show("ActiveState") == "inactive"

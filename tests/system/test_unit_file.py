@@ -84,6 +84,7 @@ def test_the_sandbox_is_tight(unit: Path) -> None:
     assert float(found[1]) <= WORST_EXPOSURE
 
 
+@pytest.mark.shows("service a failure")
 def test_the_unit_fits_the_codes_exit_codes_and_defaults() -> None:
     service = settings("Service")
     prevented = {int(code) for code in service["RestartPreventExitStatus"].split()}

@@ -162,6 +162,7 @@ def refuse(server: Daemon, image: Image, file: Path, version: str, name: str) ->
     file.write_text(settings)
 
 
+@pytest.mark.shows("command upgrade")
 @MODES
 def test_upgrades_under_load_fail_nobody_and_leave_nothing_behind(
     daemon: StartDaemon, image: Image, file: Path, mode: str
@@ -193,6 +194,7 @@ def test_upgrades_under_load_fail_nobody_and_leave_nothing_behind(
     assert server.events("worker died") == []
 
 
+@pytest.mark.shows("command upgrade refused", "when an upgrade fails")
 @pytest.mark.parametrize("name", BREAKAGES)
 def test_an_image_that_cannot_start_is_refused_with_its_reason(
     daemon: StartDaemon, image: Image, file: Path, name: str

@@ -78,6 +78,7 @@ def test_undecodable_bytes_are_greeted_as_escapes(stream: bytes, name: str) -> N
     assert classify(stream, LIMIT, allow_exit=False) == name
 
 
+@pytest.mark.shows("protocol exactly exit, with allow_exit = false")
 @pytest.mark.parametrize("stream", [b"exit", b"exit\n", b"exit\r\n"])
 def test_exit_is_a_command_only_where_it_is_allowed(stream: bytes) -> None:
     assert classify(stream, LIMIT, allow_exit=True) is Refusal.EXIT

@@ -56,6 +56,7 @@ def test_compare_exits_with_1_when_there_is_a_difference(
     assert ended.stdout.splitlines()[-1].startswith(said)
 
 
+@pytest.mark.shows("exit 66 greeter")
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

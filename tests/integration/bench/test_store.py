@@ -58,6 +58,7 @@ def test_a_torn_tail_is_cut_off(path: Path) -> None:
     assert store.load_results(path).trials == TRIALS[:2]
 
 
+@pytest.mark.shows("exit 75 greeter")
 def test_only_one_at_a_time_writes_a_file(path: Path) -> None:
     first = store.create(path, HEADER)
     with pytest.raises(InUseError, match=r"results\.jsonl is being written by another"):

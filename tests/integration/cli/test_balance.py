@@ -101,6 +101,7 @@ def test_logs_without_a_record_or_a_workers_name_are_refused(tmp_path: Path) -> 
         count_logs([log])
 
 
+@pytest.mark.shows("command balance refused")
 def test_what_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
     false, short = tmp_path / "false.gz", tmp_path / "short.gz"
     false.write_text(record(1))

@@ -60,6 +60,7 @@ def test_a_missing_module_of_our_own_is_a_defect(module: str | None) -> None:
         run_program("p", lambda: refuse(ModuleNotFoundError("", name=module)))
 
 
+@pytest.mark.shows("exit 71 greeterctl", "exit 71 greeter")
 def test_what_the_system_refuses_is_71(capfd: pytest.CaptureFixture[str]) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 

@@ -30,6 +30,7 @@ def escrow() -> Iterator[Escrow]:
         yield escrow
 
 
+@pytest.mark.shows("limit closing a listener in mode reuseport")
 @pytest.mark.parametrize("retired", [[2, 3], [3, 2], [1, 2], [2, 3, 4], [4, 3, 2], [3, 4, 2]])
 def test_at_no_instant_of_a_closing_is_a_client_sent_to_a_slot_that_retires(
     escrow: Escrow, retired: list[int]

@@ -220,6 +220,7 @@ def test_a_guard_finds_a_stranger_that_has_only_bound(
         guard_address(Address(host=host, port=port))
 
 
+@pytest.mark.shows("limit an address in use")
 @pytest.mark.parametrize("option", ["reuseaddr", "both"])
 def test_a_stranger_that_has_only_bound_with_reuseaddr_is_overlooked_and_cannot_listen(
     opened: ExitStack, option: str

@@ -46,6 +46,7 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.mark.shows("steering random")
 @pytest.mark.parametrize("address", LOOPBACKS, ids=str)
 def test_steering_spreads_over_the_given_indexes_alone(opened: ExitStack, address: Address) -> None:
     members = group(opened, 4, address)
@@ -103,6 +104,7 @@ def test_the_last_listener_moves_into_the_place_of_a_closed_one(opened: ExitStac
     assert takers(members, 20) == {2: 20}
 
 
+@pytest.mark.shows("steering hash")
 def test_without_a_program_the_hash_is_back(opened: ExitStack) -> None:
     members = group(opened, 2)
     steer(members[0], [1])
@@ -242,6 +244,7 @@ def test_a_gated_listener_finishes_what_had_begun(opened: ExitStack, address: Ad
         assert taken.recv(100) == b"Alice"
 
 
+@pytest.mark.shows("limit the gate at the final stop")
 @pytest.mark.usefixtures("_gate")
 def test_a_client_at_the_gate_finds_the_successor(opened: ExitStack) -> None:
     address = keep_port(opened, "127.0.0.1")

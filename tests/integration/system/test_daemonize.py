@@ -236,6 +236,7 @@ def test_in_the_foreground_nothing_is_detached(tmp_path: Path, program: list[str
     assert process.returncode == 0
 
 
+@pytest.mark.shows("exit 130 greeterd")
 def test_an_interrupt_stops_the_daemon_that_is_being_waited_for(
     tmp_path: Path, program: list[str]
 ) -> None:

@@ -334,6 +334,7 @@ def attacker(his: Path, secret: Path) -> Iterator["subprocess.Popen[str]"]:
             attacker.kill()
 
 
+@pytest.mark.shows("limit greeterd.log")
 @needs_root
 @pytest.mark.parametrize("owner", [HIM, ANOTHER, None], ids=["his", "another's", "root's"])
 @pytest.mark.usefixtures("attacker")

@@ -97,6 +97,7 @@ def drain(pair: HandoffPair) -> list[str]:
     return names
 
 
+@pytest.mark.shows("handoff_policy round-robin")
 def test_slots_take_turns_from_one_burst_to_the_next(
     office: Office, pairs: list[HandoffPair]
 ) -> None:
@@ -110,6 +111,7 @@ def test_slots_take_turns_from_one_burst_to_the_next(
     close_all(clients)
 
 
+@pytest.mark.shows("handoff_policy least-busy")
 @pytest.mark.parametrize("office", ["least-busy"], indirect=True)
 def test_who_has_least_before_it_is_next(office: Office, pairs: list[HandoffPair]) -> None:
     for slot, pair in enumerate(pairs, start=1):

@@ -23,6 +23,7 @@ def test_with_next_to_none_there_is_no_worker(mode: str, addresses: int, files: 
     assert most_workers(mode, addresses=addresses, files=files) == 0
 
 
+@pytest.mark.shows("limit descriptors")
 @pytest.mark.parametrize(
     ("mode", "number"),
     [("inherit", 28 + 10 * 4), ("handoff", 38 + 12 * 4), ("reuseport", 28 + 11 * 4)],

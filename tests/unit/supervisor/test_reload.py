@@ -1,5 +1,7 @@
 """Reload and restart: one slot at a time, the new worker first, and back again when it fails."""
 
+import pytest
+
 from greeterd.supervisor.actions import Exit, GateAll, Say
 from greeterd.supervisor.events import SpawnFailed
 from greeterd.supervisor.ids import WorkerId, WorkerState
@@ -212,6 +214,7 @@ def test_a_replacement_has_succeeded_when_none_of_the_replaced_accepts_any_longe
     assert daemon.tell(left(1)) == [finished("restart", ticket=1)]
 
 
+@pytest.mark.shows("when a worker hangs while it is replaced")
 def test_a_replacement_waits_for_one_that_hangs_until_it_is_killed() -> None:
     daemon = started(1, policy=Policy(graceful_timeout=5.0))
     daemon.tell(restart(1, ticket=1), ready(2))
@@ -245,6 +248,7 @@ def test_a_restart_of_a_slot_that_retires_is_refused() -> None:
     assert daemon.tell(restart(2, ticket=1)) == [finished("restart", reason, ticket=1)]
 
 
+@pytest.mark.shows("when several commands come at once")
 def test_commands_are_carried_out_in_the_order_in_which_they_came() -> None:
     daemon = started(1)
     assert daemon.tell(

@@ -43,6 +43,7 @@ def test_a_scale_up_starts_all_at_once_and_has_succeeded_when_all_are_ready() ->
     assert daemon.slots() == [1, 2, 3]
 
 
+@pytest.mark.shows("command scale refused")
 def test_a_scale_up_that_fails_adds_nothing() -> None:
     daemon = started(1)
     daemon.tell(scale(4, ticket=1), ready(2))

@@ -119,6 +119,7 @@ def test_a_worker_that_retires_while_others_start_is_not_waited_for() -> None:
 # Restarts
 
 
+@pytest.mark.shows("when a worker crashes or is killed")
 def test_the_first_restart_is_immediate_and_the_next_ones_wait_twice_as_long_each() -> None:
     daemon = started(1, policy=Policy(max_restarts=20))
     assert daemon.tell(died(1)) == [spawn(2, slot=1)]

@@ -178,6 +178,7 @@ def test_a_stop_answers_the_command_that_is_under_way(command: object, name: str
     assert daemon.tell(stop())[0] == finished(name, STOPPING, ticket=1)
 
 
+@pytest.mark.shows("when a stop comes while commands wait")
 def test_a_stop_answers_the_commands_that_wait_in_their_order() -> None:
     daemon = started(1)
     daemon.tell(scale(2, ticket=1), reload(2, 1, ticket=2), restart(1, ticket=3))
