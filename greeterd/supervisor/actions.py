@@ -96,10 +96,10 @@ class Finished:
 
     ticket: Ticket
     command: str
-    reason: str = ""
-    generation: Generation = field(default=Generation(0), compare=False)
+    reason: str
+    generation: Generation = field(compare=False)
     """The one in force at the command's end: the next command may have begun since."""
-    workers: int = field(default=0, compare=False)
+    workers: int = field(compare=False)
     """The number of live slots, likewise."""
 
 

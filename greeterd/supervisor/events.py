@@ -31,7 +31,7 @@ class Ready:
     """The worker accepts connections."""
 
     worker: WorkerId
-    rss_bytes: int = 0
+    rss_bytes: int
     """Its resident memory; 0 when no limit needs it."""
 
 
@@ -41,7 +41,7 @@ class Exited:
 
     worker: WorkerId
     reason: str
-    code: int = 70
+    code: int
     """The daemon's own exit code if this ends its first start."""
 
 
@@ -56,9 +56,9 @@ class Pulse:
     """Its loop has turned since the tick before."""
     queued: int
     """Connections in its own listener's accept queue; 0 without a listener of its own."""
-    greetings: int = 0
+    greetings: int
     """Since its start."""
-    rss_bytes: int = 0
+    rss_bytes: int
     """Its resident memory; 0 when no limit needs it."""
 
 
@@ -106,8 +106,8 @@ class Reload:
     generation: Generation
     workers: int
     policy: Policy
-    ticket: Ticket = NO_TICKET
-    name: str = "reload"
+    ticket: Ticket
+    name: str
     """The command in answers and in the log; an upgrade ends with a reload."""
 
 

@@ -46,7 +46,7 @@ def started(workers: int) -> Supervisor:
     supervisor = Supervisor(workers=workers, policy=Policy(), jitter=lambda: 0.0)
     supervisor.handle(Tick(), 0.0)
     for worker in range(1, workers + 1):
-        supervisor.handle(Ready(WorkerId(worker)), 0.0)
+        supervisor.handle(Ready(WorkerId(worker), rss_bytes=0), 0.0)
     return supervisor
 
 

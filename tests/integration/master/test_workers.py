@@ -94,7 +94,7 @@ class Shop:
             )
         )
         self.supervisor.handle(Spawned(spawn.worker, Pid(1)), 0.0)
-        self.supervisor.handle(Ready(spawn.worker), 0.0)
+        self.supervisor.handle(Ready(spawn.worker, rss_bytes=0), 0.0)
         [worker] = self.supervisor.workers
         assert worker.state is WorkerState.READY
         self.place = worker.place

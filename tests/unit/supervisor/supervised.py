@@ -87,7 +87,7 @@ def started(workers: int, *, policy: Policy | None = None, jitter: float = 0.0) 
 
 
 def ready(worker: int) -> Ready:
-    return Ready(WorkerId(worker))
+    return Ready(WorkerId(worker), rss_bytes=0)
 
 
 def died(worker: int, reason: str = "killed by SIGSEGV", code: int = 70) -> Exited:
@@ -115,11 +115,11 @@ def look(*pulses: Pulse) -> Tick:
 
 
 def stalls(worker: int, *, queued: int = 1, age: float = 0.0) -> Pulse:
-    return Pulse(WorkerId(worker), age, turned=False, queued=queued)
+    return Pulse(WorkerId(worker), age, turned=False, queued=queued, greetings=0, rss_bytes=0)
 
 
 def turns(worker: int, *, queued: int = 0, age: float = 0.0) -> Pulse:
-    return Pulse(WorkerId(worker), age, turned=True, queued=queued)
+    return Pulse(WorkerId(worker), age, turned=True, queued=queued, greetings=0, rss_bytes=0)
 
 
 def reload(
@@ -186,4 +186,4 @@ def take_back(slot: int, worker: int) -> TakeBack:
 
 
 def finished(command: str, reason: str = "", *, ticket: int = NO_TICKET) -> Finished:
-    return Finished(Ticket(ticket), command, reason)
+    return Finished(Ticket(ticket), command, reason, Generation(0), workers=0)

@@ -85,7 +85,8 @@ def reload(story: Story) -> None:
     policy = replace(story.policy, graceful_timeout=rng.choice([0.0, 2.0, 4.0, 9.0]))
     live = len(story.kernel.supervisor.live_slots)
     workers = rng.choice([live, live, 1, 3, 5])
-    story.kernel.feed(Reload(Generation(story.kernel.generation), workers, policy, story.ticket()))
+    generation = Generation(story.kernel.generation)
+    story.kernel.feed(Reload(generation, workers, policy, story.ticket(), "reload"))
 
 
 def reload_broken(story: Story) -> None:
