@@ -40,6 +40,8 @@ from greeterd.worker.log_files import (
 
 LOOK_AFTER: Final = 0.001
 """Seconds: fstat(2) takes 1 us more than the lseek(2) in its place, so 0.1 % of a CPU at most."""
+MARK_PATIENCE: Final = 10.0
+"""Seconds that another process may take to complete its last line, in which this one blocks."""
 
 _UNKNOWN: Final = -1  # no file ends here
 
@@ -53,6 +55,7 @@ class LineFile:
         "_head",
         "_lock",
         "_look_at",
+        "_marked_since",
         "_pending",
         "_replaced",
         "_start",
@@ -90,6 +93,7 @@ class LineFile:
         self._start = _UNKNOWN
         """From here to `_end` is ours, written since we last saw that the file has a name."""
         self._look_at = 0.0
+        self._marked_since = 0.0  # monotonic; when a living writer's torn line was first met
         """When to see that again."""
         self._unsynced: tuple[int, bytes] | None = None
         """Offset and lines that are written, and may not be on the disk."""
@@ -219,8 +223,12 @@ class LineFile:
         """Cut off the torn line of a dead writer from a file of `end` bytes; return its new end."""
         whole = end_of_last_line(self.fd, end)
         if whole != end:
-            if is_marked(self.fd):
+            # Not for ever: who holds the mark may want that nothing is logged.  A writer in good
+            # faith finds its torn line gone, and writes it again.
+            self._marked_since = self._marked_since or monotonic()
+            if is_marked(self.fd) and monotonic() - self._marked_since < MARK_PATIENCE:
                 raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing its last line")
+            self._marked_since = 0.0
             cut(self.fd, whole)
             self.repaired_bytes += end - whole
         return whole

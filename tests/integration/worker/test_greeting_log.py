@@ -350,6 +350,23 @@ def test_the_torn_line_of_a_stranger_who_lives_is_not_cut(open_log: OpenLog) -> 
     assert heir.repaired_bytes == 0
 
 
+def test_the_torn_line_of_a_stranger_is_cut_when_it_is_not_completed_for_long(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger, other_lock = open_log(pid=1), os.memfd_create("lock of another daemon")
+    with largest_file(300):
+        assert not turn(stranger, "a", "b")
+    heir = open_log(pid=2, lock=other_lock)
+    os.close(other_lock)
+    assert not turn(heir, "theirs")
+    monkeypatch.setattr(line_file, "MARK_PATIENCE", 0.0)
+    assert heir.commit()
+    assert names(heir.path) == ["a", "theirs"]
+    # It was in good faith.
+    assert stranger.commit()
+    assert names(heir.path) == ["a", "theirs", "b"]
+
+
 def test_a_rehearsal_touches_no_torn_line(open_log: OpenLog, tmp_path: Path) -> None:
     path = tmp_path / "worker-3.log"
     path.write_bytes(WHOLE + b"torn")
