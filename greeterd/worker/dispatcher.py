@@ -84,11 +84,19 @@ class Dispatcher:
         """Hand on to this slot, too, or by a new pair; the dispatcher closes the pair in the end.
 
         `row` is the slot's newest worker's.
+
+        Raises:
+            OSError: epoll refuses the pair; it is closed, and the slot has no route.
+
         """
         if slot in self._routes:
             self._drop(slot)
+        try:
+            self._epoll.register(pair.entry, self._mask)
+        except OSError:
+            pair.close()
+            raise
         self._slots[pair.entry.fileno()] = slot
-        self._epoll.register(pair.entry, self._mask)
         self._routes[slot] = Route(pair, row)
         self._turns.append(slot)
         self._hand_on_held()

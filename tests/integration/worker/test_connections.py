@@ -22,6 +22,7 @@ from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.connections import FIRST_READ, ConnectionHandler, _close_all
 from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.greeting_log import open_greeting_log
+from tests.integration.worker.loops import FullEpoll
 
 IP_MINTTL = 21  # linux/in.h
 SHUT = 255
@@ -324,14 +325,7 @@ def test_what_was_accepted_before_an_error_is_served(office: Office) -> None:
 def test_who_cannot_be_waited_for_is_reset_and_counted(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
-        """An epoll that takes no more descriptors."""
-
-        def register(self, fd: int, events: int) -> None:
-            """Refuse."""
-            raise OSError(errno.ENOSPC, f"no watch for {fd}: {events}")
-
-    monkeypatch.setattr(office.handler, "_epoll", Full())
+    monkeypatch.setattr(office.handler, "_epoll", FullEpoll())
     with office.say(b"Alice"), office.connect() as silent:
         office.burst(2, incomplete={1})
         office.serve()

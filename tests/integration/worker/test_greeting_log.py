@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import shutil
 import stat
 import struct
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from greeterd.errors import reason_of
 from greeterd.worker import line_file
 from greeterd.worker.greeting_log import GreetingLog, open_greeting_log
 from greeterd.worker.line_file import LOOK_AFTER
+from tests.integration.worker.loops import largest_file
 from tests.support import until
 
 OpenLog = Callable[..., GreetingLog]
@@ -74,17 +73,6 @@ def open_descriptors() -> set[str]:
 
 def reason(log: GreetingLog) -> int | None:
     return log.blocked.errno if log.blocked else None
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes: writes stop short there, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_has_as_many_lines_as_there_were_greetings(open_log: OpenLog) -> None:
