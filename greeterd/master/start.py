@@ -1,4 +1,4 @@
-"""Starts the daemon, or goes on as one in a new image: the sockets, the lock, then the master."""
+"""Starts the daemon, or continues it as its new image: sockets, pid file, then the master."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from greeterd.master.systemd.receive import bind_by, receive
 from greeterd.master.upgrade.preflight import run_preflight
 from greeterd.master.upgrade.reexec import inherited_state, is_preflight
 from greeterd.master.upgrade.state import UpgradeState
-from greeterd.sockets.address import parse_address
+from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.listener import resolve as resolve_address
 from greeterd.system import signals
 from greeterd.system.daemonize import Readiness, launch
@@ -31,38 +31,58 @@ def run(
 ) -> int:
     """Run the daemon with this configuration; return its exit code when it has ended.
 
-    `directory` is where it was started; `reload` returns the configuration anew, and raises a
+    `directory` is where it was started; `reload` reads the configuration anew, and raises a
     GreeterdError when that is wrong.
 
-    In a process that was a daemon's master already, go on as that daemon's new image.
+    In a process that was a daemon's master already, continue as that daemon's new image; or only
+    show that this would succeed (see `upgrade.preflight`), and return 0.
+
+    Raises:
+        GreeterdError: it cannot start.
+
     """
     state = inherited_state()
     sockets = receive(config) if state is None else SocketAssignment(listeners=state.listeners)
     config, reload = bind_by(sockets.listeners, config, reload)
-    if state is not None:
-        if config.daemonize:
-            os.chdir("/")
-        changed = state.differences(fixed_settings(config))
-        if changed:
-            raise ConfigError(f"only a restart changes {', '.join(changed)}")
-        if is_preflight():
-            prepare_run_dir(config.run_dir)  # what the next start would refuse is told now
-            PidLock.adopt(state.lock_fd, config.run_dir).close()
-            require_files(config)
-            run_preflight(config, state)
-            return 0
-    else:  # else it was tried before the exec; now a refusal would end what serves
+    if state is None:
         require_files(config)
-    given = sockets.listeners
-    # Names are looked up while TERM ends this process, and nobody knows its pid.
-    names = config.bind if given is None or None in given.shared else ()
-    resolved = {name: resolve_address(parse_address(name)) for name in names}
-    source = ConfigSource(reload, config_file, directory, sockets, resolved)
+    else:
+        _require_same_settings(config, state)
+        if is_preflight():
+            _run_preflight(config, state)
+            return 0
+        # Whatever else could be refused was checked by the preflight: after the exec, a refusal
+        # would end a daemon that serves.
+    source = ConfigSource(reload, config_file, directory, sockets, _look_up(config, sockets))
     return launch(
         lambda readiness: _serve(config, source, readiness, state),
         detach=config.daemonize and state is None,
         umask=config.umask,
     )
+
+
+def _require_same_settings(config: Config, state: UpgradeState) -> None:
+    if config.daemonize:
+        os.chdir("/")
+    if changed := state.differences(fixed_settings(config)):
+        raise ConfigError(f"only a restart changes {', '.join(changed)}")
+
+
+def _run_preflight(config: Config, state: UpgradeState) -> None:
+    prepare_run_dir(config.run_dir)  # not needed now, but the next start would be refused
+    PidLock.adopt(state.lock_fd, config.run_dir).close()
+    require_files(config)
+    run_preflight(config, state)
+
+
+def _look_up(config: Config, sockets: SocketAssignment) -> dict[str, Address]:
+    """Return the addresses of the names in `bind` that are to be opened.
+
+    This may take long, so it happens while TERM still ends this process by its default action.
+    """
+    listeners = sockets.listeners
+    names = config.bind if listeners is None or None in listeners.shared else ()
+    return {name: resolve_address(parse_address(name)) for name in names}
 
 
 def _serve(
@@ -73,8 +93,11 @@ def _serve(
         prepare_log_dir(config, identity)
     except GreeterdError:
         if state is None:
-            raise  # else the workers that serve go on; those that cannot write their logs say why
-    signals.hold()  # from here on nothing waits, and the lock's file tells our pid
+            raise
+        # At an upgrade go on: workers serve, and those that cannot write their logs say why.
+    # From here on nothing waits long, and others find our pid in the pid file: signals are for the
+    # master's loop.
+    signals.hold()
     if state is None:
         lock = PidLock.acquire(config.run_dir)
     else:
