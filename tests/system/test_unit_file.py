@@ -124,7 +124,7 @@ def test_an_instance_differs_from_the_service_in_its_places_only() -> None:
 
 def test_each_head_installs_files_that_are_there() -> None:
     shown = head(SERVICE)
-    for file in UNITS.iterdir():
+    for file in {*UNITS.iterdir()} - {UNITS / "README.md"}:
         assert file.name in shown, "the head of the service names all that belongs to it"
         commands = re.findall(r"^#   install .* ([a-z]+/\S+) /\S+$", head(file), re.MULTILINE)
         assert commands, file.name

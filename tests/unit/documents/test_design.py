@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from greeterd.master.descriptors import needed
 from greeterd.supervisor.ids import WorkerState
 from greeterd.supervisor.machine import WORKERS
 from tests.documents import DESIGN, PACKAGE, sources
@@ -34,3 +35,17 @@ def test_the_life_of_a_worker_is_that_of_the_supervisor() -> None:
     }
     assert set(arrows) == known
     assert len(arrows) == len(set(arrows))
+
+
+def test_the_descriptors_are_as_many_as_the_master_counts() -> None:
+    points = DESIGN.section("Limits").split("\n- ")
+    (said,) = (one for one in points if one.startswith("**Descriptors:"))
+    alone = needed("inherit", workers=0, addresses=1)
+    inherit = needed("inherit", workers=1, addresses=1) - alone
+    dispatcher = needed("handoff", workers=0, addresses=1) - alone
+    handoff = needed("handoff", workers=1, addresses=1) - alone - dispatcher
+    reuseport = needed("reuseport", workers=1, addresses=1) - alone - 1
+    half = inherit // 2
+    assert [int(one) for one in re.findall(r"\d+", said)] == [
+        *(alone, inherit, half, half, handoff, reuseport, dispatcher)
+    ]

@@ -28,5 +28,5 @@ def test_with_next_to_none_there_is_no_worker(mode: str, addresses: int, files: 
     ("mode", "number"),
     [("inherit", 28 + 10 * 4), ("handoff", 38 + 12 * 4), ("reuseport", 28 + 11 * 4)],
 )
-def test_the_numbers_are_those_of_the_readme(mode: str, number: int) -> None:
+def test_the_descriptors_that_a_daemon_needs_depend_on_its_mode(mode: str, number: int) -> None:
     assert needed(mode, workers=4, addresses=1) == number
