@@ -1,6 +1,6 @@
 """Control commands over a unix socket: the server in the master's loop, and ask() for programs.
 
-The lines themselves, and every command with its arguments, are core.requests.
+`protocol` has the lines, and every command with its arguments.
 """
 
 from greeterd.control.client import (

@@ -1,8 +1,8 @@
-"""A program's end: one command, one answer, or the reason why there is none.
+"""The client's end of the control socket: sends a command, returns its answer.
 
 Every function may block, up to its deadline (an instant of time.monotonic()).
-Who answers is asked of the kernel before anything is said, and what it answers is bounded: in size,
-in time, and to one line.  It is a claim all the same, and whoever shows it escapes it.
+The kernel names the process that answers before anything is sent, and the answer is bounded: in
+size, in time, and to one line. Its content is not trusted: escape it before showing it.
 """
 
 import contextlib
@@ -28,31 +28,31 @@ _READ_BYTES = 65536
 
 
 class ControlError(GreeterdError):
-    """What answered does not speak the protocol."""
+    """The answer is not one of the control protocol."""
 
     exit_code = FAILED
 
 
 class NotRunningError(ControlError):
-    """Nobody has the socket, or who had it went away before it answered (EX_UNAVAILABLE)."""
+    """No process listens at the socket, or it closed without an answer (EX_UNAVAILABLE)."""
 
     exit_code = 69
 
 
 class NoAnswerError(ControlError):
-    """No answer came in time (EX_TEMPFAIL)."""
+    """No answer arrived in time (EX_TEMPFAIL)."""
 
     exit_code = NOT_NOW
 
 
 class NotPermittedError(ControlError):
-    """This user cannot reach the socket, or a stranger answers at it (EX_NOPERM)."""
+    """This user may not use the socket, or an untrusted user listens at it (EX_NOPERM)."""
 
     exit_code = NOT_PERMITTED
 
 
 def ask(path: Path, command: str, timeout: float, /, **arguments: object) -> dict[str, Any]:
-    """Send one command and return its answer, also one that says no (`ok` false); blocks.
+    """Send one command and return its answer, a refusal (`ok` false) too; blocks.
 
     Raises:
         NotRunningError, NotPermittedError, NoAnswerError, ControlError: there is no answer.
@@ -89,10 +89,10 @@ def connect(path: Path, deadline: float) -> socket.socket:
 
 
 def _require_trusted(uid: int, path: Path) -> None:
-    """Refuse a stranger: anyone but root, ourselves and, if we are root, the directory's owner.
+    """Refuse any user but root, ourselves and, if we are root, the directory's owner.
 
-    A user who is not root is served by no other's daemon, so has nothing to ask of it; and the
-    directory may be one that another has made in the daemon's place (/tmp/greeterd-UID).
+    The daemon of another user serves only root and that user, so nobody else need trust it; and the
+    directory may be one that another user has made in the daemon's place (/tmp/greeterd-UID).
     """
     trusted = {0, os.geteuid()}
     if os.geteuid() == 0:
@@ -126,7 +126,7 @@ def exchange(
 
     """
     try:
-        # A refused peer finds the connection closed, and still an answer to read.
+        # A refused client finds the connection closed, and still an answer to read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.settimeout(_left(deadline))
             sock.sendall(render_request(command, arguments))
@@ -140,11 +140,11 @@ def exchange(
 
 
 def _read_line(sock: socket.socket, deadline: float) -> bytes:
-    """Return one line and all that came.  Raises: ValueError for more, OSError, NotRunningError."""
+    """Return the one line that arrives.  Raises: ValueError for more, OSError, NotRunningError."""
     line = bytearray()
     while not line.endswith(b"\n"):
         if time.monotonic() >= deadline:
-            raise TimeoutError  # also of what comes byte by byte
+            raise TimeoutError  # also where bytes go on arriving
         sock.settimeout(_left(deadline))
         data = sock.recv(_READ_BYTES)
         if not data:
@@ -158,5 +158,5 @@ def _read_line(sock: socket.socket, deadline: float) -> bytes:
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds until `deadline`, above 0: that means not to wait, or to wait for ever."""
+    """Return the seconds until `deadline`, more than 0, which would mean no or endless waiting."""
     return max(1e-3, deadline - time.monotonic())

@@ -3,8 +3,8 @@
 One JSON object a line, in both directions, each with the protocol's version:
   {"version":1,"command":"scale","arguments":{"workers":4}}
   {"version":1,"ok":true,...}    {"version":1,"ok":false,"error":"why","code":1}
-`code` is the exit status that greeterctl ends with.  A request has at most MAX_REQUEST_BYTES, its
-newline not counted.  What is not understood is refused in words, never by an exception.
+`code` is the exit status of greeterctl. A request has at most MAX_REQUEST_BYTES, its newline not
+counted. A request that is not understood is answered with a reason, never with an exception.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ class _Envelope(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Version(Struct, frozen=True):
-    """Read first: what else a line of another version holds is not for this one to judge."""
+    """Read first: a line of another version may hold anything else."""
 
     version: int
 
@@ -84,7 +84,7 @@ class Refused:
 
 
 class Inbox:
-    """Cuts a stream into lines; it holds at most one request that is not whole, and one read."""
+    """Cuts a stream into lines; holds at most one incomplete request, and what one read adds."""
 
     __slots__ = ("_data", "ended")
 
@@ -93,11 +93,11 @@ class Inbox:
         self.ended = False
 
     def __bool__(self) -> bool:
-        """Something waits that is not a whole line."""
+        """Whether anything was received that `take` has not returned."""
         return bool(self._data)
 
     def feed(self, data: bytes) -> None:
-        """Add what arrived; nothing means the end of the stream."""
+        """Add received bytes; none mean the end of the stream."""
         self._data += data
         self.ended = not data
 
@@ -122,7 +122,7 @@ def parse_request(line: bytes) -> Command | Refused:
     try:
         version = msgspec.json.decode(line, type=_Version).version
         if version != VERSION:
-            return Refused(f"version {version} of the control protocol is not spoken, {VERSION} is")
+            return Refused(f"version {version} of the protocol is not supported, {VERSION} is")
         envelope = msgspec.json.decode(line, type=_Envelope)
         if (arguments := COMMANDS.get(envelope.command)) is None:
             known = ", ".join(COMMANDS)
@@ -144,13 +144,13 @@ def render_request(command: str, arguments: Mapping[str, object]) -> bytes:
 
 
 def render_answer(ok: bool, fields: Mapping[str, object]) -> bytes:
-    """Return the line that answers; a failure without an `error` or `code` gets one.
+    """Return the line of an answer; a failure without an `error` or `code` gets one.
 
     Raises:
-        ValueError, TypeError: a field has no JSON (undecodable bytes in a path, an odd type).
+        ValueError, TypeError: a field cannot be JSON (undecodable bytes in a path, another type).
 
     """
-    assert fields.keys().isdisjoint({"version", "ok"}), "these two are the protocol's own"
+    assert fields.keys().isdisjoint({"version", "ok"}), "both belong to the protocol"
     failure = {} if ok else {"error": "no reason given", "code": FAILED}
     return msgspec.json.encode({"version": VERSION, "ok": ok, **failure, **fields}) + b"\n"
 

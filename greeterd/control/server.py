@@ -1,13 +1,13 @@
-"""The daemon's end: a unix socket served in the master's loop.
+"""The daemon's end of the control socket, served in the master's loop.
 
 It never blocks: its sockets are non-blocking and registered in the master's selector with
-data = callable(mask).  The master calls expire(now) when deadline() has come.  A connection reads
-a request, waits for the answer, writes it, and may then send the next.  While it waits it is not
-registered at all: nothing that it sends is read, and only the master decides when that ends.
+data = callable(mask). The master calls expire(now) when deadline() has come. A connection reads
+a request, waits for the answer, writes it, and may then send the next. While it waits for the
+answer it is not registered at all: nothing that it sends is read until the master has answered.
 However many requests it sends together, each turn of the loop handles one.
 
-Only root and the allowed uids are served; the kernel tells who a peer is (SO_PEERCRED).  The file
-has mode 0600 from its first instant.  A socket that is there already is replaced if nobody answers
+Only root and the allowed uids are served; the kernel names the peer's uid (SO_PEERCRED). The file
+has mode 0600 from its first instant. A socket that exists already is replaced if no process listens
 at it; close() unlinks the path only if it is still ours.
 Instants are those of `clock`, time.monotonic().
 """
@@ -42,36 +42,37 @@ if TYPE_CHECKING:  # a client imports this module too, and structlog would take 
 
 MAX_CONNECTIONS: Final = 64
 REQUEST_TIMEOUT: Final = 5.0
-"""For a request to arrive, and for a client to take its answer."""
+"""Seconds for a request to arrive, and for a client to read its answer."""
 ACCEPT_PAUSE: Final = 0.5
-"""After accept failed for want of descriptors or memory; the listener stays readable meanwhile."""
+"""Seconds without accept() after it failed for lack of descriptors or memory: the listener stays
+readable, and the loop would spin."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _QUESTIONS: Final = frozenset({"ping", "status"})
-"""Commands that change nothing: some ask every second, so these are logged for debugging only."""
+"""Commands that change nothing, and may come every second: logged at level debug."""
 
 
 class _State(Enum):
-    """What is awaited of a connection."""
+    """What a connection waits for."""
 
     READING = "a request"
     WAITING = "the master's answer"
     WRITING = "room for the answer"
-    QUEUING = "its turn, with what came together with the last request"
+    QUEUING = "its turn, with requests that came together with the last one"
     CLOSED = "nothing"
 
 
 _WATCHED: Final = {
     _State.READING: selectors.EVENT_READ,
     _State.WRITING: selectors.EVENT_WRITE,
-    # A turn comes as soon as there is room to write, which is nearly always.
+    # The turn comes as soon as there is room to write, which is nearly always.
     _State.QUEUING: selectors.EVENT_WRITE,
 }
-"""What the selector watches a connection for, by state; in the others it is not registered."""
+"""The events that a connection is registered for, by state; in other states it is for none."""
 
 
 class _Connection:
-    """One accepted client; owned by the server, referred to by its request."""
+    """One accepted client; the server owns it, its request refers to it."""
 
     def __init__(self, server: "ControlServer", sock: socket.socket, peer: Peer) -> None:
         self.server = server
@@ -86,7 +87,7 @@ class _Connection:
         self.become(_State.READING)
 
     def become(self, state: _State) -> None:
-        """Change the state, with its deadline and what the selector watches for."""
+        """Change the state, with its deadline and its registration in the selector."""
         before, after = _WATCHED.get(self.state), _WATCHED.get(state)
         self.deadline = None if after is None else self.server.clock() + REQUEST_TIMEOUT
         self.state = state
@@ -96,7 +97,7 @@ class _Connection:
             self.server.selector.register(self.sock, after, self.on_event)
 
     def on_event(self, _mask: int) -> None:
-        """Go on; an event that an earlier one of the same batch made stale is harmless."""
+        """Go on in the present state; an event of the same batch may be stale, harmlessly."""
         if self.state is _State.READING:
             self._read()
         elif self.state is _State.WRITING:
@@ -116,7 +117,7 @@ class _Connection:
         self._work()
 
     def _work(self) -> None:
-        """Handle the next request that has arrived whole."""
+        """Handle the next complete request."""
         line = self.inbox.take()
         if isinstance(line, Refused):
             self.refuse(line, last=True)
@@ -142,13 +143,13 @@ class _Connection:
         return {"peer_uid": self.peer.uid, "peer_pid": self.peer.pid}
 
     def refuse(self, refused: Refused, *, last: bool = False) -> None:
-        """Answer with an error and, as the last thing, close."""
+        """Answer with an error; with `last`, then close."""
         self.last = last
         self.server.log.warning("control request refused", reason=refused.reason, **self.who)
         self.send(render_refusal(refused))
 
     def send(self, answer: bytes) -> None:
-        """Send a line: what the kernel takes now, the rest as it takes it."""
+        """Send an answer: what the kernel takes now, the rest when there is room."""
         self.request = None
         self.outbox = memoryview(answer)
         self.become(_State.WRITING)
@@ -170,7 +171,7 @@ class _Connection:
             self.become(_State.QUEUING if more else _State.READING)
 
     def expire(self, now: float) -> None:
-        """End what takes too long: half a request in words, an idle client silently."""
+        """Close if the deadline has passed; answer half a request with the reason first."""
         if self.deadline is None or now < self.deadline:
             return
         if self.state is _State.READING and self.inbox:
@@ -180,7 +181,7 @@ class _Connection:
             self.close()
 
     def close(self) -> None:
-        """Close; again is harmless.  A request that still waits is nobody's from now on."""
+        """Close; idempotent. The answer of a request that still waits is dropped."""
         self.request = None
         self.become(_State.CLOSED)
         self.sock.close()
@@ -188,7 +189,7 @@ class _Connection:
 
 
 class Request:
-    """One command of one client; to be answered once, now or later."""
+    """One command of one client; answer it once, now or later."""
 
     def __init__(self, connection: _Connection, command: str, arguments: dict[str, Any]) -> None:
         self.command = command
@@ -205,7 +206,7 @@ class Request:
 
     @property
     def gone(self) -> bool:
-        """The client has closed; one that only ended its sending still wants its answer."""
+        """Whether the client has closed; after a shutdown of its sending it still gets an answer."""
         if self._connection.request is not self:
             return True
         poll = select.poll()
@@ -213,10 +214,10 @@ class Request:
         return bool(poll.poll(0))
 
     def answer(self, ok: bool, **fields: object) -> None:
-        """Send the answer, without blocking; harmless if the client has gone.
+        """Send the answer, without blocking; harmless if the client has closed.
 
-        A failure says why in `error=`, and with `code=` which status greeterctl exits with (1).
-        Fields may hold whatever msgspec writes as JSON, such as a Status.
+        A failure has its reason in `error=`, and in `code=` the exit status of greeterctl (1).
+        Fields may hold anything that msgspec encodes, such as a Status.
         """
         assert not self._answered, "a request is answered once"
         self._answered = True
@@ -225,7 +226,7 @@ class Request:
         try:
             line = render_answer(ok, fields)
         except (TypeError, ValueError) as error:
-            # Such as a path with undecodable bytes: a question must not end the daemon.
+            # Such as a path with undecodable bytes: a query must not end the daemon.
             log = self._connection.server.log
             log.error("control answer has no JSON", error=repr(error))  # noqa: TRY400 - one line
             line = render_answer(False, {"error": f"the answer has no JSON: {error!r}"})
@@ -233,7 +234,7 @@ class Request:
 
 
 class ControlServer:
-    """The listening socket, its connections, and who may use them."""
+    """The listening socket, its connections, and the users who are served."""
 
     def __init__(  # noqa: PLR0913 - what the master has, one by one
         self,
@@ -247,9 +248,10 @@ class ControlServer:
         listener: socket.socket | None = None,
         file: FileId | None = None,
     ) -> None:
-        """Listen at `path`, or go on with the `listener` that a predecessor has opened there.
+        """Listen at `path`, or adopt the `listener` that a predecessor has opened there.
 
-        `file` is then its socket's file; None if that did not tell: what is at `path` now.
+        `file` is the file of that listener; None, from a predecessor that did not pass it: the file
+        that is at `path` now.
         """
         self.path = path
         self.selector = selector
@@ -261,18 +263,18 @@ class ControlServer:
         self._paused_until: float | None = None
         self._listener = listen_at(path) if listener is None else listener
         self.file = file or file_at(path) or (0, 0)
-        """Our socket's, whatever is at `path` now; (0, 0) is none."""
+        """The file of our socket, whichever is at `path` now; (0, 0) is none."""
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def renew(self) -> None:
-        """Listen at `path` anew, in place of a listener that has lost its name.
+        """Listen at `path` again, in place of a listener whose file has lost its name.
 
         Raises:
-            AlreadyRunningError, ListenError: as listen_at; then all is as before.
+            AlreadyRunningError, ListenError: as listen_at; nothing has changed then.
 
         """
         fresh = listen_at(self.path)
-        self._accept(0)  # who has connected before is served
+        self._accept(0)  # serve clients that have connected before
         if self._paused_until is None:
             self.selector.unregister(self._listener)
             self.selector.register(fresh, selectors.EVENT_READ, self._accept)
@@ -286,7 +288,7 @@ class ControlServer:
         return self._listener.fileno()
 
     def idle_fds(self) -> list[int]:
-        """Return the connections that may have sent a request, but nothing of it was read."""
+        """Return the connections of which no byte of a request has been read."""
         return [
             each.sock.fileno()
             for each in self.connections
@@ -294,14 +296,14 @@ class ControlServer:
         ]
 
     def adopt(self, fd: int) -> "_Connection":
-        """Go on with a connection that a predecessor has accepted."""
+        """Adopt a connection that a predecessor has accepted."""
         sock = socket.socket(fileno=fd)
         connection = _Connection(self, sock, peer_of(sock))
         self.connections.add(connection)
         return connection
 
     def adopt_request(self, fd: int, command: str) -> "Request":
-        """Go on with a connection that waits for the answer to this command."""
+        """Adopt a connection that waits for the answer to this command."""
         connection = self.adopt(fd)
         connection.become(_State.WAITING)
         connection.request = Request(connection, command, {})
@@ -313,7 +315,7 @@ class ControlServer:
         return min((instant for instant in instants if instant is not None), default=None)
 
     def expire(self, now: float) -> None:
-        """End what has taken too long by `now`."""
+        """Close connections whose deadline has passed; end a pause of accepting."""
         for each in tuple(self.connections):
             each.expire(now)
         if self._paused_until is not None and now >= self._paused_until:
@@ -321,7 +323,7 @@ class ControlServer:
             self.selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, _mask: int) -> None:
-        for _ in range(MAX_CONNECTIONS):  # bounded, so that no client keeps the master's loop busy
+        for _ in range(MAX_CONNECTIONS):  # bounded, so that clients cannot keep the loop busy
             try:
                 sock, _address = self._listener.accept()
             except BlockingIOError:
@@ -332,7 +334,7 @@ class ControlServer:
                     self.selector.unregister(self._listener)
                     self._paused_until = self.clock() + ACCEPT_PAUSE
                     return
-                continue  # ECONNABORTED: that client has gone
+                continue  # ECONNABORTED: that client has closed
             sock.setblocking(False)
             self._admit(sock)
 
@@ -349,7 +351,7 @@ class ControlServer:
             connection.refuse(refused, last=True)
 
     def _has_room(self) -> bool:
-        """Make room by the gone and the longest idle; False if all the others wait or write."""
+        """Make room by closing dead connections, then the longest idle; False if there is none."""
         if len(self.connections) < MAX_CONNECTIONS:
             return True
         for each in tuple(self.connections):
@@ -361,9 +363,9 @@ class ControlServer:
         return len(self.connections) < MAX_CONNECTIONS
 
     def close(self) -> None:
-        """Tell those who still wait that the daemon ends, close all, unlink the path if it is ours.
+        """Refuse the requests that still wait, close all, and unlink the path if it is ours.
 
-        Answer the requests that were carried out before; what the kernel has taken arrives.
+        Answer the requests that were carried out before this; what was sent still arrives.
         """
         if self._listener.fileno() < 0:
             return

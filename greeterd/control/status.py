@@ -47,14 +47,14 @@ class SlotCounters(Struct, frozen=True, kw_only=True):
     open: int = 0
     """A gauge: connections that are not finished."""
     blocked: int = 0
-    """A gauge: why nothing is accepted; 0 when it is, else a number of the scoreboard."""
+    """A gauge: why nothing is accepted, a number of the scoreboard; 0 while connections are."""
     log_errno: int = 0
-    """A gauge: why the greeting log cannot be written (where that is why nothing is accepted), or
-    not be reopened after it was moved (where it is not), as an errno; else 0."""
+    """A gauge: the errno with which the greeting log cannot be written (then `blocked` says so), or
+    cannot be reopened after it was moved; else 0."""
 
 
 class WorkerStatus(Struct, frozen=True, kw_only=True):
-    """One worker, or a slot that waits for its next one (no pid, state BACK_OFF)."""
+    """One worker, or a slot in back-off (no pid, state BACK_OFF)."""
 
     slot: int
     generation: int
@@ -70,13 +70,13 @@ class WorkerStatus(Struct, frozen=True, kw_only=True):
     backoff: float | None = None
     """Seconds left until the restart; None when none is waiting."""
     lent_to: int | None = None
-    """The slot whose worker accepts from this slot's listener meanwhile."""
+    """The slot whose worker accepts from this slot's listener for now."""
     title: str = ""
     """The process title."""
     leaving: bool = False
-    """It drains, and another worker has or gets the slot."""
+    """It drains, and another worker replaces it."""
     log: str | None = None
-    """Why its greeting log cannot be written, or not be reopened; None when all is well."""
+    """Why its greeting log cannot be written or reopened; None when it can."""
 
 
 class ListenerStatus(Struct, frozen=True, kw_only=True):
@@ -84,18 +84,17 @@ class ListenerStatus(Struct, frozen=True, kw_only=True):
 
     address: str
     slot: int | None = None
-    """Whose it is; None for a listener that all slots share."""
+    """Its slot; None for a listener that all slots share."""
     queued: int
     """Connections that wait to be accepted."""
     queued_max: int = 0
-    """The most that the master has seen waiting, in this image of the program: it looks five times
-    a second in mode reuseport and once a second else, and at each status request.  A queue that was
-    longer in between is not in it."""
+    """The longest queue that the master has seen since its start or latest upgrade. It looks five
+    times a second in mode reuseport, once a second in others, and at each status request."""
     limit: int
     """The backlog in force."""
     drops: int | None = None
     """Packets that the kernel has dropped here since the listener was opened, mostly connections
-    that found the queue full, counted again at each new attempt; None where it does not tell."""
+    that found the queue full, counted again at each new attempt; None where it is not known."""
 
 
 class ReloadResult(Struct, frozen=True, kw_only=True):
@@ -126,7 +125,7 @@ class Status(Struct, frozen=True, kw_only=True):
     addresses: list[str]
     """As bound: port 0 is resolved."""
     passed: bool = False
-    """A socket unit has opened the listeners, and they are not `bind` of the configuration."""
+    """A socket unit has opened the listeners; `bind` of the configuration is not used."""
     workers: list[WorkerStatus]
     """Each slot at least once, in the order of slots; the serving worker before a leaving one."""
     counters: dict[int, SlotCounters]
@@ -136,7 +135,7 @@ class Status(Struct, frozen=True, kw_only=True):
     dispatcher: list[WorkerStatus] = []
     """Of mode handoff, as `workers`; its slot is 0."""
     handed: SlotCounters = SlotCounters()
-    """What the dispatcher has counted; its connections are counted again where they are served."""
+    """The counters of the dispatcher; its connections count again in the slots that serve them."""
     listeners: list[ListenerStatus] = []
     restarts_in_window: int = 0
     """Of all workers."""
@@ -144,13 +143,13 @@ class Status(Struct, frozen=True, kw_only=True):
     """Of each worker."""
     restart_window: float = 0.0
     longest_stall: float = 0.0
-    """The longest time for which the master's loop was deaf: busy, or woken late. Since its start
-    or the latest upgrade, whose own exec is not in it."""
+    """The longest time in which the master's loop took no event: busy, or woken late. Since its
+    start or latest upgrade, without the exec of that."""
     trouble: str | None = None
-    """Which addresses do not accept, and why; None if all do."""
+    """The addresses that do not accept, and why; None if all do."""
     last_error: str | None = None
     warnings: list[str] = []
-    """What is wrong at this moment, a line each, such as a control socket that was removed."""
+    """Present problems, a line each, such as a control socket that was removed."""
     reload: ReloadResult | None = None
     """The latest; None before the first."""
     log_dir: str = ""
@@ -160,7 +159,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 def total(rows: Iterable[SlotCounters]) -> SlotCounters:
-    """Return the sum; of the gauges but `open` the greatest."""
+    """Return the sums; of the gauges, the maxima (of `open`, the sum)."""
     rows = tuple(rows)
     sums = {
         name: sum(getattr(row, name) for row in rows) % 2**64  # more is no JSON
@@ -172,11 +171,11 @@ def total(rows: Iterable[SlotCounters]) -> SlotCounters:
 
 
 def from_plain(value: Any) -> Status:
-    """Read a Status that is already decoded into dicts and lists.
+    """Return a Status from its decoded JSON, also that of a newer version with more fields.
 
     Raises:
-        ValueError: it is not that of a Status.
+        ValueError: it is not a Status.
 
     """
-    # A dict from JSON has text for keys; the counters' keys are slots.
+    # The keys of a JSON object are texts; those of `counters` are slots.
     return msgspec.convert(value, Status, strict=False)

@@ -1,4 +1,4 @@
-"""Opens the control socket, for one user only."""
+"""Opens the control socket, for one user only; finds the control sockets of this host."""
 
 import contextlib
 import errno
@@ -19,10 +19,10 @@ _ACCEPTS = b"00010000"
 
 
 def listeners() -> Iterator[Path]:
-    """Yield the paths of this host's unix sockets that are listened on, whosever they are.
+    """Yield the paths of all unix sockets of this host that are listened on, of any user.
 
-    Any user may see them, though not reach them.  Nothing is verified: a path may hold a newline,
-    and be one of another mount namespace (proc(5), /proc/net/unix).
+    Any user may see them, though not connect. The paths are not verified: one may hold a newline,
+    or be of another mount namespace (proc(5), /proc/net/unix).
     """
     with contextlib.suppress(OSError), Path("/proc/net/unix").open("rb") as table:
         for line in table:
@@ -34,12 +34,12 @@ def listeners() -> Iterator[Path]:
 def listen_at(path: Path) -> socket.socket:
     """Return a non-blocking listening socket whose file only this user can use.
 
-    A socket that nobody answers at is replaced.
+    A socket where no process listens is replaced.
 
     Raises:
-        AlreadyRunningError: somebody does.
+        AlreadyRunningError: a process listens at `path`.
         ConfigError, ResourceError: as refuse_second.
-        ListenError: the directory cannot be written, or the path is something else than a socket.
+        ListenError: the directory cannot be written, or the path is not a socket.
 
     """
     refuse_second(path)
@@ -50,7 +50,7 @@ def listen_at(path: Path) -> socket.socket:
             with place_of(path) as place:
                 place.clear()
             # bind() gives the file the mode of the socket's own inode less the umask (Linux,
-            # unix_bind_bsd): it never has a wider one, and the process's umask is left alone.
+            # unix_bind_bsd), so the file never has a wider mode, without changing the umask.
             os.fchmod(sock.fileno(), 0o600)
             with short_name(path) as name:
                 sock.bind(name)
@@ -58,7 +58,7 @@ def listen_at(path: Path) -> socket.socket:
         except FileExistsError as error:
             raise ListenError(f"{path} exists and is not a socket") from error
         except OSError as error:
-            reason = "somebody answers" if error.errno == errno.EADDRINUSE else error.strerror
+            reason = "a process listens" if error.errno == errno.EADDRINUSE else error.strerror
             raise ListenError(f"cannot open the control socket {path}: {reason}") from error
         undo.pop_all()
     return sock

@@ -46,7 +46,7 @@ def line_of(sock: socket.socket) -> Record:
         (b'{"version":1,' * 5000 + b"\n", "broken JSON"),
         (b"[" * 5000 + b"\n", "wrong request"),
         (b"{}\n", "wrong request"),
-        (b'{"version":2,"command":"ping"}\n', "version 2 of the control protocol is not spoken"),
+        (b'{"version":2,"command":"ping"}\n', "version 2 of the protocol is not supported"),
         (b'{"version":1,"command":"dance"}\n', "unknown command"),
         (b'{"version":1,"command":"scale"}\n', "wrong request"),
         (b'{"version":1,"command":"scale","arguments":{"workers":0}}\n', "wrong request"),

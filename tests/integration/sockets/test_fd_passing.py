@@ -72,7 +72,7 @@ def test_an_empty_pair_is_told_from_one_at_its_end(
     fd, name = take()
     os.close(fd)
     assert name == "the last one"
-    with pytest.raises(OSError, match="nothing more") as ended:
+    with pytest.raises(OSError, match="has ended") as ended:
         take()
     assert ended.value.errno == errno.EINVAL
 

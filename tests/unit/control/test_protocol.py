@@ -59,7 +59,7 @@ def test_an_argument_that_is_not_given_has_its_default() -> None:
         (b'{"version":1}', "missing required field `command`"),
         (b'{"version":"1","command":"ping"}', "Expected `int`"),
         (b'{"version":' + b"9" * 5000 + b"}", "out of range"),
-        (b'{"version":2,"do":"ping"}', "version 2 of the control protocol is not spoken, 1 is"),
+        (b'{"version":2,"do":"ping"}', "version 2 of the protocol is not supported, 1 is"),
         (b'{"version":1,"command":"dance"}', "unknown command 'dance'; known are ping, status"),
         (b'{"version":1,"command":"ping","then":1}', "unknown field `then`"),
         (b'{"version":1,"command":"ping","arguments":{"a":1}}', "unknown field `a`"),
