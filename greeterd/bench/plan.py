@@ -157,9 +157,9 @@ def _impossible_server(case: Case) -> str:
 
 def _impossible_setting(case: Case) -> str:
     if case.wait in {"rotate", "exclusive"} and case.mode != "inherit":
-        return f"wait {case.wait} orders the waiters of one shared listener: inherit only"
+        return f"wait {case.wait} is for workers that share a listener: inherit only"
     if case.wait == "blocking" and case.mode == "handoff":
-        return "wait blocking is for several who accept, not for mode handoff"
+        return "wait blocking is for several accepting workers, not for mode handoff"
     if case.steering != "hash" and case.mode != "reuseport":
         return f"steering {case.steering} chooses between listeners: reuseport only"
     if case.handoff_policy != "round-robin" and case.mode != "handoff":

@@ -1,8 +1,8 @@
 """Shows how evenly greetings are spread over workers: by a daemon's counters, or by their logs.
 
-A log is read once, line by line, whatever its size; `.gz` by its name.  What is no whole greeting
-record is counted, and told.  A worker without a record counts too, if its log's name tells which it
-is: `worker-3.log` of an idle worker is empty.
+A log is read once, line by line, whatever its size; `.gz` by its name. Lines that are no complete
+greeting record are counted and reported. A worker without a record counts too, if its log has its
+number in the name: `worker-3.log` of an idle worker is empty.
 """
 
 import gzip
@@ -30,12 +30,12 @@ from greeterd.supervisor.ids import DISPATCHER
 from greeterd.system.escape import escape
 
 LONGEST_LINE: Final = 2**24
-"""Bytes; more than any record has.  A longer line is taken in pieces, none of which is a record."""
+"""Bytes; more than any record has. A longer line is read in pieces, none of which is a record."""
 BAR: Final = 30
 LEAST_BAR: Final = 8
 LEAST_WIDTH: Final = 80
 TINY: Final = 5e-324
-"""What a p-value is at least: it is never 0 but by rounding."""
+"""Shown instead of a p-value of 0, which comes only from rounding."""
 EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 _LARGE_IS_EVEN: Final = frozenset({"Jain index", "p-value"})
@@ -55,7 +55,7 @@ class _Greeting(Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What was counted, and where."""
+    """Greetings by worker, and where they were counted."""
 
     heading: str
     source: Literal["daemon", "logs"]
@@ -72,7 +72,7 @@ def count_daemon(status: Status) -> Tally:
     workers = {
         slot: each.greetings
         for slot, each in sorted(status.counters.items())
-        if slot != DISPATCHER  # it passes connections on, and greets nobody
+        if slot != DISPATCHER  # it hands connections on, and serves none
     }
     heading = (
         f"greeterd pid {status.pid}, {status.mode} ({status.wait}), up {duration(status.uptime)}: "
@@ -125,7 +125,7 @@ def to_plain(tally: Tally) -> dict[str, Any]:
 
 
 def render(tally: Tally, file: TextIO) -> str:
-    """Return the text that shows a balance on `file`, which is asked for width and encoding."""
+    """Return the text that shows a balance on `file`, by its width and encoding."""
     told = balance(tally.greetings)
     console = Screen(file)
     workers = _workers(told, console, blocks=_has_blocks(file))

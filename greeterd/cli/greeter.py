@@ -1,11 +1,11 @@
 """The program `greeter`: names from the command line or standard input to a running daemon.
 
-A name is bytes from end to end: the command line by os.fsencode, standard input as it is read, and
-nothing is taken off, decoded or trimmed but a line's own newline. What is shown (replies on a
-terminal, names in messages) is escaped; what is piped on is not.
+A name is bytes from end to end: the command line by os.fsencode, standard input as it is read;
+nothing is decoded or stripped but a line's own newline. Replies on a terminal and names in messages
+are escaped; replies in a pipe are not.
 
-Standard output carries replies and nothing else; all that is said goes to standard error, a line
-each, beginning `greeter: `.
+Standard output carries replies and nothing else; messages go to standard error, a line each,
+beginning `greeter: `.
 """
 
 import os
@@ -52,9 +52,9 @@ NAME: Final = "greeter"
 EX_FAILED: Final = 1
 
 STDIN: Final = "\0"
-"""Stands for `-` behind the parser, which takes a lone `-` for an option; no argument holds NUL."""
-MAX_TOLD: Final = 10
-"""Failures that get a line of their own; a burst against a sick daemon would bury its summary."""
+"""Replaces `-` for the parser, which takes a lone `-` for an option; no argument holds NUL."""
+MAX_SHOWN: Final = 10
+"""Failures that get a line of their own; thousands of lines would bury the summary."""
 SHOWN_NAME: Final = 60
 SPARE_DESCRIPTORS: Final = 32
 MAX_TIMEOUT: Final = 86_400.0
@@ -90,7 +90,7 @@ app.register_install_completion_command(
     add_to_startup=False, help="Write a completion script where bash, zsh or fish looks for it."
 )
 
-# Imported when they are asked for: they take what send does not.
+# Imported when they are called: they need packages that `send` does not.
 app.command(
     "greeterd.cli.load:app",
     name="load",
@@ -173,15 +173,13 @@ def send(
     _allow_descriptors(options.concurrency)
     source = _names(names)
     if options.count is not None or options.concurrency > 1:
-        everybody = list(source)
-        source = iter(
-            everybody if options.count is None else islice(cycle(everybody), options.count)
-        )
+        every = list(source)
+        source = iter(every if options.count is None else islice(cycle(every), options.count))
     return _run(source, order, options)
 
 
 def _run(names: Iterable[bytes], order: Order, options: SendOptions) -> int:
-    """Send, tell what happens, and return the exit code."""
+    """Send, report failures and the summary, and return the exit code."""
     tally = Tally()
     try:
         for result in send_all(names, order):
@@ -189,7 +187,7 @@ def _run(names: Iterable[bytes], order: Order, options: SendOptions) -> int:
             if result.failure is None:
                 if options.wait_reply:
                     _print_reply(result.reply)
-            elif tally.failed <= MAX_TOLD:
+            elif tally.failed <= MAX_SHOWN:
                 tell(f"{show_name(result.name)}: {result.reason}")
     except KeyboardInterrupt:
         tell(f"interrupted: {tally.summary()}" if tally.total else "interrupted")
@@ -203,7 +201,7 @@ def _run(names: Iterable[bytes], order: Order, options: SendOptions) -> int:
 
 @dataclass(slots=True)
 class Tally:
-    """What has ended so far, by kind."""
+    """The greetings that have ended so far, by kind of end."""
 
     sent: int = 0
     failures: Counter[Failure] = field(default_factory=Counter)
@@ -235,7 +233,7 @@ class Tally:
 
 
 def _names(arguments: Sequence[str]) -> Iterator[bytes]:
-    """Yield the names as bytes; standard input is read where it is named, lazily."""
+    """Yield the names as bytes; standard input is read where `-` stands, lazily."""
     if not arguments:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("there is no NAME (see greeter send --help)")
@@ -270,7 +268,7 @@ def first_bound(text: str) -> str:
 
 
 def _allow_descriptors(concurrency: int) -> None:
-    """Raise the soft limit if it is too low for `concurrency`, so that the hard one decides."""
+    """Raise the soft limit of descriptors if it is too low for `concurrency`."""
     needed = concurrency + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
@@ -287,7 +285,7 @@ def show_name(name: bytes) -> str:
 
 
 def _print_reply(reply: bytes) -> None:
-    """Write a reply at once, as it is unless it goes to a terminal."""
+    """Write a reply at once; escaped on a terminal, else as it is."""
     if sys.stdout.isatty():
         reply = escape(reply.removesuffix(b"\n").decode(errors="backslashreplace")).encode() + b"\n"
     sys.stdout.buffer.write(reply)

@@ -1,9 +1,9 @@
-"""The program `greeterctl`: one command to a running daemon, its answer, an exit code that says it.
+"""The program `greeterctl`: one command to a running daemon, its answer, an exit code.
 
-Every command is synchronous: it returns when the daemon says that what was asked is done, and
-`stop` only when the daemon's process has ended.  Standard output carries results; reasons go to
-standard error, a line each, beginning `greeterctl: `.  With --json everything is one JSON object on
-standard output, failures too.
+Every command is synchronous: it returns when the daemon reports that it is done, and `stop` only
+when the daemon's process has ended. Standard output carries results; reasons go to standard error,
+a line each, beginning `greeterctl: `. With --json everything is one JSON object on standard output,
+failures too.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ Exit codes:
 - 71: the system refuses what this program needs, such as a descriptor
 - 74: done, but standard output cannot be written
 - 75: no answer in time; the command may still be under way
-- 77: not permitted: the daemon is another user's, or a stranger answers in its place
+- 77: not permitted: the daemon is another user's, or another user listens in its place
 - 130: interrupted; the command may still be under way
 - 141: done, but the reader of standard output has gone
 """
@@ -68,12 +68,12 @@ _USUAL: Final = re.compile(
 """Where greeterd and its units put the socket."""
 
 _CODES: Final = frozenset({1, 2, 69, 75, 77})
-"""What an answer's `code` may make the exit code."""
+"""The exit codes that an answer's `code` may set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the options common to all commands say."""
+    """The values of the options that all commands have."""
 
     socket: Path
     timeout: float
@@ -99,7 +99,7 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False
 app.meta.group_parameters = Group("Options of every command")
-# Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
+# No .bashrc is edited: bash-completion and fish find the script, for zsh it prints what to add.
 app.register_install_completion_command(
     add_to_startup=False, help="Write a completion script where bash, zsh or fish looks for it."
 )
@@ -139,7 +139,7 @@ def status(*, options: Common) -> int:
     if not answer["ok"] or "status" not in answer:
         return _report(options, "status", answer, "")
     if options.json:
-        # As it came: a newer daemon may tell more than this program knows of.
+        # As it came: a newer daemon may send more fields than this program knows.
         _print_json(msgspec.json.encode(answer["status"]))
     else:
         _write(_judged(lambda: render_status(from_plain(answer["status"]), sys.stdout)))
@@ -177,10 +177,10 @@ def balance(*logs: Path, options: Common) -> int:
 
 
 def _judged(read: Callable[[], T]) -> T:
-    """Return what is made of a status; it is a claim, and may make no sense.
+    """Return the result of reading a status that a daemon has sent.
 
     Raises:
-        ControlError: it does not.
+        ControlError: it makes no sense.
 
     """
     try:
@@ -194,8 +194,8 @@ def reload(*, options: Common) -> int:
     """Read the configuration again and replace every worker; a bad one changes nothing."""
     answer = ask(options.socket, "reload", options.timeout)
     generation = answer.get("generation")
-    told = "reloaded" if generation is None else f"reloaded: generation {generation}"
-    return _report(options, "reload", answer, told)
+    done = "reloaded" if generation is None else f"reloaded: generation {generation}"
+    return _report(options, "reload", answer, done)
 
 
 @_command("greeterctl scale 4")
@@ -231,8 +231,8 @@ def restart(
         Which; 0 is the dispatcher of mode handoff. [default: each]
     """
     answer = ask(options.socket, "restart", options.timeout, slot=slot)
-    told = "restarted: every slot" if slot is None else f"restarted: slot {slot}"
-    return _report(options, "restart", answer, told)
+    done = "restarted: every slot" if slot is None else f"restarted: slot {slot}"
+    return _report(options, "restart", answer, done)
 
 
 @_command("mv logs/worker-1.log old.log && greeterctl reopen")
@@ -244,10 +244,10 @@ def reopen(*, options: Common) -> int:
 
 @_command("pip install --upgrade greeterd && greeterctl upgrade")
 def upgrade(*, options: Common) -> int:
-    """Put the installed version of greeterd in the running one's place; return when it serves."""
+    """Replace the running version of greeterd by the installed one; return when it serves."""
     answer = ask(options.socket, "upgrade", options.timeout)
-    told = f"upgraded: generation {answer.get('generation')} serves"
-    return _report(options, "upgrade", answer, told)
+    done = f"upgraded: generation {answer.get('generation')} serves"
+    return _report(options, "upgrade", answer, done)
 
 
 @_command("greeterctl stop --timeout 120", "greeterctl stop --now")
@@ -267,7 +267,7 @@ def stop(
         try:
             answer = exchange(sock, "stop", deadline, now=now)
         except NotRunningError:
-            # It may end before it answers: then its end is the answer.
+            # It may end before it answers: wait for its end then.
             if process is None:
                 raise
         if answer["ok"] and process is not None and not _ends(process, deadline):
@@ -277,7 +277,7 @@ def stop(
 
 @contextlib.contextmanager
 def _process(pid: int) -> Iterator[int | None]:
-    """Give a descriptor of a process; None for one that this PID namespace does not show."""
+    """Give a pidfd; None for a process of another PID namespace."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
@@ -332,17 +332,17 @@ def launch(
     try:
         code = command(*bound.args, **bound.kwargs, options=options)
     except ControlError as error:
-        told = str(error)
+        reason = str(error)
         if isinstance(error, NoAnswerError):
-            told += f" (--timeout {timeout:g})"
+            reason += f" (--timeout {timeout:g})"
         if isinstance(error, NotRunningError) and where.parent == usual:
-            told += "".join(f"; {one}" for one in others(usual))
-        code = _fail(options, told, error.exit_code)
+            reason += "".join(f"; {one}" for one in others(usual))
+        code = _fail(options, reason, error.exit_code)
     return code
 
 
 def default_run_dir(environ: Mapping[str, str], uid: int) -> Path:
-    """Return the run directory of a greeterd that was started here by this user without one."""
+    """Return the run directory that greeterd uses if this user starts it without one."""
     if given := environ.get("GREETERD_RUN_DIR"):
         return Path(given)
     if first := environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
@@ -355,15 +355,15 @@ def default_run_dir(environ: Mapping[str, str], uid: int) -> Path:
 
 
 def others(usual: Path) -> list[str]:
-    """Say where daemons run that were started without a run directory, but for the `usual` one."""
+    """Return a hint for each daemon in a default run directory, other than the `usual` one."""
     found = {path.parent for path in listeners() if _USUAL.fullmatch(str(path))} - {usual}
-    told = []
+    hints = []
     for run_dir in sorted(found):
         with contextlib.suppress(OSError):  # of another mount namespace
             uid = run_dir.stat().st_uid
             sudo = "" if os.geteuid() in {0, uid} else "sudo "
-            told.append(f"{_name_of(uid)} runs one: {sudo}greeterctl --run-dir {run_dir}")
-    return told[:MAX_OTHERS]
+            hints.append(f"{_name_of(uid)} runs one: {sudo}greeterctl --run-dir {run_dir}")
+    return hints[:MAX_OTHERS]
 
 
 def _name_of(uid: int) -> str:
@@ -389,12 +389,12 @@ def _report(options: Options, command: str, answer: Mapping[str, Any], done: str
     except NoReaderError:
         raise
     except OutputError as error:
-        raise OutputError(f"{command}: done, but not told: {error}") from error
+        raise OutputError(f"{command}: done, but not reported: {error}") from error
     return 0
 
 
 def _fail(options: Options, reason: str, code: int) -> int:
-    """Tell why there is no success; return the exit code, which says so whatever can be written."""
+    """Report a failure; return its exit code, even if nothing can be written."""
     if options.json:
         try:
             _print_json(render_answer(False, {"error": reason, "code": code}))

@@ -1,8 +1,8 @@
 """The program `greeterd`: argv -> Config -> run.
 
-Exit codes are those of `greeterd.errors`; an error is one line on standard error. What is heavy to
-import is imported when it is needed, so that `--version`, `--help` and `--check` are quick and do
-not depend on the machinery that they do not use.
+Exit codes are those of `greeterd.errors`; an error is one line on standard error. Heavy modules are
+imported when they are needed, so that `--version`, `--help` and `--check` are quick, and work where
+a package that they do not use is missing.
 """
 
 import os
@@ -27,7 +27,7 @@ OLDEST_LINUX: Final = (4, 5)
 
 def main() -> int:
     """Run the program; return its exit code."""
-    # Before anything is waited for: what ends a wait may have been blocked, or ignored.
+    # Before anything blocks: the signals that end a wait may be inherited as blocked or ignored.
     inheritance.take_over()
     return run_program("greeterd", lambda: _run(sys.argv[1:], dict(os.environ)))
 
@@ -67,21 +67,21 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _reread(again: Callable[[], "Loaded"], latest: "Loaded") -> "Callable[[], Config]":
-    """Return what reads the configuration anew, for reloads.
+    """Return a function that loads the configuration again, for reloads.
 
-    A file that says what it said the last time is not parsed again: that takes 15 ms of CPU time,
-    in which the master does nothing else.
+    A file that has not changed is not parsed again: that takes 15 ms of CPU time, in which the
+    master does nothing else.
     """
     from greeterd.config.loader import read_file  # noqa: PLC0415  # see _run
 
     def reread() -> "Config":
         nonlocal latest
         try:
-            said = None if latest.file is None else read_file(latest.file)
-            if said in {None, latest.content}:
+            content = None if latest.file is None else read_file(latest.file)
+            if content in {None, latest.content}:
                 return latest.config
         except GreeterdError:
-            pass  # told by who parses it
+            pass  # `again` raises it with its source
         latest = again()
         return latest.config
 

@@ -1,8 +1,8 @@
-"""Runs the body of a program: one treatment of its errors, its end and its standard streams.
+"""Runs the body of a program: handles its errors, its exit code and its standard streams.
 
-Standard output that cannot be written ends the program like any other error, whoever writes
-there: an OutputError (74), or in silence when the reader has gone (141).  Standard error that
-cannot be written hinders nothing.  So nothing is left for the interpreter's last flush to fail at.
+A failed write to standard output ends the program like any other error, whichever code writes: an
+OutputError (74), or silently when the reader has closed it (141). A failed write to standard error
+is ignored. So the interpreter's last flush cannot fail.
 """
 
 import os
@@ -26,11 +26,11 @@ EX_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 
 
 def run_program(name: str, body: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """Call `body`; return its exit code, or the one of the error that ended it, told in a line."""
+    """Call `body`; return its exit code, or report the error that ended it and return its code."""
     _open_missing()
     streams = sys.stdout, sys.stderr
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale is no reason to say nothing
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale must not make output fail
     sys.stdout = cast("TextIO", _Guarded(sys.stdout, partial(_refuse, sys.stdout)))
     sys.stderr = cast("TextIO", _Guarded(sys.stderr, lambda: suppress(OSError)))
     try:
@@ -68,13 +68,13 @@ def _settle(name: str, body: Callable[[], int], interrupted: str) -> int:
 
 
 def complain(name: str, message: str) -> None:
-    """Say something on standard error, in one line that begins with the program's name."""
+    """Write one line to standard error that begins with the program's name."""
     sys.stderr.write(f"{name}: {escape(message)}\n")
     sys.stderr.flush()
 
 
 class _Guarded:
-    """A stream that writes and flushes in a context of its own; otherwise it is the stream."""
+    """A stream whose write and flush run inside a context manager; all else is the stream's."""
 
     def __init__(self, stream: IO[Any], guard: Callable[[], Any]) -> None:
         self._stream = stream
@@ -99,7 +99,7 @@ class _Guarded:
 
 @contextmanager
 def _refuse(stream: TextIO) -> Iterator[None]:
-    """Tell a refusal of standard output, once, from the OSErrors of anything else."""
+    """Turn an OSError of standard output, once, into an OutputError or NoReaderError."""
     try:
         yield
     except OSError as error:
@@ -110,9 +110,9 @@ def _refuse(stream: TextIO) -> Iterator[None]:
 
 
 def _open_missing() -> None:
-    """Occupy 0, 1 and 2 where they are closed, so that no socket of ours takes the number.
+    """Open 0, 1 and 2 where they are closed, so that no socket of ours takes the number.
 
-    The wrong way round, so that who reads or writes there is refused as before (EBADF).
+    In the wrong direction, so that reading and writing there still fail (EBADF).
     """
     for number, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
@@ -127,7 +127,7 @@ def _open_missing() -> None:
 
 
 def _let_go(stream: TextIO) -> None:
-    """Let the interpreter's last flush succeed."""
+    """Flush, or make sure that the interpreter's last flush succeeds."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -135,7 +135,7 @@ def _let_go(stream: TextIO) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Have /dev/null take what was refused, and whatever follows."""
+    """Redirect a stream to /dev/null, with what it has buffered."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

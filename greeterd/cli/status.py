@@ -1,7 +1,7 @@
-"""Shows a Status as text: the heading, a table of slots, what is out of the ordinary.
+"""Shows a Status as text: a heading, a table of slots, notes on what is unusual.
 
-Nothing is cut off.  On a terminal the notes stand in the table where they fit, else under it; in a
-pipe, where no width is known, lines are as long as they need to be and have no colours.
+Nothing is cut off. On a terminal the notes stand in the table where they fit, else under it; in a
+pipe, which has no width, lines are as long as they need to be and have no colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ _STATE: Final = COLUMNS.index("state")
 
 
 def render_status(status: Status, file: TextIO) -> str:
-    """Return the text that shows a status on `file`, which is asked for its width and colours."""
+    """Return the text that shows a status on `file`, by its width and colours."""
     console = Screen(file)
     rows = [tuple(escape(cell) for cell in row) for row in table_rows(status)]
     table = _table(rows, notes=True)
@@ -114,7 +114,7 @@ def _queue(listener: ListenerStatus) -> str:
 
 
 def footing(status: Status) -> list[str]:
-    """Return the lines under the table: what was accepted and not greeted, if anything."""
+    """Return the lines under the table: the connections that became no greeting, if any."""
     kinds = ("empty", "oversize", "timeout", "reset", "exit")
     counts = [(kind, getattr(status.totals, kind)) for kind in kinds]
     refused = ", ".join(f"{count} {kind}" for kind, count in counts if count)
@@ -176,7 +176,7 @@ def _row(
 def notes(
     worker: WorkerStatus, counters: SlotCounters, listeners: Sequence[ListenerStatus]
 ) -> list[str]:
-    """Return what is out of the ordinary about a worker and its slot, the most urgent first."""
+    """Return what is unusual about a worker and its slot, the most urgent first."""
     found = ["dispatcher"] if worker.slot == DISPATCHER else []
     if counters.blocked:
         found.append(BLOCKED.get(counters.blocked, f"not accepting: {counters.blocked}"))

@@ -1,4 +1,4 @@
-"""What the programs say of their own command lines: examples, and why one is wrong."""
+"""Texts about command lines: examples for help pages, and the errors of wrong ones."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ def epilogue(examples: Iterable[str], rest: str) -> str:
 
 
 def print_usage(app: App) -> int:
-    """Show the help page to who has named no command; return the exit code."""
+    """Write the help page to standard error, for a call without a command; return the exit code."""
     app.help_print([], console=Console(stderr=True))
     return UsageError.exit_code
 
@@ -30,7 +30,7 @@ def expand_help(arguments: list[str]) -> list[str]:
 
 
 def refusal(error: CycloptsError) -> UsageError:
-    """Return our error for one of cyclopts: with every command, or what a missing value is."""
+    """Return our error for one of cyclopts: with all commands, or the type of a missing value."""
     said = str(error)
     if isinstance(error, UnknownCommandError) and error.app is not None:
         commands = ", ".join(name for name in error.app if not name.startswith("-"))

@@ -1,9 +1,9 @@
-"""Decides where each setting comes from: a flag, else a variable, else the file, else its default.
+"""Loads the settings: each from a flag, else a variable, else the file, else its default.
 
-cyclopts decides: its providers add tokens only where an earlier source has left none, and a token
-remembers its source. What cyclopts would let pass is refused before it looks: unknown variables
-and keys, and TOML values of another type than the setting's.
-`load` neither prints nor exits nor keeps anything, so that a reload can call it again.
+cyclopts implements the precedence: its providers add tokens only where an earlier source has left
+none, and a token knows its source. What cyclopts would accept is refused before it sees it: unknown
+variables and keys, and TOML values of another type than the setting's.
+`load` neither prints nor exits nor keeps state, so that a reload can call it again.
 `Token.source` is "cli", "environment", "default" or the absolute path of the file.
 """
 
@@ -40,7 +40,7 @@ MAX_FILE_BYTES: Final = 2**20
 _WRONG_PATH: Final = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES,
 })  # fmt: skip
-"""What is wrong with the path that was given, and does not pass by itself."""
+"""Errors that mean that the path is wrong; they do not pass by themselves."""
 
 _DEFAULTS: Final = Config()
 _GENERAL: Final = Group.create_ordered("General")
@@ -48,7 +48,7 @@ _EPILOGUE: Final = (
     "Examples: greeterd --mode reuseport --workers 4 --reply; greeterd --config FILE --check;"
     " greeterd --daemonize --log-dir DIRECTORY.\n\n"
     f"Every setting is also a variable, as {PREFIX}MAX_NAME_BYTES, and a key of FILE, as"
-    " max_name_bytes. A flag goes before a variable, a variable before the file."
+    " max_name_bytes. A flag overrides a variable, a variable overrides the file."
 )
 
 Provider = Callable[[App, tuple[str, ...], ArgumentCollection], None]
@@ -58,8 +58,8 @@ Provider = Callable[[App, tuple[str, ...], ArgumentCollection], None]
 class Loaded:
     """A configuration and the source of each of its settings.
 
-    `file` is what was read for it, absolute, and `content` what it said; with `check` it is only to
-    be shown.
+    `file` is the file that was read, absolute, and `content` its bytes; with `check` the program
+    shall only print them.
     """
 
     config: Config
@@ -79,8 +79,7 @@ def load(
     """Return the effective configuration; blocks for the file and the user database.
 
     Relative paths start at `directory` (absolute), and the default of `run_dir` is that of `uid`. A
-    reload passes what both were at the start: by then the daemon may have left its directory and
-    become another user.
+    reload passes the values of the start: by then the daemon may have changed directory and user.
 
     Raises:
         UsageError: the command line is wrong.
@@ -95,8 +94,8 @@ def load(
         sources.update((one.field_info.name, _source(one.tokens[0])) for one in given)
 
     variables = Dict(_variables(environ), source=ENVIRONMENT)
-    said: list[bytes] = []
-    app = _app(variables, _file(here, said), _directories(environ, owner), note_sources)
+    contents: list[bytes] = []
+    app = _app(variables, _file(here, contents), _directories(environ, owner), note_sources)
     try:
         command, bound, _ = app.parse_args(list(argv))
     except CycloptsError as error:
@@ -107,9 +106,11 @@ def load(
     places = {name: getattr(config, name) for name in ("run_dir", "log_dir")}
     relative = [name for name, path in places.items() if not path.is_absolute()]
     if relative and not here.is_dir():
-        # Nor would we make it anew: a release that was removed is to stay away.
-        told = ", ".join(f"{name} = {places[name]}" for name in relative)
-        raise ConfigError(escape(f"{told}: relative to {here}, which is no directory (any more)"))
+        # It is not created: a release that was removed must not come back.
+        settings = ", ".join(f"{name} = {places[name]}" for name in relative)
+        raise ConfigError(
+            escape(f"{settings}: relative to {here}, which is no directory (any more)")
+        )
     config = replace(config, **{name: here / path for name, path in places.items()})
     for one in contradictions(config):
         settings = ", ".join(f"{name} ({sources[name]})" for name in one.names)
@@ -119,7 +120,7 @@ def load(
         config,
         sources,
         here / file if file else None,
-        b"".join(said),
+        b"".join(contents),
         check=bound.arguments.get("check", False),
     )
 
@@ -130,10 +131,10 @@ def print_help() -> None:
 
 
 def install_completion(argv: Sequence[str]) -> None:
-    """Write a completion script, as a command line says that begins with COMPLETION.
+    """Write a completion script, for a command line that begins with COMPLETION.
 
     Raises:
-        UsageError: it is wrong.
+        UsageError: the rest of it is wrong.
 
     """
     try:
@@ -143,7 +144,7 @@ def install_completion(argv: Sequence[str]) -> None:
 
 
 def to_toml(loaded: Loaded) -> str:
-    """Return the effective configuration as a file of the same effect, its sources as comments."""
+    """Return the effective configuration as a file with the same effect; sources are comments."""
     settings = _settings(_app().assemble_argument_collection())
     rows = {
         name: f"{name} = {kind_of(one.parameter).to_toml(getattr(loaded.config, name))}"
@@ -171,7 +172,7 @@ def _app(*providers: Provider) -> App:
         exit_on_error=False,
         verbose=False,
     )
-    # Nobody's .bashrc is edited: bash-completion and fish find the script, zsh is told how to.
+    # No .bashrc is edited: bash-completion and fish find the script, for zsh it prints what to add.
     app.register_install_completion_command(
         COMPLETION,
         add_to_startup=False,
@@ -206,7 +207,7 @@ def _command(
         ),
     ] = False,
 ) -> None:
-    """Stand for the program: cyclopts reads the signature, nobody calls it."""
+    """Stand for the program: cyclopts reads this signature, and never calls it."""
 
 
 def _settings(arguments: ArgumentCollection) -> dict[str, Argument]:
@@ -215,7 +216,7 @@ def _settings(arguments: ArgumentCollection) -> dict[str, Argument]:
 
 
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that are ours, by key."""
+    """Return the variables of settings, by key."""
     known = ("config", *NAMES)
     found: dict[str, str] = {}
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
@@ -227,18 +228,18 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _file(here: Path, said: list[bytes]) -> Provider:
+def _file(here: Path, contents: list[bytes]) -> Provider:
     """Return the provider of the file that `--config` or its variable names, if one does.
 
-    What the file says is added to `said`.
+    It adds the content of the file to `contents`.
     """
 
     def provide(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         chosen = arguments["--config"].tokens
         if chosen and chosen[0].value:
             path = here / chosen[0].value
-            said.append(read_file(path))
-            Dict(_parse(path, said[-1], _settings(arguments)), source=str(path))(
+            contents.append(read_file(path))
+            Dict(_parse(path, contents[-1], _settings(arguments)), source=str(path))(
                 app, commands, arguments
             )
 
@@ -246,16 +247,16 @@ def _file(here: Path, said: list[bytes]) -> Provider:
 
 
 def read_file(path: Path) -> bytes:
-    """Return what a configuration file says; never waits for another process to write it.
+    """Return the content of a configuration file; never waits for a writer.
 
     Raises:
         ConfigError: the path is wrong, or leads to no regular file (a FIFO, a device), or to one
             that is too large.
-        ResourceError: the system refuses to read it, for another reason.
+        ResourceError: it cannot be read, for another reason.
 
     """
     try:
-        # Looked at before it is opened, too: to open a device can have effects of its own.
+        # Checked also before it is opened: to open a device can have side effects.
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(escape(f"file {path}: not a regular file"))
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -303,10 +304,10 @@ def _parse(path: Path, content: bytes, settings: Mapping[str, Argument]) -> dict
 
 
 def _directories(environ: Mapping[str, str], uid: int) -> Provider:
-    """Return the provider of the directories that nobody named.
+    """Return the provider of the directories that were not set.
 
-    Its value differs from place to place, so it is no default of `Config`; the empty text asks
-    for it too, and so a file can say "as if I had said nothing".
+    Their values depend on the environment, so they are no defaults of `Config`. The empty text asks
+    for them, too.
     """
 
     def provide(_app: App, _: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -329,37 +330,37 @@ def _run_dir(environ: Mapping[str, str], uid: int) -> Token:
     if given is not None:
         return given
     variable = "XDG_RUNTIME_DIR"
-    # The XDG Base Directory Specification wants relative paths to be ignored.
+    # The XDG Base Directory Specification says to ignore relative paths.
     if environ.get(variable, "").startswith("/"):
         path = Path(environ[variable], "greeterd")
         return Token(keyword=variable, value=str(path), source=ENVIRONMENT)
     if uid == 0:
         return Token(value=str(_DEFAULTS.run_dir), source=DEFAULT)
-    # Whoever opens the directory makes sure that it is ours: anyone can make one here.
+    # Any user can make a directory of this name here; `pidfile` makes sure that it is ours.
     shared = environ.get("TMPDIR") or "/tmp"  # noqa: S108  # see above
     return Token(value=str(Path(shared, f"greeterd-{uid}")), source=DEFAULT)
 
 
 def _unit_directory(variable: str, environ: Mapping[str, str]) -> Token | None:
-    """Return what systemd.exec(5) has set; of several directories, separated by ":", the first."""
+    """Return the directory of a variable of systemd.exec(5), the first of those between colons."""
     first, _, _ = environ.get(variable, "").partition(":")
     return Token(keyword=variable, value=first, source=ENVIRONMENT) if first else None
 
 
 def _source(token: Token) -> str:
-    """Name where a token came from, as `--check` shows it."""
+    """Return the source of a token, as `--check` shows it."""
     keyword = token.keyword or ""
     if token.source == CLI:
         return f"flag {keyword}"
     if token.source == ENVIRONMENT:
-        # The provider writes the key in brackets; a variable of systemd or XDG stands as it is.
+        # The provider writes the key in brackets; variables of systemd and XDG have none.
         key = keyword.strip("[]")
         return f"variable {keyword if key == keyword else _variable(key)}"
     return DEFAULT if token.source == DEFAULT else f"file {token.source}"
 
 
 def _refusal(error: CycloptsError) -> GreeterdError:
-    """Return our error for one of cyclopts: where, and why."""
+    """Return our error for one of cyclopts: its source, and the reason."""
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return UsageError(escape(f"unexpected argument: {error.unused_tokens[0]}"))
     argument = error.argument

@@ -1,9 +1,9 @@
-"""Decides what the daemon is told: every setting with its sort, default, meaning, and what agrees.
+"""Settings: types, defaults, help, cross-checks.
 
 One field of `Config` is one flag (`--max-name-bytes`), one variable (`GREETERD_MAX_NAME_BYTES`) and
-one key of the file (`max_name_bytes`). Everything that is known of a setting stands beside its
-field: the group that it is shown in, its kind and unit, its default, its meaning, and whether a
-reload may change it. Only `greeterd.config.loader.load` checks what it puts into a Config.
+one key of the file (`max_name_bytes`). Beside its field stands all about a setting: its group in
+the help, its type and unit, its default, its help, and whether a reload may change it. Only
+`greeterd.config.loader.load` checks the values of a Config.
 """
 
 import pwd
@@ -35,7 +35,7 @@ from greeterd.system.cpus import affinity_of, render_cpus, unusable, usable_cpus
 MAX_WORKERS: Final = 512
 MAX_MIB: Final = 2**30
 MIN_FILES: Final = 64
-"""With fewer descriptors a master cannot look after a few workers."""
+"""With fewer descriptors a master cannot supervise a few workers."""
 
 Mode = Literal["inherit", "reuseport", "handoff"]
 Wait = Literal["auto", "rotate", "exclusive", "epoll", "blocking"]
@@ -126,7 +126,7 @@ class Config:
     )
     shutdown_delay: Annotated[float, _SUPERVISION, seconds(0.0)] = field(
         default=0.0,
-        metadata=_about("Go on accepting for so long when told to stop, but be not ready."),
+        metadata=_about("Time to go on accepting after a stop begins, while reporting not ready."),
     )
     worker_timeout: Annotated[float, _SUPERVISION, seconds()] = field(
         default=30.0, metadata=_about("Time without a heartbeat before a worker is aborted.")
@@ -203,7 +203,7 @@ class Config:
         default="auto", metadata=_about("Daemon log; auto is console on a terminal, else json.")
     )
     log_level: Annotated[LogLevel, _LOGS, choice(LogLevel)] = field(
-        default="info", metadata=_about("Least level that the daemon log takes.")
+        default="info", metadata=_about("Lowest level that the daemon log records.")
     )
     fsync: Annotated[Fsync, _LOGS, choice(Fsync)] = field(
         default="never", metadata=_about("Force greetings to the disk before they are answered.")
@@ -211,7 +211,7 @@ class Config:
 
     @property
     def worker_count(self) -> int:
-        """The number of workers; `auto` asks the kernel each time, so read it once a reload."""
+        """The number of workers; `auto` asks the kernel each time, so read it once per reload."""
         return min(usable_cpus(), MAX_WORKERS) if self.workers == "auto" else self.workers
 
     @property
@@ -221,7 +221,7 @@ class Config:
 
     @property
     def wait_strategy(self) -> Literal["rotate", "exclusive", "epoll", "blocking"]:
-        """The wait strategy that `auto` stands for, or the one that was chosen."""
+        """The wait strategy that was chosen, or that `auto` means."""
         if self.wait == "auto":
             return "rotate" if self.mode == "inherit" else "epoll"
         return self.wait
@@ -231,7 +231,7 @@ NAMES: Final = tuple(one.name for one in fields(Config))
 """Every setting, in the order in which they are shown."""
 
 FIXED: Final = frozenset(one.name for one in fields(Config) if not one.metadata["reload"])
-"""The settings that only a restart changes."""
+"""The settings that only a restart can change."""
 
 
 def fixed_differences(old: Config, new: Config) -> list[str]:
@@ -241,14 +241,14 @@ def fixed_differences(old: Config, new: Config) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Settings that are possible alone and impossible together."""
+    """Settings whose values exclude each other."""
 
     names: tuple[str, ...]
     reason: str
 
 
 def contradictions(config: Config) -> Iterator[Contradiction]:
-    """Yield what cannot be done with these settings together, the plainest first."""
+    """Yield the settings that exclude each other, the simplest cases first."""
     addresses = [parse_address(text) for text in config.bind]
     twice = next((one for one in addresses if addresses.count(one) > 1), None)
     if twice is not None:
@@ -265,7 +265,7 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     if config.drain_grace >= config.graceful_timeout:
         yield Contradiction(
             ("drain_grace", "graceful_timeout"),
-            "the grace must end before the worker is killed",
+            "the first must be shorter, or a worker would be killed before its listener closes",
         )
     if config.user is not None and config.group is None and not _has_entry(config.user):
         yield Contradiction(
@@ -283,7 +283,7 @@ def _of_the_mode(config: Config, addresses: list[Address]) -> Iterator[Contradic
         if config.wait in {"rotate", "exclusive"}:
             yield Contradiction(
                 ("mode", "wait"),
-                f"{config.wait} orders the waiters of one shared listener, reuseport has none",
+                f"{config.wait} is for workers that share a listener, and in reuseport none do",
             )
     elif config.steering != "hash":
         yield Contradiction(
@@ -300,7 +300,8 @@ def _of_the_mode(config: Config, addresses: list[Address]) -> Iterator[Contradic
         if config.wait not in {"auto", "epoll"}:
             yield Contradiction(
                 ("mode", "wait"),
-                f"{config.wait} is for several who accept, and in handoff the dispatcher does",
+                f"{config.wait} is for several accepting workers; in handoff only the dispatcher"
+                " accepts",
             )
     elif config.handoff_policy != "round-robin":
         yield Contradiction(

@@ -1,7 +1,7 @@
-"""Decides what the values of each sort of setting look like: in a text, in TOML, in a refusal.
+"""Types of settings: how a value is parsed, rendered, and refused.
 
-A kind is a cyclopts converter, so that a flag, a variable and a key of the file are read by the
-same code and refused in the same words. What a kind writes it reads: `parse(text(x)) == x`.
+A SettingType is a cyclopts converter, so that a flag, a variable and a key of the file are parsed
+by the same code and refused in the same words. `parse(text(x)) == x`.
 Units: seconds are `float`, modes and masks are octal strings outside and `int` inside.
 """
 
@@ -29,15 +29,15 @@ MAX_ID: Final = 2**32 - 2
 
 TRUE: Final = frozenset({"true", "t", "yes", "y", "1"})
 FALSE: Final = frozenset({"false", "f", "no", "n", "0"})
-"""The words of cyclopts, which reads `--reply=no` before a converter is asked."""
+"""The words of cyclopts, which parses `--reply=no` before a converter is called."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingType:
-    """One sort of value; as a converter it is called by cyclopts with the tokens of one setting.
+    """One type of value; cyclopts calls it with the tokens of one setting, as a converter.
 
     `words` completes "must be ..."; `types` are the types that TOML may give. `parse` raises
-    ValueError, with a reason when it knows more than `words` say.
+    ValueError, or Unacceptable with a reason of its own.
     """
 
     words: str
@@ -57,7 +57,7 @@ class SettingType:
             raise ValueError(self.refusal(text)) from None
 
     def accepts(self, value: object) -> bool:
-        """Tell whether TOML gave a type that a value of this kind is written in."""
+        """Return whether TOML gave a value of a type that this one is written in."""
         if isinstance(value, list):
             return list in self.types and all(isinstance(item, str) for item in value)
         return type(value) in self.types  # not isinstance: a bool is no whole number
@@ -76,11 +76,11 @@ class SettingType:
 
 
 class Unacceptable(ValueError):  # noqa: N818  # it becomes an error of cyclopts, and then ours
-    """A value that has the right form and cannot be taken; the message is the whole reason."""
+    """A value that has the right form and is refused; the message is the whole reason."""
 
 
 def _require_encodable(text: str) -> None:
-    """Refuse what this locale cannot read, or cannot write as the name of a file or a user."""
+    """Refuse text that this locale cannot decode, or cannot encode as a name of a file or user."""
     try:
         text.encode()  # bytes that the locale cannot read are surrogates here
         os.fsencode(text)
@@ -95,7 +95,7 @@ def _require_encodable(text: str) -> None:
 
 
 def parameter(kind: SettingType, unit: str, *, show_default: bool = True) -> Parameter:
-    """Return what cyclopts is to know of a setting of this kind; the unit is its metavar."""
+    """Return the cyclopts parameter of a setting of this type; the unit is its metavar."""
     return Parameter(
         converter=kind,
         metavar=unit,
@@ -106,13 +106,13 @@ def parameter(kind: SettingType, unit: str, *, show_default: bool = True) -> Par
 
 
 def kind_of(setting: Parameter) -> SettingType:
-    """Return the kind that `parameter` put there."""
+    """Return the type that `parameter` put there."""
     assert isinstance(setting.converter, SettingType)
     return setting.converter
 
 
 def choice(literal: Any) -> Parameter:
-    """Return the kind of a `Literal` type."""
+    """Return the parameter of a `Literal` type."""
     names = get_args(literal)
 
     def parse(text: str) -> str:
@@ -124,12 +124,12 @@ def choice(literal: Any) -> Parameter:
 
 
 def count(unit: str, low: int, high: int = MAX_COUNT) -> Parameter:
-    """Return the kind of whole numbers from `low` to `high`."""
+    """Return the parameter of whole numbers from `low` to `high`."""
     return parameter(_whole(low, high), unit)
 
 
 def count_or_auto(unit: str, low: int, high: int) -> Parameter:
-    """Return the kind of whole numbers from `low` to `high`, and `auto`."""
+    """Return the parameter of whole numbers from `low` to `high`, and `auto`."""
     whole = _whole(low, high)
 
     def parse(text: str) -> object:
@@ -139,7 +139,7 @@ def count_or_auto(unit: str, low: int, high: int) -> Parameter:
 
 
 def seconds(low: float = MIN_SECONDS) -> Parameter:
-    """Return the kind of durations from `low` on."""
+    """Return the parameter of durations from `low` on."""
 
     def parse(text: str) -> float:
         number = float(text)
@@ -152,7 +152,7 @@ def seconds(low: float = MIN_SECONDS) -> Parameter:
 
 
 def directory() -> Parameter:
-    """Return the kind of directories; the empty text stands for the default of the environment."""
+    """Return the parameter of directories; the empty text means the environment's default."""
     return parameter(_DIRECTORY, "DIRECTORY", show_default=False)
 
 

@@ -206,7 +206,7 @@ class Request:
 
     @property
     def gone(self) -> bool:
-        """Whether the client has closed; after a shutdown of its sending it still gets an answer."""
+        """Whether the client has closed; one that shut down its sending still gets an answer."""
         if self._connection.request is not self:
             return True
         poll = select.poll()

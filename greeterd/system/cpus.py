@@ -61,7 +61,7 @@ def affinity_of(setting: str) -> tuple[int, ...]:
     if setting != "auto":
         return parse_cpus(setting)
     if not (usable := allowed_cpus()):
-        raise ResourceError("cpu_affinity: auto: the kernel does not tell the usable CPUs")
+        raise ResourceError("cpu_affinity: auto: the usable CPUs are unknown")
     return tuple(sorted(usable))
 
 

@@ -296,7 +296,7 @@ def test_a_detached_start_that_may_not_ask_for_limits_says_so(daemon: StartDaemo
 def test_automatic_affinity_needs_to_be_told_the_cpus(daemon: StartDaemon) -> None:
     prefix = without("sched_getaffinity")
     server = daemon("--workers=1", "--cpu-affinity=auto", prefix=prefix, wait=False)
-    assert refusal(server, 71) == "cpu_affinity: auto: the kernel does not tell the usable CPUs"
+    assert refusal(server, 71) == "cpu_affinity: auto: the usable CPUs are unknown"
 
 
 @pytest.mark.parametrize("mode", MODES)

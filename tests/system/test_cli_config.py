@@ -126,7 +126,7 @@ def test_check_binds_nothing_and_makes_nothing(tmp_path: Path) -> None:
             ["--mode", "reuseport", "--wait", "rotate"],
             {},
             78,
-            "mode (flag --mode), wait (flag --wait): rotate orders",
+            "mode (flag --mode), wait (flag --wait): rotate is for workers that share",
         ),
         (
             ["--user", "no such user"],

@@ -129,7 +129,7 @@ def test_a_reload_that_was_done_and_cannot_be_told_says_so(
     done = ctl("reload", *more, redirect=">/dev/full")
     assert (done.returncode, done.stderr) == (
         FULL,
-        "greeterctl: reload: done, but not told: standard output: No space left on device\n",
+        "greeterctl: reload: done, but not reported: standard output: No space left on device\n",
     )
     assert generation() == 2
     done = ctl("reload", *more, stdout=gone)

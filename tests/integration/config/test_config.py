@@ -20,7 +20,7 @@ from greeterd.config.loader import Loaded, _app, _settings, load, to_toml
 from greeterd.config.schema import FIXED, NAMES, Config, contradictions, fixed_differences
 from greeterd.config.types import SettingType, kind_of
 from greeterd.errors import ConfigError, GreeterdError, UsageError
-from greeterd.system.cpus import cpu_of, usable_cpus
+from greeterd.system.cpus import usable_cpus
 
 EXAMPLE = Path(__file__).parents[3] / "conf/greeterd.toml"
 
@@ -423,11 +423,11 @@ def test_variables_of_others_are_none_of_ours(tmp_path: Path) -> None:
         ),
         (
             ["--mode=reuseport", "--wait=rotate"],
-            "mode (flag --mode), wait (flag --wait): rotate orders the waiters",
+            "mode (flag --mode), wait (flag --wait): rotate is for workers that share a listener",
         ),
         (
             ["--mode=reuseport", "--wait=exclusive"],
-            "mode (flag --mode), wait (flag --wait): exclusive orders the waiters",
+            "mode (flag --mode), wait (flag --wait): exclusive is for workers that share a",
         ),
         (
             ["--steering=random"],
@@ -439,7 +439,7 @@ def test_variables_of_others_are_none_of_ours(tmp_path: Path) -> None:
         ),
         (
             ["--mode=handoff", "--wait=blocking"],
-            "mode (flag --mode), wait (flag --wait): blocking is for several who accept",
+            "mode (flag --mode), wait (flag --wait): blocking is for several accepting workers",
         ),
         (
             ["--handoff-policy=least-busy"],
@@ -456,7 +456,7 @@ def test_variables_of_others_are_none_of_ours(tmp_path: Path) -> None:
         (["--bind=[::1]:1", "--bind=[0::1]:01"], "bind (flag --bind): [::1]:1 is listed twice"),
         (
             ["--graceful-timeout=0.25"],
-            "drain_grace (default), graceful_timeout (flag --graceful-timeout): the grace must",
+            "drain_grace (default), graceful_timeout (flag --graceful-timeout): the first must",
         ),
         (["--user=4000000000"], "user (flag --user), group (default): a user without an entry"),
     ],
@@ -583,6 +583,17 @@ def test_a_difference_is_fixed_if_a_reload_may_not_make_it(name: str) -> None:
     assert fixed_differences(old, old) == []
 
 
+@pytest.mark.parametrize("mode", ["reuseport", "handoff"])
+def test_a_mode_that_passes_listeners_has_as_many_addresses_as_a_message(mode: Any) -> None:
+    most = Config(mode=mode, bind=tuple(f"127.0.0.1:{port}" for port in range(1, 254)))
+    assert list(contradictions(most)) == []
+    more = replace(most, bind=(*most.bind, "127.0.0.1:254"))
+    (found,) = contradictions(more)
+    assert found.names == ("mode", "bind")
+    assert found.reason.endswith("so has 253 addresses at most")
+    assert list(contradictions(replace(more, mode="inherit"))) == []
+
+
 # Derived values
 
 
@@ -593,11 +604,9 @@ def test_auto_waits_in_turn_on_a_shared_listener_and_by_epoll_on_its_own() -> No
     assert Config(wait="blocking").wait_strategy == "blocking"
 
 
-def test_slots_are_pinned_by_turns_to_the_cpus_of_the_list() -> None:
-    cpus = Config(cpu_affinity="3,0-1").pinned_cpus
-    assert [cpu_of(slot, cpus) for slot in range(1, 6)] == [3, 0, 1, 3, 0]
-    assert [cpu_of(slot, Config().pinned_cpus) for slot in range(1, 3)] == [None, None]
-    assert Config(cpu_affinity="auto").pinned_cpus == tuple(sorted(os.sched_getaffinity(0)))
+def test_pinned_cpus_are_those_of_the_affinity() -> None:
+    assert Config(cpu_affinity="3,0-1").pinned_cpus == (3, 0, 1)
+    assert Config().pinned_cpus == ()
 
 
 def test_auto_is_a_worker_for_each_usable_cpu_up_to_the_limit(
@@ -607,105 +616,6 @@ def test_auto_is_a_worker_for_each_usable_cpu_up_to_the_limit(
     assert Config().worker_count == min(usable_cpus(), 512)
     monkeypatch.setattr(greeterd.config.schema, "usable_cpus", lambda: 1024)
     assert Config().worker_count == 512
-
-
-# CPUs
-
-V2 = "30 1 0:26 {top} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
-V1 = "33 31 0:30 {top} /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
-MEMORY = "34 31 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-
-
-def fake_root(
-    root: Path, *, cgroup: str = "", mounts: str = "", files: Mapping[str, str] | None = None
-) -> Path:
-    tree = {"proc/self/cgroup": cgroup, "proc/self/mountinfo": mounts}
-    tree |= {f"sys/fs/cgroup/{name}": text for name, text in (files or {}).items()}
-    for name, text in tree.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("quota", "cpus"),
-    [
-        ("max 100000", 8),
-        ("100000 100000", 1),
-        ("150000 100000", 2),
-        ("1000 100000", 1),
-        ("400000 100000", 4),
-        ("1600000 100000", 8),
-        ("0 0", 8),
-        ("100000 0", 8),
-        ("", 8),
-        ("nonsense", 8),
-    ],
-)
-def test_a_quota_caps_the_cpus_and_is_rounded_up(quota: str, cpus: int, tmp_path: Path) -> None:
-    root = fake_root(
-        tmp_path, cgroup="0::/a\n", mounts=V2.format(top="/"), files={"a/cpu.max": quota}
-    )
-    assert usable_cpus(root, affinity=8) == cpus
-
-
-@pytest.mark.parametrize("group", ["a/b/c", "a/b", "a"])
-def test_the_smallest_quota_on_the_way_up_counts(group: str, tmp_path: Path) -> None:
-    files = {f"{one}/cpu.max": "500000 100000" for one in ("a/b/c", "a/b", "a", "other")}
-    files |= {f"{group}/cpu.max": "300000 100000", "other/x/cpu.max": "100000 100000"}
-    root = fake_root(tmp_path, cgroup="0::/a/b/c\n", mounts=V2.format(top="/"), files=files)
-    assert usable_cpus(root, affinity=8) == 3
-
-
-def test_version_1_has_a_quota_and_a_period_and_minus_one_for_none(tmp_path: Path) -> None:
-    files = {
-        "cpu/a/cpu.cfs_quota_us": "250000\n",
-        "cpu/a/cpu.cfs_period_us": "100000\n",
-        "cpu/cpu.cfs_quota_us": "-1\n",
-        "cpu/cpu.cfs_period_us": "100000\n",
-        "memory/a/cpu.max": "100000 100000",
-    }
-    cgroup = "9:memory:/b\n4:cpu,cpuacct:/a\n1:name=systemd:/c\n0::/\n"
-    root = fake_root(tmp_path, cgroup=cgroup, mounts=MEMORY + V1.format(top="/"), files=files)
-    assert usable_cpus(root, affinity=8) == 3
-
-
-def test_a_container_sees_its_cgroup_as_the_root_of_the_mount(tmp_path: Path) -> None:
-    files = {"cpu.max": "200000 100000", "docker/x/cpu.max": "100000 100000"}
-    root = fake_root(
-        tmp_path, cgroup="0::/docker/x\n", mounts=V2.format(top="/docker/x"), files=files
-    )
-    assert usable_cpus(root, affinity=8) == 2
-
-
-@pytest.mark.parametrize(("path", "top"), [("/../../elsewhere", "/"), ("/elsewhere", "/docker/x")])
-def test_a_cgroup_outside_of_the_mount_counts_as_its_root(
-    path: str, top: str, tmp_path: Path
-) -> None:
-    root = fake_root(
-        tmp_path,
-        cgroup=f"0::{path}\n",
-        mounts=V2.format(top=top),
-        files={"cpu.max": "200000 100000", "../../elsewhere/cpu.max": "100000 100000"},
-    )
-    assert usable_cpus(root, affinity=8) == 2
-
-
-def test_a_mount_may_have_a_space_in_its_path(tmp_path: Path) -> None:
-    mounts = V2.format(top="/").replace("/sys/fs/cgroup", r"/sys/fs/cgroup/a\040b")
-    files = {"a b/c/cpu.max": "200000 100000"}
-    root = fake_root(tmp_path, cgroup="0::/c\n", mounts=mounts, files=files)
-    assert usable_cpus(root, affinity=8) == 2
-
-
-def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
-    assert usable_cpus(tmp_path, affinity=8) == 8
-    assert usable_cpus(fake_root(tmp_path, mounts="garbage\n - \n"), affinity=5) == 5
-
-
-def test_this_machine_has_a_usable_cpu() -> None:
-    assert usable_cpus() >= 1
 
 
 # The file that documents the settings

@@ -59,6 +59,27 @@ def test_a_pair_takes_about_as_many_as_it_is_to_take(
     assert 0.9 * QUEUE_LIMIT < count < 1.5 * QUEUE_LIMIT
 
 
+@pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM])
+def test_a_shortage_of_the_kernel_is_a_pair_that_is_full(number: int) -> None:
+    class Short(socket.socket):
+        def sendmsg(self, *_: object, **__: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+    with Short(socket.AF_UNIX, socket.SOCK_SEQPACKET) as entry:
+        with pytest.raises(BlockingIOError) as full:
+            hand_over(entry, 0, "a client")
+        assert full.value.errno == number
+
+
+def test_any_other_error_of_handing_over_stays_what_it_is(connection: socket.socket) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unconnected,
+        pytest.raises(OSError, match="not connected") as refused,
+    ):
+        hand_over(unconnected, connection.fileno(), "a client")
+    assert not isinstance(refused.value, BlockingIOError)
+
+
 def test_an_empty_pair_is_told_from_one_at_its_end(
     pair: HandoffPair, connection: socket.socket
 ) -> None:

@@ -72,6 +72,12 @@ def test_a_record_has_its_descriptors(pair: Pair, count: int) -> None:
     rights.close_all(parcel.fds)
 
 
+def test_the_kernel_takes_no_more_descriptors_in_a_record(pair: Pair) -> None:
+    _, theirs = pair
+    with pytest.raises(OSError, match="Invalid argument"):
+        rights.send(theirs, b"data", [0] * (rights.MAX_FDS + 1))
+
+
 @pytest.mark.parametrize("sent", [1, 2, 3, 4, 253])
 @pytest.mark.parametrize("most", [0, 1, 2])
 def test_more_than_are_taken_are_none(pair: Pair, sent: int, most: int) -> None:

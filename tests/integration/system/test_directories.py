@@ -162,6 +162,28 @@ except GreeterdError as error:
 """
 
 
+@pytest.mark.parametrize("how", ["others may write it", "another user's"])
+def test_a_hidden_directory_that_was_exchanged_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "another user's" and os.geteuid() != 0:
+        pytest.skip("needs root to give a directory away")
+    make = os.mkdir
+
+    def make_and_exchange(name: str, mode: int = 0o777, *, dir_fd: int) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        if name.startswith(".greeterd-"):
+            if how == "another user's":
+                os.chown(name, HIM.uid, HIM.gid, dir_fd=dir_fd)
+            else:
+                (tmp_path / name).chmod(0o720)
+
+    monkeypatch.setattr(os, "mkdir", make_and_exchange)
+    with pytest.raises(ConfigError, match=f"{tmp_path}/a: was exchanged while it was being made"):
+        prepare_directory(tmp_path / "a", None, 0o750)
+    assert list(tmp_path.iterdir()) == []
+
+
 @needs_root
 def test_a_read_only_file_system_may_pass(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:

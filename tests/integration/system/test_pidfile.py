@@ -124,6 +124,35 @@ def test_release_takes_the_file_away_and_is_idempotent(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_release_removes_the_file_before_it_unlocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = PidLock.acquire(tmp_path)
+    unlink = Path.unlink
+    held = []
+
+    def look(path: Path) -> None:
+        with path.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(path)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", look)
+    lock.release()
+    assert held == [tmp_path / "greeterd.pid"]
+
+
+def test_release_empties_a_file_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    PidLock.acquire(tmp_path).release()
+    assert (tmp_path / "greeterd.pid").read_bytes() == b""
+
+
 def test_release_leaves_a_file_that_is_not_ours(tmp_path: Path) -> None:
     lock = PidLock.acquire(tmp_path)
     (tmp_path / "greeterd.pid").unlink()
