@@ -32,7 +32,7 @@ from greeterd.master.names import Names
 from greeterd.master.spawner import Spawner
 from greeterd.master.status import StatusInputs, describe, survey
 from greeterd.master.systemd.activation import SocketAssignment
-from greeterd.master.systemd.receive import take_up
+from greeterd.master.systemd.receive import arrange
 from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.master.upgrade.serialize import (
     adopt_scoreboard,
@@ -182,7 +182,7 @@ class Master:
                 addresses=self._addresses,
                 workers=len(self._context.supervisor.live_slots),
             )
-            take_up(self._source.sockets, self._context.escrow, self._context.logger)
+            arrange(self._source.sockets, self._context.escrow, self._context.logger)
             if self._context.escrow.groups.highest_slot > config.worker_count:
                 # Restored slots beyond those serve what waits there first. Before any signal that
                 # asks for another number.

@@ -1,1 +1,1 @@
-"""What is said to the service manager, kept with it, and taken from it."""
+"""The service manager: notifications to it, descriptors kept in its store, sockets from it."""

@@ -1,11 +1,11 @@
-"""Decides what becomes of sockets that the service manager passes at a start; an upgrade has none.
+"""Decides how to use sockets that the service manager passes at a start (not at an upgrade).
 
-Two kinds, told apart by their names.  What a socket unit has opened is the unit's: its addresses
-take the place of `bind`, and it is never gated, shut down or unlinked here, or nothing would wake
-the service again.  What an earlier process of ours had kept in the descriptor store (`core.stored`)
-is ours again where it fits the configuration; the rest is closed, and leaves the store.
-
-A socket unit wins: then nothing in the store is of use.  All here is pure; `reception` has the real
+Two kinds, told apart by their names:
+- Sockets of a socket unit stay the unit's. Their addresses replace `bind`, and they are never
+  gated, shut down or unlinked here, or no client would start the service again.
+- Descriptors that an earlier process of ours has put into the store (`fdstore`) are used where they
+  fit the configuration; the rest is closed and removed from the store.
+With sockets of a unit, nothing in the store is used.  All here is pure; `receive` has the real
 descriptors.
 """
 
@@ -33,21 +33,21 @@ class Passed:
     name: str
     fd: int
     address: Address | None
-    """None where it is neither of TCP nor a unix socket."""
+    """None: it is neither a TCP nor a unix socket."""
     type: int = socket.SOCK_STREAM
     listens: bool = True
     connected: bool = False
     shares: bool = False
     """It has SO_REUSEPORT."""
     uid: int = 0
-    """Whose it is; only sockets of one user share an address."""
+    """Its owner; the kernel lets only sockets of one user share an address."""
     file: tuple[int, int] | None = None
-    """Device and inode of what is now where a unix socket was bound."""
+    """Device and inode of the file that is now at a unix socket's path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A stored descriptor that is of no use, and why."""
+    """A stored descriptor that does not fit, and why."""
 
     name: str
     fd: int
@@ -56,7 +56,7 @@ class Stale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What passed sockets of a socket unit demand of the configuration, also of a later one."""
+    """What the sockets of a socket unit prescribe, also to a configuration that is read later."""
 
     bind: tuple[str, ...]
     workers: int | None
@@ -66,7 +66,7 @@ class Terms:
         """Return the configuration with the addresses of the sockets, and as many workers.
 
         Raises:
-            ConfigError: it cannot be had with these sockets.
+            ConfigError: it contradicts these sockets.
 
         """
         bound = replace(config, bind=self.bind)
@@ -86,18 +86,18 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketAssignment:
-    """What to do with the sockets."""
+    """How the passed sockets are used."""
 
     listeners: InheritedListeners | None = None
-    """None: there is nothing to take over."""
+    """None: open all of them."""
     stale: tuple[Stale, ...] = ()
 
 
-def allot(passed: Sequence[Passed], config: Config, *, uid: int) -> SocketAssignment:
-    """Return what each socket becomes; `uid` is whom this process opens sockets as.
+def assign(passed: Sequence[Passed], config: Config, *, uid: int) -> SocketAssignment:
+    """Return how each socket is used; `uid` is the user that this process opens sockets as.
 
     Raises:
-        ConfigError: a socket unit's sockets do not fit the mode; the reason is for its author.
+        ConfigError: a socket unit's sockets do not fit the mode; the reason says how to mend it.
 
     """
     stored = [one for one in passed if one.name.startswith(PREFIX)]
@@ -130,8 +130,8 @@ def _of_unit(passed: Sequence[Passed], config: Config) -> InheritedListeners:
         _require_group(address, several)
     counts = {str(address): len(several) for address, several in by_address.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} for {address}" for address, count in counts.items())
-        raise ConfigError(f"each worker needs a socket for each address, and there are {told}")
+        listed = ", ".join(f"{count} for {address}" for address, count in counts.items())
+        raise ConfigError(f"each worker needs a socket for each address, and there are {listed}")
     count = next(iter(counts.values()))
     if count > MAX_WORKERS:
         raise ConfigError(f"{count} sockets were passed, for {MAX_WORKERS} workers at most")
@@ -201,7 +201,7 @@ def _of_store(stored: Sequence[Passed], config: Config, uid: int) -> SocketAssig
 def _flaw(
     each: Passed, what: Stored | None, config: Config, labels: Sequence[str], uid: int
 ) -> str:
-    """Return why a stored descriptor is of no use, empty when it is."""
+    """Return why a stored descriptor does not fit; empty when it does."""
     if what is None:
         return "its name is of another version"
     own = what.guard or what.slot is not None

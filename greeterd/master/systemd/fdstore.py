@@ -1,9 +1,9 @@
-"""Names what the service manager keeps for us while no process of ours lives, and reads the names.
+"""The names of our descriptors in the service manager's store, which keeps them over a restart.
 
-A name tells all that the descriptor itself does not: the entry of `bind` that it was opened for
+A name holds what the descriptor itself does not show: the entry of `bind` that it was opened for
 (port 0 and host names are resolved only once), the slot and the index of a worker's own listener,
-and which file a unix socket made.  It is an FDNAME of systemd: printable ASCII, no colon, at most
-255 characters.  Whatever begins with PREFIX is ours, also when this version cannot read the rest.
+and the file of a unix socket.  It is an FDNAME of systemd: printable ASCII, no colon, at most 255
+characters.  Every name with PREFIX is ours, also when this version cannot read the rest of it.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _FORM: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What a stored descriptor is: a guard, a slot's listener, or else a listener of all slots."""
+    """What a stored descriptor is: a guard, a slot's listener, or else a shared listener."""
 
     label: str
     """Stands for the entry of `bind`: see label_of."""
@@ -47,7 +47,7 @@ class Stored:
 
 
 def label_of(bind: str) -> str:
-    """Return what stands for an entry of `bind` in a name: the entry itself where that fits."""
+    """Return an entry of `bind` as part of a name: quoted, or its hash when that is too long."""
     label = quote(bind, safe="[]", errors="surrogateescape")
     if len(label) <= MAX_LABEL:
         return label
@@ -55,7 +55,7 @@ def label_of(bind: str) -> str:
 
 
 def parse_name(name: str) -> Stored | None:
-    """Return what the name tells; None when it is not one of these."""
+    """Return what a name says; None when it has another form."""
     match = _FORM.fullmatch(name)
     if match is None:
         return None

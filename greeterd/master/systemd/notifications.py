@@ -1,13 +1,13 @@
-"""Decides what the service manager is told, and when: READY, RELOADING, STOPPING and the rest.
+"""Decides when to send which notification: READY, RELOADING, STOPPING, STATUS, WATCHDOG.
 
 Pure: the instants come in with each call.  `look` is level-triggered like the supervisor: it
-compares what the daemon is with what was told.  `begin` and `end` stand around each reload and
-upgrade, also one that is refused at once: whoever waits for it hears of its beginning and its end.
+compares the daemon with what was sent last.  `begin` and `end` stand around each reload and
+upgrade, also one that is refused at once: `systemctl reload` waits for both.
 
 Order, as systemd wants it (sd_notify(3), Type=notify-reload of systemd.service(5)):
-RELOADING=1 with MONOTONIC_USEC not before what asked for it, then READY=1 when all that was begun
-has ended and every worker accepts; nothing of both after STOPPING=1.  A later word overrides an
-earlier one in the same message, so each stands in a message of its own.
+RELOADING=1 with a MONOTONIC_USEC after the request, then READY=1 when every reload and upgrade
+that has begun has ended and every worker accepts; neither of them after STOPPING=1.  A later
+variable overrides an earlier one in the same message, so each has a message of its own.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from enum import Enum
 from typing import Final
 
 STATUS_INTERVAL: Final = 5.0
-"""Seconds between two figures of the same state."""
+"""Seconds between two STATUS= while the phase stays the same."""
 EXTENSION: Final = 15.0
-"""Seconds by which the manager's patience reaches beyond the latest word while something lasts; the
-supervisor bounds how long it lasts, and a master that hangs says nothing."""
+"""Seconds that the manager waits after each EXTEND_TIMEOUT_USEC= while a start, a stop or a reload
+goes on. The supervisor bounds those; a master that hangs sends nothing, and is ended."""
 EXTENSION_INTERVAL: Final = 5.0
 RETRY: Final = 0.2
-"""Seconds until a daemon that was not well is looked at again."""
+"""Seconds until a daemon that was not healthy is looked at again."""
 
 Message = tuple[str, ...]
-"""The assignments of one datagram."""
+"""The assignments (NAME=VALUE) of one datagram."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class View:
     ready: int
     """Of these, those with a worker that accepts."""
     healthy: int
-    """Of these, those whose worker turns its loop in time."""
+    """Of these, those whose worker has a recent heartbeat."""
 
 
 class Phase(Enum):
-    """What the manager believes."""
+    """The state that the manager was last notified of."""
 
     STARTING = "starting"
     READY = "ready"
@@ -53,13 +53,13 @@ class Phase(Enum):
 
 
 class Notifications:
-    """What was told, and what is due; instants and durations are seconds."""
+    """What was sent, and what is due; instants and durations are seconds."""
 
     def __init__(self, *, watchdog: float | None, upgraded: Message = ()) -> None:
-        """`watchdog`: how long silence may last.
+        """`watchdog`: the manager ends the daemon after so many seconds without WATCHDOG=1.
 
-        `upgraded`: what is told with the first READY by an image that has taken another's place;
-        that one has told RELOADING.
+        `upgraded`: assignments to send with the first READY=1 of a new image, whose predecessor
+        has sent RELOADING=1; empty at a start.
         """
         self._watchdog = watchdog
         self._upgraded = upgraded
@@ -80,13 +80,13 @@ class Notifications:
         return [("RELOADING=1", f"MONOTONIC_USEC={now_usec}")]
 
     def end(self, failure: str) -> None:
-        """Note that one of those has ended; `failure` is empty when it did what was asked."""
+        """Note that one of those has ended; `failure` is empty when it has succeeded."""
         self._under_way = max(0, self._under_way - 1)
         self._failure = failure
         self._next_status = 0.0
 
     def look(self, view: View, figures: Callable[[], str], now: float) -> list[Message]:
-        """Return what is to be told now; `figures` is asked for only where they are told."""
+        """Return the messages that are due; `figures` is called only for a STATUS=."""
         messages: list[Message] = []
         if view.stopping:
             if self._phase is not Phase.STOPPING:
@@ -102,27 +102,27 @@ class Notifications:
             if status != self._status:
                 self._status = status
                 messages.append((f"STATUS={status}",))
-        if now >= self._next_extension and self._lasts:
+        if now >= self._next_extension and self._has_timeout:
             self._next_extension = now + EXTENSION_INTERVAL
             messages.append((f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}",))
         if self._watchdog is not None and now >= self._next_watchdog:
-            well = self._is_well(view)
-            self._next_watchdog = now + (self._watchdog / 2 if well else RETRY)
-            messages += [("WATCHDOG=1",)] * well
+            healthy = self._is_healthy(view)
+            self._next_watchdog = now + (self._watchdog / 2 if healthy else RETRY)
+            messages += [("WATCHDOG=1",)] * healthy
         return messages
 
     def next_deadline(self) -> float:
-        """Return when `look` may have something to tell though nothing has happened."""
+        """Return when `look` may return messages though nothing has happened."""
         deadlines = [self._next_status]
         if self._watchdog is not None:
             deadlines.append(self._next_watchdog)
-        if self._lasts:
+        if self._has_timeout:
             deadlines.append(self._next_extension)
         return min(deadlines)
 
     @property
-    def _lasts(self) -> bool:
-        """Something is under way that the manager bounds, and the supervisor, too."""
+    def _has_timeout(self) -> bool:
+        """Whether something is under way for which the manager has a timeout."""
         return self._phase in {Phase.STARTING, Phase.STOPPING} or self._under_way > 0
 
     def _is_ready(self, view: View) -> bool:
@@ -130,8 +130,8 @@ class Notifications:
             return False
         return self._phase is Phase.STARTING or self._under_way == 0
 
-    def _is_well(self, view: View) -> bool:
-        """More than half of the slots are served, or it is not the time for that."""
+    def _is_healthy(self, view: View) -> bool:
+        """Return whether most slots are served; always True while starting or stopping."""
         if self._phase in {Phase.STARTING, Phase.STOPPING}:
             return True
         return 2 * view.healthy > view.slots
@@ -139,7 +139,7 @@ class Notifications:
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self._next_status = 0.0
-        # The manager has just begun to count, and the unit may give it less than an interval.
+        # The manager's timeout has just begun, and may be shorter than EXTENSION_INTERVAL.
         self._next_extension = 0.0
 
     def _describe(self, figures: str) -> str:

@@ -1,7 +1,7 @@
-"""Takes the sockets that the service manager passes to this process; `activation` decides on them.
+"""Receives the sockets that the service manager passes at a start, as `activation` decides.
 
-Descriptors are plain numbers here: whoever gets the allotment owns what it lists.  What is stale is
-closed here, and what was gated is opened, since nobody serves it at a start.
+Descriptors are plain numbers here: the receiver of the SocketAssignment owns those in it.  Stale
+ones are closed here, and gates are removed, which is safe because no worker serves at a start.
 """
 
 import os
@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from greeterd.config.schema import Config
 from greeterd.master.escrow import Escrow
-from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, Terms, allot
+from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, Terms, assign
 from greeterd.master.upgrade.state import InheritedListeners
 from greeterd.sockets import steering
 from greeterd.sockets.address import Address
@@ -27,31 +27,31 @@ BARRIER_TIMEOUT: Final = 5.0
 
 
 def receive(config: Config) -> SocketAssignment:
-    """Take what the service manager has passed to this process; call it once, at the start.
+    """Receive what the service manager has passed to this process; call it once, at the start.
 
-    What is stale is gone from the store when this returns.  What is kept has no gate any more.
+    Stale descriptors are out of the store when this returns, and the others have no gate.
 
     Raises:
-        ConfigError: the sockets, or the variables that tell of them, do not fit.
+        ConfigError: the sockets do not fit the configuration, or LISTEN_FDS is garbled.
 
     """
     passed = [_describe(name, fd) for name, fd in sd_daemon.listen_fds()]
-    allotment = allot(passed, config, uid=os.geteuid())
-    _drop(allotment.stale)
-    listeners = allotment.listeners
+    assignment = assign(passed, config, uid=os.geteuid())
+    _drop(assignment.stale)
+    listeners = assignment.listeners
     if listeners is None or listeners.passed:
-        return allotment
+        return assignment
     gates = [_ungate(fd) for fd in listeners.listening()]
-    return replace(allotment, listeners=structs.replace(listeners, gated=any(gates)))
+    return replace(assignment, listeners=structs.replace(listeners, gated=any(gates)))
 
 
 def bind_by(
     listeners: InheritedListeners | None, config: Config, reload: Callable[[], Config]
 ) -> tuple[Config, Callable[[], Config]]:
-    """Return the configuration, and what reads it anew, as these listeners want them.
+    """Return the configuration, and a function that reads it anew, fitted to these listeners.
 
     Raises:
-        ConfigError: as Terms.impose; so does what reads it anew.
+        ConfigError: as Terms.impose; the function may raise it, too.
 
     """
     terms = terms_of(listeners)
@@ -61,7 +61,7 @@ def bind_by(
 
 
 def terms_of(listeners: InheritedListeners | None) -> Terms | None:
-    """Return the terms of listeners that a socket unit has opened; None for our own."""
+    """Return the terms of listeners that a socket unit has opened; None for others."""
     if listeners is None or not listeners.passed:
         return None
     slots = listeners.slots
@@ -69,8 +69,8 @@ def terms_of(listeners: InheritedListeners | None) -> Terms | None:
     return Terms(bind=tuple(map(_address_text, fds)), workers=len(slots) or None)
 
 
-def take_up(sockets: SocketAssignment, escrow: Escrow, log: FilteringBoundLogger) -> None:
-    """Arrange listeners that were there before this daemon, and tell of them."""
+def arrange(sockets: SocketAssignment, escrow: Escrow, log: FilteringBoundLogger) -> None:
+    """Set up listeners that were open before this daemon started, and log them."""
     for stale in sockets.stale:
         log.warning("stored descriptor dropped", name=stale.name, reason=stale.reason)
     given = sockets.listeners
@@ -135,6 +135,7 @@ def _file_at(path: str) -> tuple[int, int] | None:
 
 
 def _ungate(fd: int) -> bool:
+    """Remove a listener's gate; return whether connections in its queue still have it."""
     with socket.socket(fileno=fd) as sock:
         deaf = steering.ungate(sock)
         sock.detach()
@@ -142,12 +143,12 @@ def _ungate(fd: int) -> bool:
 
 
 def _drop(stale: Sequence[Stale]) -> None:
-    """Close descriptors for every process, the service manager included, before this returns."""
+    """Close descriptors in every process, and wait until the service manager has, too."""
     for each in stale:
         with suppress(OSError), socket.socket(fileno=each.fd) as sock:
             sock.shutdown(socket.SHUT_RDWR)
     for name in {each.name for each in stale}:
         sd_daemon.remove_fds(name)
     if stale:
-        # Else an address could still be taken when it is opened anew.
+        # Else the address could still be in use when it is opened anew.
         sd_daemon.barrier(BARRIER_TIMEOUT)

@@ -12,7 +12,7 @@ import pytest
 from greeterd.config.schema import Config
 from greeterd.errors import ConfigError
 from greeterd.master.escrow import Escrow
-from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, allot
+from greeterd.master.systemd.activation import Passed, SocketAssignment, Stale, assign
 from greeterd.master.systemd.fdstore import Stored, label_of
 from greeterd.master.systemd.receive import bind_by, receive
 from greeterd.master.upgrade.state import InheritedListeners
@@ -41,12 +41,12 @@ def passed(*addresses: str, first: int = 3, **differs: object) -> list[Passed]:
 
 
 def test_in_mode_inherit_each_address_has_one_socket() -> None:
-    found = allot(passed(HERE, THERE, FILE), INHERIT, uid=UID)
+    found = assign(passed(HERE, THERE, FILE), INHERIT, uid=UID)
     assert found == SocketAssignment(listeners=InheritedListeners(shared=[3, 4, 5], passed=True))
 
 
 def test_in_mode_reuseport_each_worker_has_one_socket_of_each_address() -> None:
-    found = allot(passed(HERE, THERE, HERE, THERE, HERE, THERE), REUSEPORT, uid=UID).listeners
+    found = assign(passed(HERE, THERE, HERE, THERE, HERE, THERE), REUSEPORT, uid=UID).listeners
     assert found is not None
     assert found.slots == {1: [3, 4], 2: [5, 6], 3: [7, 8]}
     assert (found.order, found.guards, found.passed) == ([1, 2, 3], [], True)
@@ -71,18 +71,18 @@ def test_sockets_that_do_not_fit_are_refused(
     sockets: list[Passed], config: Config, reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        allot(sockets, config, uid=UID)
+        assign(sockets, config, uid=UID)
 
 
 def test_a_socket_unit_makes_the_store_useless() -> None:
     kept = stored(Stored(label=label_of(HERE)), fd=9)
-    found = allot([kept, *passed(HERE)], INHERIT, uid=UID)
+    found = assign([kept, *passed(HERE)], INHERIT, uid=UID)
     assert found.listeners == InheritedListeners(shared=[3], passed=True)
     assert found.stale == (Stale(kept.name, 9, "a socket unit has passed others"),)
 
 
 def test_without_sockets_there_is_nothing_to_take() -> None:
-    assert allot([], INHERIT, uid=UID) == SocketAssignment()
+    assert assign([], INHERIT, uid=UID) == SocketAssignment()
 
 
 # Of the store
@@ -120,13 +120,13 @@ def test_shared_listeners_are_taken_back_in_the_order_of_bind_and_what_is_missin
         stored(Stored(label=label_of(FILE), file=(1, 2)), 4),
     ]
     listeners = InheritedListeners(shared=[None, 4, 3], unix_files={"/run/g": (1, 2)})
-    assert allot(sockets, config, uid=UID) == SocketAssignment(listeners=listeners)
+    assert assign(sockets, config, uid=UID) == SocketAssignment(listeners=listeners)
 
 
 def test_slots_are_taken_back_by_their_numbers_and_in_their_order() -> None:
     sockets = [member(4, 1, 3), guard(4), member(1, 0, 5), member(3, 2, 6)]
     listeners = InheritedListeners(guards=[4], slots={1: [5], 3: [6], 4: [3]}, order=[1, 4, 3])
-    assert allot(sockets, REUSEPORT, uid=UID) == SocketAssignment(listeners=listeners)
+    assert assign(sockets, REUSEPORT, uid=UID) == SocketAssignment(listeners=listeners)
 
 
 def test_a_slot_without_all_its_listeners_is_dropped_and_the_last_takes_its_index() -> None:
@@ -134,7 +134,7 @@ def test_a_slot_without_all_its_listeners_is_dropped_and_the_last_takes_its_inde
     sockets = [guard(3), guard(4, THERE)]
     for slot in (1, 2, 3):
         sockets += [member(slot, slot - 1, slot * 10), member(slot, slot - 1, slot * 10 + 1, THERE)]
-    found = allot([one for one in sockets if one.fd != 11], config, uid=UID)
+    found = assign([one for one in sockets if one.fd != 11], config, uid=UID)
     assert found.listeners is not None
     assert found.listeners.slots == {2: [20, 21], 3: [30, 31]}
     assert found.listeners.order == [3, 2]
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_stale_and_the_rest_is_not(
     sockets: list[Passed], config: Config, stale: set[int]
 ) -> None:
     config = replace(config, bind=(FILE,)) if "unix" in sockets[0].name else config
-    found = allot(sockets, config, uid=UID)
+    found = assign(sockets, config, uid=UID)
     assert {one.fd for one in found.stale} == stale
     assert all(one.reason for one in found.stale)
     kept = found.listeners or InheritedListeners()
