@@ -25,7 +25,7 @@ from greeterd.supervisor.actions import (
     SteerAway,
     TakeBack,
 )
-from greeterd.supervisor.ids import DISPATCHER, DrainMode
+from greeterd.supervisor.ids import DISPATCHER, DrainMode, SlotIndex, WorkerId
 from greeterd.system.daemonize import Readiness
 from greeterd.system.proctitle import title_master
 from greeterd.worker.handshakes import Sweeps
@@ -33,7 +33,7 @@ from greeterd.worker.messages import DrainMessage
 
 
 class ActionRunner:
-    """Who does it, and how far the daemon has come by it."""
+    """Performs actions in the order in which they come."""
 
     def __init__(  # noqa: PLR0913 - the master's parts, each needed
         self,
@@ -63,15 +63,8 @@ class ActionRunner:
         match action:
             case Spawn():
                 self._spawner.ask(action)
-            case Drain(ident, DrainMode.SWEEP as how):
-                if not self._spawner.renounce(ident):
-                    self._workers.send(ident, DrainMessage(how.value, settled=False))
-                    self._sweeps.add(ident)
-                    if worker := self._context.supervisor.worker(ident):
-                        self._context.escrow.pairs.shut_unused(worker.slot)
             case Drain(ident, how):
-                if not self._spawner.renounce(ident):
-                    self._workers.send(ident, DrainMessage(how.value))
+                self._drain(ident, how)
             case Kill(ident, number, reason):
                 if not self._spawner.renounce(ident):
                     self._workers.kill(ident, number, reason)
@@ -82,13 +75,9 @@ class ActionRunner:
             case SteerAway(slot):
                 self._context.escrow.steer_away(slot)
             case CloseSlot(slot):
-                self._context.escrow.close_slot(slot)
-                self._context.service_manager.keep(self._context.escrow.holdings())
-                if slot != DISPATCHER:
-                    self._context.logger.info("worker retired", worker=slot)
+                self._close_slot(slot)
             case GateAll():
-                title_master(self._context.config.mode, self._addresses, "stopping")
-                self._context.escrow.gate()
+                self._gate_all()
             case StartPreflight():
                 self._upgrader.start_preflight()
             case EndPreflight():
@@ -105,6 +94,28 @@ class ActionRunner:
                 getattr(self._context.logger, level)(event, **dict(fields))
             case _:
                 assert_never(action)
+
+    def _drain(self, ident: WorkerId, how: DrainMode) -> None:
+        if self._spawner.renounce(ident):
+            return
+        if how is not DrainMode.SWEEP:
+            self._workers.send(ident, DrainMessage(how.value))
+            return
+        # It sweeps when the handshakes in flight are over, which Sweeps finds out for all.
+        self._workers.send(ident, DrainMessage(how.value, settled=False))
+        self._sweeps.add(ident)
+        if worker := self._context.supervisor.worker(ident):
+            self._context.escrow.pairs.shut_unused(worker.slot)
+
+    def _close_slot(self, slot: SlotIndex) -> None:
+        self._context.escrow.close_slot(slot)
+        self._context.service_manager.keep(self._context.escrow.holdings())
+        if slot != DISPATCHER:
+            self._context.logger.info("worker retired", worker=slot)
+
+    def _gate_all(self) -> None:
+        title_master(self._context.config.mode, self._addresses, "stopping")
+        self._context.escrow.gate()
 
     def _start_serving(self) -> None:
         self.started = True

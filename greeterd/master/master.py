@@ -7,8 +7,6 @@ the next is handled.
 
 import os
 import random
-import selectors
-import signal
 import socket
 import time
 from collections import deque
@@ -21,6 +19,7 @@ from greeterd import __version__
 from greeterd.config.schema import Config
 from greeterd.control import ControlServer, Request
 from greeterd.master.actions import ActionRunner
+from greeterd.master.children import any_ended
 from greeterd.master.commands import CommandHandler
 from greeterd.master.context import MasterContext
 from greeterd.master.escrow import Escrow
@@ -29,12 +28,16 @@ from greeterd.master.generations import Generations, fixed_settings, policy_of, 
 from greeterd.master.log import MasterLog
 from greeterd.master.mender import Mender
 from greeterd.master.names import Names
+from greeterd.master.outdated import OutdatedWorkers
+from greeterd.master.reload import Reloader
+from greeterd.master.signal_handler import SignalHandler
 from greeterd.master.spawner import Spawner
 from greeterd.master.status import StatusInputs, describe, survey
 from greeterd.master.systemd.activation import SocketAssignment
 from greeterd.master.systemd.receive import arrange
 from greeterd.master.systemd.service_manager import ServiceManager
 from greeterd.master.upgrade.serialize import (
+    adopt_children,
     adopt_scoreboard,
     adopt_supervisor,
     dump_rows,
@@ -46,7 +49,7 @@ from greeterd.master.workers import Workers
 from greeterd.sockets.address import Address
 from greeterd.sockets.listener import effective_backlog
 from greeterd.supervisor.actions import Exit
-from greeterd.supervisor.events import Event, Scale, Stop, Tick
+from greeterd.supervisor.events import Event, Scale, Tick
 from greeterd.supervisor.ids import DrainMode, Ticket
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
 from greeterd.system import signals
@@ -96,19 +99,19 @@ class Master:
         self._since, self._began = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
         self._events: deque[Event] = deque()
         self._handling = False
-        self._interrupted = False
         self._next_tick = 0.0
-        self._signals = signals.SignalPipe(signals.MASTER_SIGNALS)
+        self._pipe = signals.SignalPipe(signals.MASTER_SIGNALS)
         self._loop = EventLoop()
-        self._loop.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._context = self._open_context(config, identity, predecessor)
         self._workers = Workers(self._context)
         settled = DrainMessage(DrainMode.SWEEP.value, settled=True)
         self._sweeps = Sweeps(
             self._context.escrow.addresses, lambda worker: self._workers.send(worker, settled)
         )
-        self._spawner = Spawner(self._context, self._workers.children)
-        self._mender = Mender(self._context, config)
+        self._spawner = Spawner(self._context, self._workers)
+        self._outdated = OutdatedWorkers(self._context)
+        self._mender = Mender(self._context, self._outdated)
+        self._reloader = Reloader(self._context, self._mender)
         self._control = ControlServer(
             config.run_dir / CONTROL_SOCKET,
             self._loop.selector,
@@ -118,19 +121,22 @@ class Master:
             listener=socket.socket(fileno=predecessor.control_fd) if predecessor else None,
             file=predecessor.control_file if predecessor else None,
         )
-        self._names = Names(self._context, lock, self._control)
+        self._names = Names(self._context, lock, self._control, self._outdated)
         self._commands = CommandHandler(
             self._context,
             self._control,
             workers=self._workers,
             mender=self._mender,
             names=self._names,
+            outdated=self._outdated,
+            reloader=self._reloader,
             status=self._status,
         )
+        SignalHandler(self._context, self._pipe, self._commands)
         self._upgrader = Upgrader(
             source.directory,
             state=self._upgrade_state,
-            pipe=self._signals,
+            pipe=self._pipe,
             log=self._context.log,
             feed=self._feed,
         )
@@ -213,7 +219,7 @@ class Master:
         """Release everything, without waiting for anyone."""
         self._control.close()
         self._context.escrow.close()
-        self._signals.close()
+        self._pipe.close()
         self._loop.close()
 
     def _end(self, final: Exit) -> int:
@@ -250,18 +256,20 @@ class Master:
         now = time.monotonic()
         self._control.expire(now)
         self._names.attend(now)
-        self._workers.attend(self._upgrader.pids(), now)
+        if any_ended():  # asked in each turn, because a SIGCHLD can be missed: as one of many
+            self._workers.reap(others=self._upgrader.pids())
+            self._upgrader.reap()
+        self._workers.end_silent(now)
         deadline = self._context.supervisor.next_deadline()
         if now >= self._next_tick:
             policy = self._context.supervisor.policy
             self._next_tick = now + (RESCUE_TICK if policy.own_listeners else TICK)
             self._context.log.look()
-            if self._workers.children.any_ended():  # and nobody has told: see signals
-                self._reap()
             self._mender.look(everywhere=False)
             self._feed(Tick(self._workers.pulses(now)))
         elif deadline is not None and now >= deadline:
             self._feed(Tick())
+        self._outdated.attend(now)
         self._sweeps.attend(self._context.config, now)
         self._commands.attend()
         self._context.service_manager.attend(
@@ -281,39 +289,8 @@ class Master:
                 self._actions.perform(action)
         self._handling = False
 
-    def _on_signals(self, _mask: int) -> None:  # noqa: C901 - a case a signal
-        for number in self._signals.read():
-            if number is not signal.SIGCHLD:
-                self._context.logger.info("signal", signal=number.name)
-            match number:
-                case signal.SIGTERM:
-                    self._feed(Stop())
-                case signal.SIGINT:
-                    self._feed(Stop(quick=self._interrupted))
-                    self._interrupted = True
-                case signal.SIGQUIT:
-                    self._feed(Stop(quick=True))
-                case signal.SIGHUP:
-                    self._commands.reload_soon()
-                case signal.SIGUSR1:
-                    self._commands.reopen()
-                case signal.SIGTTIN:
-                    self._feed(Scale(change=1))
-                case signal.SIGTTOU:
-                    self._feed(Scale(change=-1))
-                case signal.SIGUSR2:
-                    self._commands.upgrade()
-                case signal.SIGCHLD:
-                    self._reap()
-                case _:
-                    self._context.logger.warning("signal is not handled", signal=number.name)
-
     def _on_request(self, request: Request) -> None:
         self._commands.handle(request)
-
-    def _reap(self) -> None:
-        self._workers.reap(others=self._upgrader.pids())
-        self._upgrader.reap()
 
     # The whole ------------------------------------------------------------------------------
 
@@ -337,7 +314,7 @@ class Master:
                 config_file=self._source.file,
                 trouble=self._mender.trouble or None,
                 last_error=self._context.log.last_error,
-                warnings=self._names.lost,
+                warnings=[*self._names.lost, *self._outdated.warnings()],
                 reload=self._context.generations.result,
             ),
         )
@@ -348,7 +325,7 @@ class Master:
             program=__version__,
             fixed=dict(fixed_settings(self._context.config)),
             listeners=self._context.escrow.dump(),
-            slots=dump_slots(self._context.supervisor, self._workers.children),
+            slots=dump_slots(self._context.supervisor, self._workers),
             board_fd=self._context.scoreboard.fd,
             rows=dump_rows(self._context.scoreboard),
             lock_fd=self._lock.fd,
@@ -377,7 +354,8 @@ class Master:
             self._context.generations.adopt(
                 [slot.generation, *(worker.generation for worker in slot.workers)]
             )
-        self._workers.adopt(predecessor)
+        for child in adopt_children(predecessor, self._context.generations):
+            self._workers.enter(child)
         ticket = self._commands.adopt(predecessor)
         config = self._context.config
         self._context.escrow.groups.steer_as(config)
@@ -387,9 +365,7 @@ class Master:
         )
         self._context.service_manager.begin()
         self._names.look()  # before workers are started that serve the listeners
-        self._commands.begin_reload(config, ticket, "upgrade")
-        # A child may have died while nobody waited for it.
-        self._reap()
+        self._reloader.replace_workers(config, ticket, "upgrade")
 
 
 def _supervisor(config: Config, escrow: Escrow, predecessor: UpgradeState | None) -> Supervisor:

@@ -16,23 +16,21 @@ from time import monotonic
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from greeterd.config.schema import Config
 from greeterd.errors import GreeterdError, reason_of
 from greeterd.master.context import MasterContext
 from greeterd.master.escrow import BLOCKING_TIMEOUT, Place
+from greeterd.master.outdated import OutdatedWorkers
 from greeterd.sockets import listener
 from greeterd.sockets.inspection import Terms, listens, set_right, terms_of
 from greeterd.sockets.sockdiag import spoiled_listeners
-from greeterd.supervisor.events import MENDING, Restart, Unreachable
-from greeterd.supervisor.ids import SlotIndex, WorkerId, WorkerState
+from greeterd.supervisor.events import Unreachable
+from greeterd.supervisor.ids import SlotIndex
 from greeterd.system.ratelimit import RateLimit
 
 INSPECTED_AT_ONCE: Final = 64
 """Listeners in one look: some 3 ms."""
 SPOILED_EVERY: Final = 1.0
 """Seconds between two questions of the kernel which listeners are spoiled."""
-RETRY_AFTER: Final = 5.0
-"""Seconds until a replacement of workers that has failed is tried again."""
 WARNING_PERIOD: Final = 10.0
 """Seconds in which the same is told once."""
 GIVE_UP_AFTER: Final = 10.0
@@ -42,8 +40,10 @@ GIVE_UP_AFTER: Final = 10.0
 class Mender:
     """What is wrong with the listeners, and who still holds one that is gone."""
 
-    def __init__(self, context: MasterContext, config: Config) -> None:
+    def __init__(self, context: MasterContext, outdated: OutdatedWorkers) -> None:
+        config = context.config
         self._context = context
+        self._outdated = outdated
         self._backlog = config.backlog
         self._blocking = config.wait_strategy == "blocking"
         self._terms: WeakKeyDictionary[socket.socket, Terms] = WeakKeyDictionary()
@@ -52,10 +52,6 @@ class Mender:
         self._next_spoiled = 0.0
         self._warnings = RateLimit(WARNING_PERIOD)
         self._troubles: dict[tuple[SlotIndex | None, str], str] = {}
-        self._outdated: dict[SlotIndex, WorkerId] = {}
-        """The slots whose listener was renewed, and the last worker that was forked before."""
-        self._replacing = False
-        self._replace_at = 0.0
         self._unreachable_since: float | None = None
 
     @property
@@ -64,10 +60,9 @@ class Mender:
         whys = {address: why for (_, address), why in self._troubles.items()}
         return "; ".join(f"{address} does not accept: {why}" for address, why in whys.items())
 
-    def look(self, *, follow: bool = True, everywhere: bool = True) -> None:
+    def look(self, *, everywhere: bool = True) -> None:
         """Look once, mend, and have done what follows from that.
 
-        `follow`: False when every worker is about to be replaced anyway.
         `everywhere`: not by turns, however many listeners there are.
         """
         now = monotonic()
@@ -94,14 +89,7 @@ class Mender:
         slots = self._context.supervisor.slots
         for key in [key for key in self._troubles if key[0] and key[0] not in slots]:
             del self._troubles[key]
-        if follow:
-            self._replace(now)
         self._give_up(now)
-
-    def finished(self, reason: str) -> None:
-        """Note how a replacement of workers has ended; `reason` is empty when they are replaced."""
-        self._replacing = False
-        self._replace_at = monotonic() + (RETRY_AFTER if reason else 0.0)
 
     # One listener ---------------------------------------------------------------------------
 
@@ -133,7 +121,7 @@ class Mender:
                 self._troubles[slot, str(address)] = why
                 self._report(slot, str(address), what, trouble=why)
             if slot is not None and self._context.escrow.for_slot(slot) is None:
-                self._outdate(slot)  # its next worker opens its listeners
+                self._outdated.mark(slot)  # its next worker opens its listeners
                 return True
             return False
         self._troubles.pop((slot, str(address)), None)
@@ -161,7 +149,7 @@ class Mender:
 
     def _renewed(self, slot: SlotIndex | None, address: str, what: str) -> None:
         self._report(slot, address, what)
-        self._outdate(slot)
+        self._outdated.mark(slot)
 
     def _report(
         self, slot: SlotIndex | None, address: str, what: str, trouble: str | None = None
@@ -179,31 +167,6 @@ class Mender:
         self._context.log.last_error = f"{address} was {what}"
 
     # What follows ---------------------------------------------------------------------------
-
-    def _outdate(self, slot: SlotIndex | None) -> None:
-        slots = (
-            [each.index for each in self._context.supervisor.live_slots] if slot is None else [slot]
-        )
-        self._outdated.update(dict.fromkeys(slots, self._context.supervisor.last_worker))
-
-    def _replace(self, now: float) -> None:
-        """Have the workers replaced that hold a listener which is gone."""
-        due = []
-        for slot, last in list(self._outdated.items()):
-            workers = (
-                self._context.supervisor.slots[slot].workers
-                if slot in self._context.supervisor.slots
-                else []
-            )
-            states = {each.state for each in workers if each.id <= last} - {WorkerState.DRAINING}
-            if not states:
-                del self._outdated[slot]
-            elif WorkerState.READY in states:
-                due.append(slot)
-        if due and not self._replacing and now >= self._replace_at and not self._stopping:
-            self._replacing = True
-            everyone = len(due) == len(self._context.supervisor.live_slots) > 1
-            self._context.feed(Restart(None if everyone else due[0], MENDING))
 
     def _give_up(self, now: float) -> None:
         reachable = any(

@@ -21,15 +21,13 @@ from typing import Final
 from greeterd.control import ControlServer
 from greeterd.errors import GreeterdError, ListenError, ResourceError
 from greeterd.master.context import MasterContext
-from greeterd.supervisor.events import Restart
-from greeterd.supervisor.ids import DISPATCHER, SlotIndex, WorkerId
+from greeterd.master.outdated import OutdatedWorkers
 from greeterd.system.pidfile import PidLock
 from greeterd.system.socket_file import FileId, file_at, place_of
 
 PERIOD: Final = 1.0
 TOUCH_AFTER: Final = 600.0
-RETRY_AFTER: Final = 10.0
-"""After workers could not be replaced."""
+REPLACED: Final = "to be replaced, since a unix listener was opened anew"
 
 GONE: Final = "it is gone"
 TAKEN: Final = "another file has its name"
@@ -67,31 +65,31 @@ class Name:
 class Names:
     """The names, which of them are lost, and the workers that are older than a listener."""
 
-    def __init__(self, context: MasterContext, lock: PidLock, control: ControlServer) -> None:
+    def __init__(
+        self,
+        context: MasterContext,
+        lock: PidLock,
+        control: ControlServer,
+        outdated: OutdatedWorkers,
+    ) -> None:
         self._context = context
+        self._outdated = outdated
         self._lock = lock
         self._control = control
         self._lost: dict[tuple[str, Path], str] = {}
         """Why, as it was told last."""
-        self._outdated = WorkerId(0)
-        """Up to this one, workers hold a listener that has lost its name."""
-        self._next_look = self._next_restart = 0.0
+        self._next_look = 0.0
 
     @property
     def lost(self) -> list[str]:
         """What could not be made anew and why, a line each."""
-        lines = [f"{what} {path}: {reason}" for (what, path), reason in self._lost.items()]
-        if outdated := self._outdated_slots():
-            slots = ", ".join(map(str, outdated))
-            lines.append(f"to be replaced, since a unix listener was opened anew: worker {slots}")
-        return lines
+        return [f"{what} {path}: {reason}" for (what, path), reason in self._lost.items()]
 
     def attend(self, now: float) -> None:
         """Look when it is time to."""
         if now >= self._next_look:
             self._next_look = now + PERIOD
             self.look()
-            self._replace_outdated(now)
 
     def look(self) -> None:
         """Look at every name, and do what can be done about those that are lost."""
@@ -153,27 +151,4 @@ class Names:
             raise ListenError("that is not ours to replace")
         self._context.escrow.shared.reopen(path)
         self._context.service_manager.keep(self._context.escrow.holdings())
-        self._outdated = self._context.supervisor.last_worker
-
-    def _replace_outdated(self, now: float) -> None:
-        """Replace the workers that hold a listener which has lost its name."""
-        supervisor = self._context.supervisor
-        if supervisor.operation is not None or supervisor.stopping is not None:
-            return
-        if self._outdated_slots() and now >= self._next_restart:
-            self._next_restart = now + RETRY_AFTER
-            self._context.feed(Restart(self._served_by))
-
-    @property
-    def _served_by(self) -> SlotIndex | None:
-        """Whose workers accept from unix listeners; None: all."""
-        return DISPATCHER if self._context.supervisor.policy.dispatcher else None
-
-    def _outdated_slots(self) -> list[SlotIndex]:
-        return [
-            index
-            for index, slot in sorted(self._context.supervisor.slots.items())
-            if self._served_by in {None, index}
-            and slot.ready is not None
-            and slot.ready.id <= self._outdated
-        ]
+        self._outdated.mark(None, REPLACED)

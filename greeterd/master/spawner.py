@@ -1,14 +1,14 @@
-"""Forks workers in the order in which the supervisor asks for them, and gives each its context."""
+"""Forks the workers that the supervisor asks for, in its order, and gives each its context."""
 
 import os
 import time
 from collections import deque
-from functools import partial
 
 from greeterd.errors import GreeterdError, reason_of
-from greeterd.master.children import Children
+from greeterd.master.children import Child, fork
 from greeterd.master.context import MasterContext
 from greeterd.master.generations import may_exit
+from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import Spawn
 from greeterd.supervisor.events import Spawned, SpawnFailed
 from greeterd.supervisor.ids import DISPATCHER, WorkerId
@@ -22,11 +22,11 @@ from greeterd.worker.messages import FailedMessage
 
 
 class Spawner:
-    """The workers that are still to be forked."""
+    """The workers that are still to be forked; once it is forked, `workers` has the process."""
 
-    def __init__(self, context: MasterContext, children: Children) -> None:
+    def __init__(self, context: MasterContext, workers: Workers) -> None:
         self._context = context
-        self._children = children
+        self._workers = workers
         self._pending: deque[Spawn] = deque()
 
     def __len__(self) -> int:
@@ -48,47 +48,59 @@ class Spawner:
     def fork_pending(self, until: float) -> None:
         """Fork the first pending worker, then others until the instant `until`."""
         while self._pending:
-            self._fork(self._pending.popleft())
+            self._spawn(self._pending.popleft())
             if time.monotonic() > until:
                 return
 
-    def _fork(self, spawn: Spawn) -> None:
-        log = self._context.log.file.logger.bind(worker=spawn.slot, generation=spawn.generation)
-        keep = [self._context.log.file.fd]
-        routes = self._context.escrow.pairs.routes if spawn.slot == DISPATCHER else {}
-        keep += [fd for pair in routes.values() for fd in pair.fds]
+    def _spawn(self, spawn: Spawn) -> None:
         try:
-            listeners = self._context.escrow.for_slot(spawn.slot)
-            keep += [sock.fileno() for sock in listeners or []]
-            conversation = Conversation(
-                listeners=0 if listeners else len(self._context.escrow.addresses),
-                may_exit=may_exit(spawn.slot, self._context.generations[spawn.generation]),
-            )
-            with (
-                self._context.scoreboard.open_row(spawn.slot, spawn.place) as row,
-                self._context.scoreboard.views(routes) as rows,
-            ):
-                live = partial(self._live, spawn, row, DispatcherContext(routes, rows))
-                child = self._children.fork(
-                    spawn, live, keep=keep, conversation=conversation, log=log
-                )
+            child = self._fork(spawn)
         except OSError as error:
             reason = reason_of(error)
             self._context.logger.warning("cannot fork", worker=spawn.slot, reason=reason)
             self._context.feed(SpawnFailed(spawn.worker, f"fork: {reason}"))
             return
+        self._workers.enter(child)
         self._context.feed(Spawned(spawn.worker, child.pid))
 
-    def _live(  # noqa: PLR0913, PLR0917 - what the parent made, and what the child has of its own
+    def _fork(self, spawn: Spawn) -> Child:
+        context = self._context
+        log = context.log.file
+        listeners = context.escrow.for_slot(spawn.slot) or []
+        routes = context.escrow.pairs.routes if spawn.slot == DISPATCHER else {}
+        keep = [log.fd, *(sock.fileno() for sock in listeners)]
+        keep += [fd for pair in routes.values() for fd in pair.fds]
+        with (
+            context.scoreboard.open_row(spawn.slot, spawn.place) as row,
+            context.scoreboard.views(routes) as rows,
+        ):
+
+            def run(channel: Channel, pipe: SignalPipe, log_lock: int) -> int:
+                handoff = DispatcherContext(routes, rows) if spawn.slot == DISPATCHER else None
+                return self._run_worker(spawn, row, handoff, channel, pipe, log_lock)
+
+            return fork(
+                spawn,
+                run,
+                keep=keep,
+                conversation=Conversation(
+                    listeners=0 if listeners else len(context.escrow.addresses),
+                    may_exit=may_exit(spawn.slot, context.generations[spawn.generation]),
+                ),
+                log=log.logger.bind(worker=spawn.slot, generation=spawn.generation),
+                log_lock_fd=self._workers.log_lock_of(spawn.slot),
+            )
+
+    def _run_worker(  # noqa: PLR0913, PLR0917 - what the master made, and what the child has of its own
         self,
         spawn: Spawn,
         row: Row,
-        handoff: DispatcherContext,
+        handoff: DispatcherContext | None,
         channel: Channel,
         pipe: SignalPipe,
         log_lock: int,
     ) -> int:
-        """In the child: be the worker."""
+        """In the child: be the worker; return its exit code."""
         config = self._context.generations[spawn.generation]
         try:
             daemon_log = self._context.log.of(config)
@@ -96,13 +108,14 @@ class Spawner:
             channel.send(FailedMessage(error.exit_code, str(error)))
             return error.exit_code
         log = daemon_log.logger.bind(worker=spawn.slot, generation=spawn.generation)
+        escrow = self._context.escrow
         context = WorkerContext(
             slot=spawn.slot,
             generation=spawn.generation,
             config=config,
-            addresses=self._context.escrow.addresses,
-            listeners=self._context.escrow.for_slot(spawn.slot),
-            handoff=handoff if spawn.slot == DISPATCHER else None,
+            addresses=escrow.addresses,
+            listeners=escrow.for_slot(spawn.slot),
+            handoff=handoff,
             row=row,
             log_lock=log_lock,
             identity=self._context.identity,
@@ -110,7 +123,7 @@ class Spawner:
             signals=pipe,
             daemon_log=daemon_log,
             log=log.bind(pid=os.getpid()),
-            passed=self._context.escrow.passed,
-            gated=self._context.escrow.gated,
+            passed=escrow.passed,
+            gated=escrow.gated,
         )
         return main.main(context)

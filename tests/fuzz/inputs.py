@@ -26,14 +26,14 @@ with atheris.instrument_imports(include=["greeterd"]):
     from greeterd.worker.counters import CELLS
     from greeterd.worker.row import Claim
     from greeterd.worker.scoreboard import Scoreboard
-    from tests.integration.master.ward import ward
+    from tests.integration.master.parts import heard_child
 
 Read = Callable[[bytes], object]
 
 
 def read_channel(data: bytes) -> None:
     """Read records of a worker: each a byte for its descriptors, and as long as the next says."""
-    with ward(listeners=1, ready=bool(data[:1] > b"\x80")) as one:
+    with heard_child(listeners=1, ready=bool(data[:1] > b"\x80")) as one:
         while len(data) > 2:
             count, size, data = data[0] % 4, data[1], data[2:]
             with contextlib.suppress(BlockingIOError):
@@ -41,7 +41,7 @@ def read_channel(data: bytes) -> None:
             data = data[size:]
         one.turn()
         one.turn()
-        assert len(one.killed) <= 1
+        assert len(one.child.killed) <= 1
 
 
 def read_requests(data: bytes) -> None:

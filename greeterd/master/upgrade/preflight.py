@@ -15,7 +15,7 @@ from typing import Final
 
 from greeterd.config.schema import Config
 from greeterd.errors import StartError
-from greeterd.master.children import Child, Children
+from greeterd.master.children import Child, fork
 from greeterd.master.escrow import Escrow
 from greeterd.master.generations import prepare_log_dir
 from greeterd.master.log import MasterLog
@@ -157,13 +157,11 @@ def _try_worker(spawn: Spawn, config: Config, escrow: Escrow, log: DaemonLog) ->
         return main.main(context)
 
     with selectors.DefaultSelector() as selector:
-        children = Children(selector, on_message)
         listeners = escrow.for_slot(spawn.slot) or []
         keep = [log.fd, *(sock.fileno() for sock in listeners)]
         conversation = Conversation(listeners=0 if listeners else len(escrow.addresses))
-        child = children.fork(
-            spawn, run_worker, keep=keep, conversation=conversation, log=log.logger
-        )
+        child = fork(spawn, run_worker, keep=keep, conversation=conversation, log=log.logger)
+        child.listen(selector, on_message)
         while not answers and child.hung_up is None:
             ready = selector.select(config.start_timeout)
             if not ready:

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 
 from greeterd.errors import StartError
-from greeterd.master.children import Child, Children
+from greeterd.master.children import Child
 from greeterd.master.generations import Generations, may_exit
 from greeterd.master.upgrade.state import (
     InheritedRow,
@@ -12,6 +12,7 @@ from greeterd.master.upgrade.state import (
     InheritedWorker,
     UpgradeState,
 )
+from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import Spawn
 from greeterd.supervisor.ids import (
     DISPATCHER,
@@ -31,7 +32,7 @@ from greeterd.worker.row import Claim
 from greeterd.worker.scoreboard import Scoreboard
 
 
-def dump_slots(supervisor: Supervisor, children: Children) -> list[InheritedSlot]:
+def dump_slots(supervisor: Supervisor, workers: Workers) -> list[InheritedSlot]:
     """Return every slot with its workers.
 
     Loans are not among it: the new image lends anew where that is needed.
@@ -64,7 +65,7 @@ def dump_slots(supervisor: Supervisor, children: Children) -> list[InheritedSlot
                     credit=child.conversation.credit,
                 )
                 for worker in slot.workers
-                if (child := children.get(worker.id)) is not None
+                if (child := workers.get(worker.id)) is not None
             ],
         )
         for slot in supervisor.slots.values()
@@ -131,12 +132,12 @@ def adopt_supervisor(
     )
 
 
-def adopt_children(state: UpgradeState, children: Children, generations: Generations) -> None:
-    """Take over the processes in the state."""
+def adopt_children(state: UpgradeState, generations: Generations) -> list[Child]:
+    """Return the processes in the state."""
     slots = [slot.index for slot in state.slots]
-    for slot in state.slots:
-        for worker in slot.workers:
-            children.enter(_child(slot, worker, slots, generations))
+    return [
+        _child(slot, worker, slots, generations) for slot in state.slots for worker in slot.workers
+    ]
 
 
 def _child(
