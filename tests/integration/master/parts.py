@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from greeterd.master.children import Child
+from greeterd.master.children import Child, ChildExit
 from greeterd.sockets import rights
 from greeterd.supervisor.actions import Spawn
 from greeterd.supervisor.ids import Generation, Pid, SlotIndex, WorkerId
@@ -23,10 +23,20 @@ class FakeChild(Child):
     """A child that is no process; signals to it are noted."""
 
     killed: list[signal.Signals] = field(default_factory=list)
+    exit: ChildExit | None = None
+    """How it has ended, once it is to."""
 
     def kill(self, number: signal.Signals) -> None:
         """Note the signal."""
         self.killed.append(number)
+
+    def reap(self) -> ChildExit | None:
+        """Return how it has ended, and release what the kernel gave."""
+        if self.exit is not None:
+            self.hear()
+            self._hang_up()
+            self.channel.close()
+        return self.exit
 
     @property
     def reason(self) -> str:
