@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from greeterd.master.children import Child, Children
+from greeterd.master.children import Child
 from greeterd.master.generations import Generations
 from greeterd.master.upgrade.serialize import adopt_children
 from greeterd.master.upgrade.state import (
@@ -17,17 +17,9 @@ from greeterd.master.upgrade.state import (
     InheritedWorker,
     UpgradeState,
 )
-from greeterd.supervisor.ids import DISPATCHER, Generation, WorkerId
+from greeterd.supervisor.ids import DISPATCHER, Generation
 from greeterd.worker.conversation import MAX_EXITS
 from greeterd.worker.messages import ReadyMessage
-
-
-class Entered(dict[WorkerId, Child]):
-    """Children that are no processes."""
-
-    def enter(self, child: Child) -> None:
-        """Note the child."""
-        self[child.spawn.worker] = child
 
 
 class Before:
@@ -60,10 +52,8 @@ class Before:
             lock_fd=4, control_fd=5, generation=3, last_generation=3, last_worker=7, since=0.0,
             started=0.0,
         )  # fmt: skip
-        children = Entered()
         generations = {Generation(3): SimpleNamespace(allow_exit=self.allow_exit)}
-        adopt_children(state, cast("Children", children), cast("Generations", generations))
-        [child] = children.values()
+        [child] = adopt_children(state, cast("Generations", generations))
         return child
 
     def close(self) -> None:

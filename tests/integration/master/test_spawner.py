@@ -169,7 +169,7 @@ def test_what_a_worker_has_greeted_does_not_count_for_its_successor_in_the_same_
         one.spawner.fork_pending(until=FAR)
         child = one.workers.get(spawn.worker)
         assert child
-        one.parts.feed(Ready(spawn.worker))
+        one.parts.feed(Ready(spawn.worker, rss_bytes=0))
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert one.board.look(1, spawn.place) == ""
         assert one.board.worker(1, spawn.place).greetings == 5, number

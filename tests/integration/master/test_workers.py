@@ -307,7 +307,7 @@ def fed(one: Talking, kind: type[Any]) -> list[Any]:
 def test_a_ready_worker_is_told_to_the_supervisor_and_logged(talking: Start) -> None:
     one = talking()
     [ident] = one.ready()
-    assert one.parts.fed[-1] == Ready(ident)
+    assert one.parts.fed[-1] == Ready(ident, rss_bytes=0)
     facts = {"worker": 1, "worker_pid": 0, "generation": 1}
     assert one.parts.log.records == [("info", "worker ready", facts)]
     assert one.parts.service_manager.calls == []
@@ -320,7 +320,7 @@ def test_listeners_that_a_worker_has_opened_are_admitted_before_it_is_ready(talk
     admitted: list[tuple[object, ...]] = [("admit", 1, 2)]
     assert one.calls == admitted
     assert (one.told(ident), one.parts.service_manager.calls) == (GoMessage(), ["keep"])
-    assert one.parts.fed[-1] == Ready(ident)
+    assert one.parts.fed[-1] == Ready(ident, rss_bytes=0)
 
 
 def test_a_ready_that_comes_too_late_leaves_no_descriptor_open(talking: Start) -> None:
@@ -408,10 +408,9 @@ def test_a_loan_is_descriptors_and_a_refusal_by_the_channel_is_one(talking: Star
         pass
     one.workers.lend(SlotIndex(2), ident)
     assert fed(one, LoanRefused) == [LoanRefused(SlotIndex(2), ident)]
-    (_, event, fields) = one.parts.log.records[-1]
-    assert (event, fields["worker"], fields["message"]) == (
-        "worker does not listen", 1, "LendMessage",
-    )  # fmt: skip
+    refused: Any = one.parts.log.records[-1]
+    assert refused[1] == "worker does not listen"
+    assert (refused[2]["worker"], refused[2]["message"]) == (1, "LendMessage")
 
 
 def test_a_message_to_a_worker_that_is_gone_is_no_failure(talking: Start) -> None:

@@ -126,6 +126,6 @@ class Parts:
         while spawned := self.take(Spawn):
             for each in spawned:
                 self.feed(Spawned(each.worker, Pid(100 + each.worker)))
-                self.feed(Ready(each.worker))
+                self.feed(Ready(each.worker, rss_bytes=0))
             started += spawned
         return started

@@ -39,7 +39,7 @@ from tests.unit.master.parts import Parts
 
 SLOT, WORKER = SlotIndex(1), WorkerId(1)
 SPAWN = Spawn(WORKER, SLOT, 0, Generation(1))
-FINISHED = Finished(NO_TICKET, "scale")
+FINISHED = Finished(NO_TICKET, "scale", "", Generation(1), 2)
 
 
 class Part:

@@ -6,7 +6,7 @@ from greeterd.config.schema import FIXED, Config
 from greeterd.master.generations import Generations, fixed_settings, may_exit, policy_of
 from greeterd.supervisor.actions import Finished, Spawn
 from greeterd.supervisor.events import Exited, Ready, Reload, Spawned, SpawnFailed
-from greeterd.supervisor.ids import DISPATCHER, Generation, Pid
+from greeterd.supervisor.ids import DISPATCHER, NO_TICKET, Generation, Pid
 from greeterd.supervisor.policy import Policy
 from tests.unit.master.parts import Parts
 
@@ -16,7 +16,7 @@ OLD = Config(workers=2)
 def reload(parts: Parts, generations: Generations, config: Config) -> Generation:
     """Begin a reload, without its outcome."""
     generation = generations.begin(config)
-    parts.feed(Reload(generation, config.worker_count, Policy()))
+    parts.feed(Reload(generation, config.worker_count, Policy(), NO_TICKET, "reload"))
     return generation
 
 
@@ -26,7 +26,7 @@ def roll(parts: Parts, *, old_ends: bool = True) -> None:
         for each in spawned:
             old = [worker.id for worker in parts.supervisor.slots[each.slot].workers]
             parts.feed(Spawned(each.worker, Pid(1000 + each.worker)))
-            parts.feed(Ready(each.worker))
+            parts.feed(Ready(each.worker, rss_bytes=0))
             for ident in old:
                 if ident != each.worker and old_ends:
                     parts.feed(Exited(ident, "exit status 0", 0))

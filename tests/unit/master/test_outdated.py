@@ -15,7 +15,7 @@ from greeterd.supervisor.events import (
     SpawnFailed,
     Stop,
 )
-from greeterd.supervisor.ids import DISPATCHER, Generation, Pid, SlotIndex
+from greeterd.supervisor.ids import DISPATCHER, NO_TICKET, Generation, Pid, SlotIndex
 from greeterd.supervisor.policy import Policy
 from tests.unit.master.parts import Parts
 
@@ -47,7 +47,7 @@ def test_a_slot_whose_worker_was_replaced_is_forgotten() -> None:
     [spawn] = parts.take(Spawn)
     assert (spawn.slot, outdated.warnings()) == (SLOT, ["to be replaced: worker 2"])
     parts.feed(Spawned(spawn.worker, Pid(9)))
-    parts.feed(Ready(spawn.worker))
+    parts.feed(Ready(spawn.worker, rss_bytes=0))
     [old] = [each for each in parts.supervisor.slots[SLOT].workers if each.id != spawn.worker]
     parts.feed(Exited(old.id, "exit status 0", 0))
     [done] = parts.take(Finished)
@@ -112,7 +112,7 @@ def test_a_worker_that_starts_is_left_to_become_ready_first() -> None:
     outdated.attend(0.0)
     assert (restarts(parts), outdated.warnings()) == ([Restart(None)], [])
     parts.feed(Spawned(spawn.worker, Pid(9)))
-    parts.feed(Ready(spawn.worker))
+    parts.feed(Ready(spawn.worker, rss_bytes=0))
     outdated.attend(0.0)
     assert restarts(parts)[1:] == [Restart(SlotIndex(1), MENDING)]
 
@@ -122,7 +122,7 @@ def test_a_reload_replaces_them_anyway() -> None:
     parts.start()
     outdated = OutdatedWorkers(parts.context)
     outdated.mark(SLOT)
-    parts.feed(Reload(Generation(2), 2, Policy()))
+    parts.feed(Reload(Generation(2), 2, Policy(), NO_TICKET, "reload"))
     outdated.attend(0.0)
     assert restarts(parts) == []
 

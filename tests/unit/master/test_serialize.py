@@ -5,9 +5,9 @@ from typing import cast
 
 import msgspec
 
-from greeterd.master.children import Children
 from greeterd.master.upgrade.serialize import adopt_supervisor, dump_slots
 from greeterd.master.upgrade.state import InheritedListeners, InheritedSlot, UpgradeState
+from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import Action, Kill, Spawn
 from greeterd.supervisor.events import Tick
 from greeterd.supervisor.ids import SlotIndex, WorkerId
@@ -18,7 +18,7 @@ from tests.unit.supervisor.supervised import died, ready, reload, spawn, started
 POLICY = Policy(graceful_timeout=7.0, start_timeout=5.0)
 
 
-def children_of(supervisor: Supervisor) -> Children:
+def children_of(supervisor: Supervisor) -> Workers:
     """Return the children of a supervisor's workers; their descriptors tell which they are of."""
     found = {
         worker.id: SimpleNamespace(
@@ -30,7 +30,7 @@ def children_of(supervisor: Supervisor) -> Children:
         )
         for worker in supervisor.workers
     }
-    return cast("Children", found)
+    return cast("Workers", found)
 
 
 def state_of(supervisor: Supervisor, slots: list[InheritedSlot]) -> UpgradeState:
