@@ -121,7 +121,7 @@ def _replaced(state: State, roll: Roll, slot: Slot, now: float) -> bool:
 def _end_failed_roll(state: State, roll: Roll, now: float) -> None:
     """Undo a reload that has replaced workers; answer any other with its failure."""
     index = next(iter(roll.targets))
-    roll.replaced.pop(index, None)  # the old worker of this slot still serves
+    roll.replaced.pop(index, None)  # this slot has not got a new worker
     if roll.command == recycling.COMMAND:
         recycling.put_off(state, state.slots[index], now)
     if roll.reload is not None and roll.replaced:

@@ -228,7 +228,7 @@ def assert_moves(move: Callable[[Any], None], record: Any, field: str, then: Enu
         move(record)
         assert getattr(record, field) is (before if then is Outcome.SAME else then)
         return
-    with pytest.raises(AssertionError, match=str(then)):
+    with pytest.raises(AssertionError, match=f" while {before}: {then}$"):
         move(record)
     assert getattr(record, field) is before
 
