@@ -1,12 +1,32 @@
-"""What holds for every test: who runs it, and programs that are started as from a terminal."""
+"""What holds for every test: who runs it, when and for how long; programs start as in a terminal.
+
+A test that is marked `alone` measures time: it runs after the others, with no other beside it.
+"""
 
 import os
+import shutil
 import signal
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+from tests.room import Room
+from tests.system.sizes import sized
+
+# Write bytecode also where the environment forbids it: each of 1,000 starts would compile a daemon,
+# and each process that runs tests every test.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Of pytest-timeout: a test that exceeds it fails, with all stacks and the log of its daemon.
+os.environ.setdefault("PYTEST_TIMEOUT", str(sized(3600, 300)))
 
 # A shell without job control starts what runs in the background with SIGINT and SIGQUIT ignored,
 # which children inherit over exec; the tests send both.
@@ -16,7 +36,7 @@ for _number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(_number, _handler)  # noqa: TID251 - no daemon here
 
 # An example that takes long has met a stall of the machine, and shows nothing.
-settings.register_profile("tests", settings.default, deadline=None)
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 SHARING = (
@@ -27,6 +47,40 @@ SHARING = (
 """Where a container is booted for a whole module."""
 PROCESSES_PER_CPU = 3
 """Most of a test's time is waiting for processes."""
+
+ROOM = pytest.StashKey[Room]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the room of the session, which the processes of xdist share."""
+    shared = getattr(config, "workerinput", {}).get("room")
+    directory = shared or tempfile.mkdtemp(prefix="greeterd-test-")
+    config.stash[ROOM] = Room(Path(directory))
+    config.add_cleanup(config.stash[ROOM].close)
+    if not shared:
+        config.add_cleanup(lambda: shutil.rmtree(directory))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a process of xdist which room it is."""
+    node.workerinput["room"] = str(node.config.stash[ROOM].directory)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that are to be alone at the end."""
+    items.sort(key=_is_alone)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test in the room."""
+    with item.config.stash[ROOM].enter(alone=_is_alone(item)):
+        return (yield)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 @pytest.hookimpl(optionalhook=True)

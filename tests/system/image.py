@@ -1,7 +1,7 @@
 """A copy of the package for a daemon to run from: another version of it, or one that is broken.
 
 Each process shows in its title (ps) which version it has read, so a test sees what code is in
-memory. Only the test writes the copy; the interpreter keeps its byte code beside it.
+memory. Only the test writes the copy; the byte code of what it leaves as it is comes with it.
 """
 
 import os
@@ -23,10 +23,10 @@ class Image:
 
     def __init__(self, directory: Path) -> None:
         self.package = directory / PACKAGE
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / PACKAGE, self.package, ignore=ignored)
+        shutil.copytree(ROOT / PACKAGE, self.package)
         self.environment = {"PYTHONPATH": str(directory)}
-        self._instant = self.package.stat().st_mtime_ns // 10**9
+        latest = max(path.stat().st_mtime for path in self.package.rglob("*.py"))
+        self._instant = int(latest)
         self._whole: dict[Path, str] = {}
         self.release("1")
 
