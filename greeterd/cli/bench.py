@@ -17,15 +17,18 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from rich.table import Table
 
-from greeterd.bench import expectations, experiment, predicates, presets, servers, store, tables
-from greeterd.bench.environment import describe, now
+from greeterd.bench.analysis import predicates
+from greeterd.bench.experiment import presets, servers, store
+from greeterd.bench.experiment import runner as experiment
+from greeterd.bench.experiment.environment import describe, now
+from greeterd.bench.experiment.plan import Choice, Plan, expected
+from greeterd.bench.experiment.progress import telling
+from greeterd.bench.experiment.servers import Setup
+from greeterd.bench.experiment.store import Store, UnusableError
 from greeterd.bench.extras import require
 from greeterd.bench.labels import names
 from greeterd.bench.model import Environment, Results
-from greeterd.bench.plan import Choice, Plan, expected
-from greeterd.bench.progress import telling
-from greeterd.bench.servers import Setup
-from greeterd.bench.store import Store, UnusableError
+from greeterd.bench.report import expectations, tables
 from greeterd.cli.outputs import Outputs, counted, tell
 from greeterd.cli.program import EX_INTERRUPTED
 from greeterd.cli.usage import epilogue

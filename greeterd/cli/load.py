@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from greeterd.bench.load import LoadInterrupted, LoadOptions, run
+from greeterd.bench.load.run import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import Latency, LoadReport
 from greeterd.cli.greeter import EXIT_CODES, first_bound
 from greeterd.cli.program import EX_INTERRUPTED, complain

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from greeterd.bench import export
+from greeterd.bench.experiment.store import StoreError
 from greeterd.bench.extras import require
 from greeterd.bench.model import Results
-from greeterd.bench.store import StoreError
+from greeterd.bench.report import export
 from greeterd.cli.program import complain
 from greeterd.errors import UsageError
 
@@ -73,7 +73,7 @@ class Outputs:
         if self.csv:
             _write(self.csv, export.to_csv(results))
         if self.html:
-            from greeterd.bench import html  # noqa: PLC0415  only then jinja2 is needed
+            from greeterd.bench.report import html  # noqa: PLC0415  only then jinja2 is needed
 
             _write(self.html, html.render(results))
 

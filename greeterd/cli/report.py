@@ -9,8 +9,8 @@ from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 
-from greeterd.bench import compare as comparing
-from greeterd.bench import export, tables
+from greeterd.bench.analysis import compare as comparing
+from greeterd.bench.report import export, tables
 from greeterd.cli.outputs import Outputs
 from greeterd.cli.usage import epilogue
 

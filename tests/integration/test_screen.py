@@ -17,10 +17,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from greeterd.bench import compare, expectations, tables
-from greeterd.bench.export import to_json
+from greeterd.bench.analysis import compare
+from greeterd.bench.analysis.predicates import Predicate, check
 from greeterd.bench.model import Case, Results
-from greeterd.bench.predicates import Predicate, check
+from greeterd.bench.report import expectations, tables
+from greeterd.bench.report.export import to_json
 from greeterd.cli.balance import count_daemon, render, to_plain
 from greeterd.cli.greeterctl import _judged
 from greeterd.cli.status import render_status

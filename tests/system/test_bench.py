@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from greeterd.bench import trial
+from greeterd.bench.experiment import trial
+from greeterd.bench.experiment.plan import Plan, Visit
+from greeterd.bench.experiment.servers import DAEMON, Setup
+from greeterd.bench.experiment.store import load_results
 from greeterd.bench.model import Case, Trial
-from greeterd.bench.plan import Plan, Visit
-from greeterd.bench.servers import DAEMON, Setup
-from greeterd.bench.store import load_results
 from tests.support import until
 from tests.system.harness import clean_environment, program
 
@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_makes_a_trial_invalid_at_once(
 def test_a_stopped_worker_costs_clients_without_rescue_and_the_counts_still_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("greeterd.bench.plan.FAULT_TIMEOUT", 1.0)
+    monkeypatch.setattr("greeterd.bench.experiment.plan.FAULT_TIMEOUT", 1.0)
     case = Case(
         mode="reuseport", workers=2, arrival="constant", rate=300.0, greetings=900,
         fault="stopped", rescue=False,

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from greeterd.bench.export import to_json
 from greeterd.bench.model import Case
+from greeterd.bench.report.export import to_json
 from greeterd.cli.greeterctl import main
 from greeterd.control.protocol import MAX_ANSWER_BYTES, MAX_WORKERS, parse_answer, render_answer
 from greeterd.control.status import ListenerStatus, SlotCounters, Status, WorkerStatus, total

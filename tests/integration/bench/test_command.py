@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from greeterd.bench import experiment, progress, servers, store, tables
-from greeterd.bench.experiment import Progress
+from greeterd.bench.experiment import progress, servers, store
+from greeterd.bench.experiment import runner as experiment
+from greeterd.bench.experiment.runner import Progress
 from greeterd.bench.model import Case
+from greeterd.bench.report import tables
 from greeterd.cli import bench as command
 from greeterd.cli.bench import Axes, BenchOptions, bench
 from greeterd.errors import GreeterdError

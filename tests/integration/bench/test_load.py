@@ -22,12 +22,13 @@ import psutil
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from greeterd.bench.load import LoadOptions, _lasted, _phases, run
-from greeterd.bench.load_latency import summarise
+from greeterd.bench.extras import MissingPackageError
+from greeterd.bench.load.latency import summarise
+from greeterd.bench.load.run import LoadOptions, _lasted, _phases, run
 from greeterd.bench.model import Arrival, LoadReport
 from greeterd.cli.greeter import main
 from greeterd.client import UnreachableError
-from greeterd.errors import MissingPackageError, UsageError
+from greeterd.errors import UsageError
 from tests.support import until
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
@@ -163,9 +164,6 @@ each_arrival = pytest.mark.parametrize(("arrival", "rate"), ARRIVALS)
 loop_and_seed = pytest.mark.parametrize("arrival", ["closed", "seed"])
 
 
-@pytest.mark.shows(
-    "arrival closed", "arrival constant", "arrival poisson", "arrival burst", "arrival seed"
-)
 @each_arrival
 def test_each_greeting_is_sent_once_and_measured_once(arrival: Arrival, rate: float) -> None:
     with served(take) as server:
@@ -189,7 +187,6 @@ def test_a_load_ends_when_its_time_is_over(arrival: Arrival, rate: float) -> Non
         assert report.sent == pytest.approx(rate * 0.1, rel=0.5)
 
 
-@pytest.mark.shows("arrival seed")
 def test_in_seed_each_greeting_has_a_process_of_its_own(tmp_path: Path) -> None:
     with served(take, str(tmp_path / "s")) as server:
         load(server, arrival="closed", count=20)
@@ -199,7 +196,6 @@ def test_in_seed_each_greeting_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert len(set(server.senders)) == 20
 
 
-@pytest.mark.shows("arrival burst")
 def test_a_burst_has_all_its_connections_at_once() -> None:
     def gather(server: Server, connection: socket.socket) -> None:
         """Let nobody go before six are there."""
@@ -455,7 +451,6 @@ def in_group(group: int) -> list[int]:
     return found
 
 
-@pytest.mark.shows("exit 70 greeter")
 def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> None:
     with served(take) as server:
         command = ["load", "--address", server.address, "--duration=60", "--processes=2"]

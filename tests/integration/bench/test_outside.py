@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from greeterd.bench.faults import Injector
+from greeterd.bench.experiment.faults import Injector
+from greeterd.bench.experiment.outside import Watch, queues, tree
+from greeterd.bench.experiment.servers import Server, Setup, _command
+from greeterd.bench.experiment.trial import _limit
 from greeterd.bench.model import Case
-from greeterd.bench.outside import Watch, queues, tree
-from greeterd.bench.servers import Server, Setup, _command
-from greeterd.bench.trial import _limit
 from greeterd.sockets.address import parse_address
 from tests.support import until
 

@@ -12,15 +12,16 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from greeterd.bench import export, extras, html, store, svg
-from greeterd.bench.charts import make_charts
-from greeterd.bench.export import COLUMNS, UnreadableError, read, to_csv, to_json
+from greeterd.bench import extras
+from greeterd.bench.analysis.stats import summarise
+from greeterd.bench.experiment import store
+from greeterd.bench.experiment.plan import Plan
 from greeterd.bench.model import Case, Results, Trial
-from greeterd.bench.plan import Plan
-from greeterd.bench.sheets import make_sheets
-from greeterd.bench.stats import summarise
-from greeterd.bench.tables import render, show
-from greeterd.errors import MissingPackageError
+from greeterd.bench.report import export, html, svg
+from greeterd.bench.report.charts import make_charts
+from greeterd.bench.report.export import COLUMNS, UnreadableError, read, to_csv, to_json
+from greeterd.bench.report.sheets import make_sheets
+from greeterd.bench.report.tables import render, show
 from tests.bench_results import ARTICLE, ENVIRONMENT, WIDE, make_results
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -163,7 +164,7 @@ def test_a_run_without_a_valid_trial_is_reported_as_that() -> None:
 
 def test_without_jinja2_the_report_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)
-    with pytest.raises(MissingPackageError, match=r"jinja2 .*greeterd\[bench\]"):
+    with pytest.raises(extras.MissingPackageError, match=r"jinja2 .*greeterd\[bench\]"):
         html.render(ARTICLE_RUN)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from greeterd.bench.export import read, to_json
 from greeterd.bench.model import Case
+from greeterd.bench.report.export import read, to_json
 from tests.bench_results import make_results
 
 PROGRAM = "import sys; from greeterd.cli.greeter import main; sys.exit(main())"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greeterd.bench.servers import temporary_directory
+from greeterd.bench.experiment.servers import temporary_directory
 
 
 def interrupting(function: Callable[..., Any], when: str) -> Callable[..., Any]:

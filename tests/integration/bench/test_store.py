@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.bench import store
+from greeterd.bench.experiment import store
+from greeterd.bench.experiment.plan import Plan, schedule
+from greeterd.bench.experiment.store import Header, InUseError, StoreError, UnusableError
 from greeterd.bench.model import Case, Environment, Trial
-from greeterd.bench.plan import Plan, schedule
-from greeterd.bench.store import Header, InUseError, StoreError, UnusableError
 
 PLAN = Plan(preset="quick", cases=[Case(), Case(mode="reuseport")], repeats=2, seed=3)
 HEADER = Header(

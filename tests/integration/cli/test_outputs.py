@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.bench.export import read, to_json
+from greeterd.bench.experiment.store import StoreError
 from greeterd.bench.model import Case
-from greeterd.bench.store import StoreError
+from greeterd.bench.report.export import read, to_json
 from greeterd.cli.outputs import Outputs
 from greeterd.errors import UsageError
 from tests.bench_results import make_results

@@ -8,11 +8,11 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from greeterd.bench.compare import compare, conclude, number, render, sheet
-from greeterd.bench.export import UnreadableError
+from greeterd.bench.analysis.compare import compare, conclude, number, render, sheet
+from greeterd.bench.analysis.stats import LEVEL
 from greeterd.bench.metrics import COMPARED
 from greeterd.bench.model import Case, Results
-from greeterd.bench.stats import LEVEL
+from greeterd.bench.report.export import UnreadableError
 from tests.bench_results import make_results
 
 WAITS = ("auto", "exclusive", "epoll", "blocking")

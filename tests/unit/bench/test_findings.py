@@ -6,10 +6,10 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from greeterd.bench.effects import Finding
-from greeterd.bench.findings import find, not_measured
+from greeterd.bench.analysis.effects import Finding
+from greeterd.bench.analysis.findings import find, not_measured
+from greeterd.bench.analysis.stats import summarise
 from greeterd.bench.model import Case, LoadReport, Results, Trial
-from greeterd.bench.stats import summarise
 from tests.bench_results import WIDE, make_results, spread
 
 CLOSED = [Case(greetings=2000), Case(mode="reuseport", greetings=2000)]

@@ -4,8 +4,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from greeterd.bench.load_orders import Order
-from greeterd.bench.load_places import (
+from greeterd.bench.load.messages import Order
+from greeterd.bench.load.places import (
     FIRST,
     LAST,
     PER_SOURCE,
@@ -16,7 +16,7 @@ from greeterd.bench.load_places import (
     sources,
     sources_needed,
 )
-from greeterd.bench.load_sender import Sending
+from greeterd.bench.load.sender import Sending
 
 
 def sending(**others: object) -> Sending:

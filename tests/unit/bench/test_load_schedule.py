@@ -4,9 +4,9 @@ from itertools import chain, islice, pairwise
 
 import pytest
 
-from greeterd.bench.load_orders import Order, Phase
-from greeterd.bench.load_pace import Pace
-from greeterd.bench.load_schedule import NANO, bursts, constant, poisson, share, split
+from greeterd.bench.load.messages import Order, Phase
+from greeterd.bench.load.pace import Pace
+from greeterd.bench.load.schedule import NANO, bursts, constant, poisson, share, split
 from greeterd.bench.model import Arrival
 
 MILLI = 1_000_000

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.bench.load_options import LoadOptions, check
-from greeterd.bench.load_verdict import Effort, find_bottleneck
+from greeterd.bench.load.bottleneck import Effort, find_bottleneck
+from greeterd.bench.load.options import LoadOptions, check
 from greeterd.errors import UsageError
 
 IDLE = Effort(processes=2, wall=2.0, cpu=0.5)

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from greeterd.bench import presets
-from greeterd.bench.counting import disagreement
-from greeterd.bench.experiment import Estimate
-from greeterd.bench.model import Case, Counts
-from greeterd.bench.plan import (
+from greeterd.bench.experiment import presets
+from greeterd.bench.experiment.counting import disagreement
+from greeterd.bench.experiment.plan import (
     FAULT_SECONDS,
     Matrix,
     Plan,
@@ -22,6 +20,8 @@ from greeterd.bench.plan import (
     schedule,
     timeout,
 )
+from greeterd.bench.experiment.runner import Estimate
+from greeterd.bench.model import Case, Counts
 from greeterd.errors import UsageError
 
 CASES = choose(Matrix(mode=("inherit", "reuseport"), workers=(1, 2), concurrency=(1, 8))).cases

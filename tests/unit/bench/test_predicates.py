@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from greeterd.bench import predicates
-from greeterd.bench.expectations import render, sentence
+from greeterd.bench.analysis import predicates
+from greeterd.bench.analysis.predicates import KNOWN_EFFECTS, Predicate, Verdict, check, parse
 from greeterd.bench.model import Case, Environment, LoadReport, Results, Trial
-from greeterd.bench.predicates import KNOWN_EFFECTS, Predicate, Verdict, check, parse
+from greeterd.bench.report.expectations import render, sentence
 from greeterd.errors import UsageError
 
 ENVIRONMENT = Environment(date="", kernel="", machine="", cpu="", cpus=2)

@@ -9,10 +9,7 @@ import pytest
 from msgspec.structs import replace
 from scipy import stats as scipy
 
-from greeterd.bench.latencies import merge_latency, percentile
-from greeterd.bench.metrics import COMPARED, METRICS
-from greeterd.bench.model import Case, Latency, Trial
-from greeterd.bench.stats import (
+from greeterd.bench.analysis.stats import (
     LEVEL,
     TIE,
     Noise,
@@ -22,7 +19,10 @@ from greeterd.bench.stats import (
     pooled_noise,
     summarise,
 )
-from greeterd.bench.student import student_cdf, student_quantile
+from greeterd.bench.analysis.student import student_cdf, student_quantile
+from greeterd.bench.latencies import merge_latency, percentile
+from greeterd.bench.metrics import COMPARED, METRICS
+from greeterd.bench.model import Case, Latency, Trial
 from tests.bench_results import make_results
 
 RATE = METRICS["rate"]

@@ -1,0 +1,1 @@
+"""Says what the trials of an experiment show; pure."""

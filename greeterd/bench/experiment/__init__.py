@@ -1,0 +1,1 @@
+"""Runs trials: servers, loads, faults, what they cost and what they counted."""

@@ -1,0 +1,1 @@
+"""Sends a load, and reports what its clients saw."""

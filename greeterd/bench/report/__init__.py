@@ -1,0 +1,1 @@
+"""Shows results: in a terminal, as HTML, as JSON and CSV."""
