@@ -17,7 +17,7 @@ _LASTING = frozenset({
 
 _PACKAGES: Final = {"daemon": "python-daemon", "hdrh": "hdrhistogram"}
 """The packages that are not called as their module."""
-_BENCH: Final = frozenset({"hdrhistogram", "jinja2", "psutil", "uvloop"})
+_BENCH: Final = frozenset({"hdrhistogram", "jinja2", "matplotlib", "psutil", "scipy", "uvloop"})
 """The packages of the extra `bench`, which only measuring needs."""
 
 

@@ -5,8 +5,10 @@ from random import Random
 
 from msgspec.structs import replace
 
+from greeterd.bench.experiment.plan import compared
 from greeterd.bench.model import (
     Case,
+    Comparison,
     Counts,
     Environment,
     Latency,
@@ -75,9 +77,14 @@ def lost_share(case: Case) -> float:
 
 
 def make_trial(
-    case: Case, repeat: int, random: Random, *, slowdown: float = 1.0, noise: float = 0.05
+    case: Case,
+    place: tuple[int, int],
+    random: Random,
+    *,
+    slowdown: float = 1.0,
+    noise: float = 0.05,
 ) -> Trial:
-    """Return one trial; `slowdown` multiplies CPU and time, `noise` is relative."""
+    """Return a trial of a comparison and pair; `slowdown` multiplies CPU, `noise` is relative."""
 
     def noisy(value: float) -> float:
         return float(value * math.exp(random.gauss(0, noise)))
@@ -98,9 +105,8 @@ def make_trial(
         concurrency=case.concurrency,
         rate=case.rate,
         seconds=seconds,
-        warmup=500,
-        sent=case.greetings + 500,
-        ok=done + 500,
+        sent=case.greetings,
+        ok=done,
         errors={"timeout": lost} if lost else {},
         latency=replace(
             latency(noisy(0.3 * slower * slowdown * (2 if herd else 1)), max(1, done)), missing=lost
@@ -109,7 +115,8 @@ def make_trial(
     per_worker = spread(case, done, random) if case.server == "greeterd" else []
     return Trial(
         case=case,
-        repeat=repeat,
+        comparison=place[0],
+        pair=place[1],
         order=0,
         began="2026-01-01T12:00:00Z",
         load=load,
@@ -123,29 +130,41 @@ def make_trial(
         wasted_wakeups=noisy(1.2 if herd else 0.01),
         listener=Listener(queued_max=random.randrange(3, 40), limit=4096),
         lost=lost,
-        counts=Counts(client=done + 500, scoreboard=done + 500, log=done + 500),
+        counts=Counts(client=done, scoreboard=done, log=done),
     )
 
 
 def make_results(
     cases: list[Case],
-    trials: int = 5,
+    pairs: int = 5,
     *,
     seed: int = 1,
     slowdown: float = 1.0,
     noise: float = 0.05,
     preset: str = "",
 ) -> Results:
-    """Return results of some cases."""
+    """Return results of some cases; a pair shares what drifts, which is more than its noise."""
     random = Random(seed)
-    found = [
-        make_trial(case, repeat, random, slowdown=slowdown, noise=noise)
-        for repeat in range(trials)
-        for case in cases
-    ]
+    comparisons = compared(cases)
+    found = []
+    for pair in range(pairs):
+        for index, one in enumerate(comparisons):
+            drift = math.exp(random.gauss(0, 0.1))
+            found += [
+                make_trial(case, (index, pair), random, slowdown=slowdown * drift, noise=noise)
+                for case in one.cases
+            ]
+    return of_trials(found, comparisons, seed=seed, preset=preset)
+
+
+def of_trials(
+    trials: list[Trial], comparisons: list[Comparison], *, seed: int = 1, preset: str = ""
+) -> Results:
+    """Return results of trials that there are."""
     return Results(
-        environment=ENVIRONMENT, preset=preset, seed=seed, planned=len(found), trials=found
-    )
+        environment=ENVIRONMENT, preset=preset, seed=seed, pairs=1, comparisons=comparisons,
+        trials=[replace(trial, order=order) for order, trial in enumerate(trials)],
+    )  # fmt: skip
 
 
 ARTICLE = [

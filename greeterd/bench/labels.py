@@ -22,15 +22,13 @@ class Scenario(NamedTuple):
     concurrency: int
     arrival: str
     rate: float
+    life: float
     fault: str
-    greetings: int
 
 
 def scenario_of(case: Case) -> Scenario:
     """Return what is asked in a case."""
-    return Scenario(
-        case.workers, case.concurrency, case.arrival, case.rate, case.fault, case.greetings
-    )
+    return Scenario(case.workers, case.concurrency, case.arrival, case.rate, case.life, case.fault)
 
 
 def wait_of(case: Case) -> str:
@@ -39,17 +37,19 @@ def wait_of(case: Case) -> str:
 
 
 def approach(case: Case) -> str:
-    """Return what serves: a mode of greeterd with its variant, or a peer."""
+    """Return what serves: a mode of greeterd with its variant, or another server."""
     if case.server != "greeterd":
         return case.server if case.mode == "inherit" else f"{case.server} {case.mode}"
-    if case.mode == "handoff":
-        return f"handoff {case.handoff_policy}"
     parts = [case.mode]
-    if wait_of(case) != DEFAULT_WAIT.get(case.mode):
+    if case.mode == "handoff":
+        parts += [case.handoff_policy] * (case.handoff_policy != "round-robin")
+    elif wait_of(case) != DEFAULT_WAIT.get(case.mode):
         parts.append(wait_of(case))
     if case.mode == "reuseport":
         parts += [f"{case.steering} steering"] * (case.steering != "hash")
+    if case.mode != "inherit":
         parts += ["without rescue"] * (not case.rescue)
+    parts += [f"of build {case.build}"] * bool(case.build)
     return " ".join(parts)
 
 
@@ -61,7 +61,7 @@ def place(case: Case) -> tuple[object, ...]:
         case.rate,
         case.concurrency,
         case.workers,
-        case.greetings,
+        case.life,
         case.server != "greeterd",
         case.server,
         case.mode,
@@ -70,6 +70,8 @@ def place(case: Case) -> tuple[object, ...]:
         case.steering,
         case.handoff_policy,
         not case.rescue,
+        case.build,
+        case.greetings,
     )
 
 
@@ -84,13 +86,15 @@ def describe(scenario: Scenario) -> list[str]:
             load = f"bursts of {scenario.concurrency}"
         case _:
             load = f"{scenario.arrival} {scenario.rate:,.0f}/s"
+    if scenario.life:
+        load += f", held {scenario.life:g} s"
     workers = "1 worker" if scenario.workers == 1 else f"{scenario.workers} workers"
-    return [workers, load, FAULTS[scenario.fault], f"{scenario.greetings:,} greetings"]
+    return [workers, load, FAULTS[scenario.fault]]
 
 
 def words(scenario: Scenario) -> str:
-    """Return a scenario in words, without its number of greetings and the lack of a fault."""
-    return ", ".join(part for part in describe(scenario)[:3] if part != FAULTS["none"])
+    """Return a scenario in words, without the lack of a fault."""
+    return ", ".join(part for part in describe(scenario) if part != FAULTS["none"])
 
 
 def varying(scenarios: Iterable[Scenario]) -> dict[Scenario, str]:

@@ -26,8 +26,10 @@ class Metric:
     of: Callable[[Trial], float | None]
     floor: float = 0.0
     """Added to both sides of a ratio: differences far below it are nothing, and 0 has a ratio."""
+    partial: bool = False
+    """Whether trials that have no value are left out; else no trial tells then."""
     compared: bool = False
-    """Whether two runs are compared by it."""
+    """Whether comparisons look at it, beside CPU."""
 
 
 def has_rate(case: Case) -> bool:
@@ -42,12 +44,8 @@ def jain(counts: Sequence[int]) -> float | None:
 
 
 def rate(trial: Trial) -> float | None:
-    """Return the greetings per second."""
+    """Return the greetings per second; None where the client was the limit."""
     return trial.rate or None if has_rate(trial.case) else None
-
-
-def _seconds(trial: Trial) -> float | None:
-    return trial.load.seconds if trial.load and has_rate(trial.case) else None
 
 
 def _scoreboard(name: str) -> Callable[[Trial], float | None]:
@@ -69,17 +67,16 @@ def _lost(trial: Trial) -> float | None:
 METRICS: Final = {
     metric.name: metric
     for metric in (
-        Metric("rate", "rate", "greetings/s", "higher", rate, compared=True),
-        Metric("seconds", "time", "s", "lower", _seconds),
-        Metric("cpu_us", "CPU", "us/greeting", "lower", lambda t: t.cpu_us or None, 0.1, True),
+        Metric("rate", "rate", "greetings/s", "higher", rate, partial=True, compared=True),
+        Metric("cpu_us", "CPU", "us/greeting", "lower", lambda t: t.cpu_us or None, 0.1),
         Metric("cpu_user_us", "user CPU", "us/greeting", "lower", lambda t: t.cpu_user_us, 0.1),
         Metric(
             "cpu_system_us", "system CPU", "us/greeting", "lower", lambda t: t.cpu_system_us, 0.1
         ),
         Metric("switches", "context switches", "per greeting", "lower", lambda t: t.switches, 0.05),
-        Metric("p50_ms", "latency, median", "ms", "lower", _latency(50), 0.05, True),
+        Metric("p50_ms", "latency, median", "ms", "lower", _latency(50), 0.05, compared=True),
         Metric("p90_ms", "latency, p90", "ms", "lower", _latency(90), 0.05),
-        Metric("p99_ms", "latency, p99", "ms", "lower", _latency(99), 0.05, True),
+        Metric("p99_ms", "latency, p99", "ms", "lower", _latency(99), 0.05, compared=True),
         Metric("p999_ms", "latency, p99.9", "ms", "lower", _latency(99.9), 0.05),
         Metric("wakeups", "wake-ups", "per greeting", "lower", _scoreboard("wakeups"), 0.05),
         Metric(
@@ -89,12 +86,14 @@ METRICS: Final = {
             "lower",
             _scoreboard("wasted_wakeups"),
             0.05,
-            True,
+            compared=True,
         ),
-        Metric("jain", "Jain index", "1/N to 1", "higher", lambda t: jain(t.per_worker), 0, True),
-        Metric("lost_percent", "lost clients", "%", "lower", _lost, 0.1, True),
+        Metric("jain", "Jain index", "1/N to 1", "higher", lambda t: jain(t.per_worker)),
+        Metric("lost_percent", "lost clients", "%", "lower", _lost, 0.1),
         Metric("queued_max", "longest queue", "clients", "lower", lambda t: t.listener.queued_max),
         Metric("drops", "drops", "clients", "lower", lambda t: t.listener.drops),
     )
 }
-COMPARED: Final = tuple(metric for metric in METRICS.values() if metric.compared)
+PRIMARY: Final = METRICS["cpu_us"]
+"""What an experiment is decided by."""
+SECONDARY: Final = tuple(metric for metric in METRICS.values() if metric.compared)

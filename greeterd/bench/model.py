@@ -1,8 +1,9 @@
 """What an experiment is made of, and what it found: the records that are kept and exchanged.
 
-A case is one cell of the matrix; a trial is one run of a case against a fresh server; the results
-are the trials of one experiment with the machine that they ran on.  All of it is JSON by msgspec:
-a field may be added with a default, none changes its meaning.  Rates are per second of wall clock,
+A case is what is served and how it is asked; a comparison is two of them, side by side; a trial is
+one short load on one of the two, and two adjacent trials are a pair.  The results are all trials of
+one experiment with the machine that they ran on.  All of it is JSON by msgspec: a field may be
+added with a default, none changes its meaning.  Rates are per second of wall clock,
 CPU times are microseconds per greeting, latencies milliseconds; other units are in the names.
 """
 
@@ -10,10 +11,9 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the results; a reader refuses what it does not know."""
 
-Server = Literal["greeterd", "socketserver", "asyncio", "uvloop", "threaded", "bare"]
 Arrival = Literal["closed", "constant", "poisson", "burst", "seed"]
 Fault = Literal["none", "stopped", "killed", "reload"]
 
@@ -21,7 +21,10 @@ Fault = Literal["none", "stopped", "killed", "reload"]
 class Case(Struct, frozen=True, kw_only=True):
     """One cell of the matrix: what is served, and how it is asked."""
 
-    server: Server = "greeterd"
+    server: str = "greeterd"
+    """`greeterd`, a peer, or the name of a `--command`."""
+    build: str = ""
+    """Which `--greeterd` runs it; empty where there is one."""
     mode: str = "inherit"
     wait: str = "auto"
     """The wait strategy, as the setting; peers have `auto` only."""
@@ -36,9 +39,24 @@ class Case(Struct, frozen=True, kw_only=True):
     arrival: Arrival = "closed"
     rate: float = 0.0
     """Intended arrivals per second; of `constant` and `poisson`."""
+    life: float = 0.0
+    """Seconds that a connection is held open before its name is sent."""
     fault: Fault = "none"
-    greetings: int = 10_000
-    """Sent in one trial, beside the warm-up."""
+    greetings: int = 2000
+    """Sent in one trial."""
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Two cases that are asked the same, or one by itself."""
+
+    a: Case
+    b: Case | None = None
+    """What is told of, as against `a`."""
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Those that it has."""
+        return (self.a,) if self.b is None else (self.a, self.b)
 
 
 class Latency(Struct, frozen=True, kw_only=True):
@@ -131,14 +149,24 @@ class Listener(Struct, frozen=True, kw_only=True):
     """How many sockets listen at the address; 0 is not known."""
 
 
-class Trial(Struct, frozen=True, kw_only=True):
-    """One run of one case."""
+class Process(Struct, frozen=True, kw_only=True):
+    """What one process of a server used in a trial."""
+
+    pid: int
+    cpu_us: float
+    """User and system time per greeting of the whole server."""
+
+
+class Trial(Struct, frozen=True, kw_only=True, tag="trial"):
+    """One load on one case."""
 
     case: Case
-    repeat: int
-    """Which trial of this case, from 0."""
+    comparison: int
+    """Which comparison it belongs to, by its place in the plan."""
+    pair: int
+    """Which pair of the comparison, from 0."""
     order: int
-    """Which of all, as drawn, from 0."""
+    """Which of all, from 0."""
     began: str
     """UTC, ISO 8601."""
     load: LoadReport | None = None
@@ -160,6 +188,8 @@ class Trial(Struct, frozen=True, kw_only=True):
     wasted_wakeups: float = 0.0
     """Per greeting."""
     listener: Listener = Listener()
+    processes: list[Process] = []
+    """The busiest first."""
     lost: int = 0
     """Clients that were not served in order."""
     faults: int = 0
@@ -181,6 +211,25 @@ class Trial(Struct, frozen=True, kw_only=True):
         if self.switches_voluntary is None or self.switches_involuntary is None:
             return None
         return self.switches_voluntary + self.switches_involuntary
+
+
+class Objection(Struct, frozen=True, kw_only=True, tag="objection"):
+    """Why nothing of a case is believed, found at its end."""
+
+    case: Case
+    reason: str
+
+
+class Held(Struct, frozen=True, kw_only=True, tag="held"):
+    """Connections that were held open, each attributed to the process that has it."""
+
+    case: Case
+    kind: Literal["held", "sample"]
+    """All at once, and exact; or a sample of probes, so many at once as the case has."""
+    per_process: dict[int, int] = {}
+    """By pid; a process that listens and has none is there with 0."""
+    queued: int = 0
+    """Nobody had accepted them."""
 
 
 class Environment(Struct, frozen=True, kw_only=True):
@@ -205,6 +254,10 @@ class Environment(Struct, frozen=True, kw_only=True):
     packages: dict[str, str] = {}
     load_average: float = 0.0
     """Of one minute, before the first trial."""
+    pin: str = ""
+    """Which CPUs servers and clients had; empty when any."""
+    request: str = ""
+    """What was sent in place of names, and expected."""
 
 
 class Results(Struct, frozen=True, kw_only=True):
@@ -214,6 +267,12 @@ class Results(Struct, frozen=True, kw_only=True):
     environment: Environment
     preset: str = ""
     seed: int = 0
-    planned: int = 0
-    """Trials that were to be run; fewer are there when it was interrupted."""
+    precision: float = 0.05
+    """The ratio, less 1, within which two cases are the same for what is asked."""
+    pairs: int | None = None
+    """How many each comparison was to have; None when it ended as soon as it was decided."""
+    comparisons: list[Comparison] = []
     trials: list[Trial] = []
+    held: list[Held] = []
+    objections: list[Objection] = []
+    finished: bool = True

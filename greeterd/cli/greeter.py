@@ -36,12 +36,12 @@ Exit codes:
 - 0: every greeting was sent (with --wait-reply: answered); bench: every trial is valid; bench
   compare: no difference
 - 1: some were not; each kind of failure is counted; bench: a trial is invalid, or an expectation
-  has failed; bench compare: there is a difference
+  has failed; bench compare: there is a difference; census: nothing listens at the port
 - 2: the command line is wrong, or there are no names
 - 66: bench report, bench compare: a file cannot be read, or holds no results
 - 69: nobody listens at the address, or it cannot be connected to at all; a package is missing;
   bench: the address is taken
-- 70: a sending process of a load has died
+- 70: a sending process of a load has died; census: the kernel does not tell
 - 71: the system refuses what this program needs, such as a descriptor
 - 74: standard input cannot be read, or standard output or a file of results not written
 - 75: bench: another experiment is writing the file of results
@@ -96,7 +96,16 @@ app.command(
     name="load",
     help="Send a bounded load to a server of this machine, and report rate and latencies.",
 )
-app.command("greeterd.cli.bench:app", name="bench", help="Measure greeterd: an experiment.")
+app.command(
+    "greeterd.cli.bench:app",
+    name="bench",
+    help="Measure greeterd, or any other server: an experiment.",
+)
+app.command(
+    "greeterd.cli.census:app",
+    name="census",
+    help="Say who has the connections of a port, by process.",
+)
 
 
 BIND: Final = "GREETERD_BIND"

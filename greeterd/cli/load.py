@@ -27,7 +27,7 @@ from rich.text import Text
 
 from greeterd.bench.load.run import LoadInterrupted, LoadOptions, run
 from greeterd.bench.model import Latency, LoadReport
-from greeterd.cli.greeter import EXIT_CODES, first_bound
+from greeterd.cli.greeter import first_bound
 from greeterd.cli.program import EX_INTERRUPTED, complain
 from greeterd.cli.usage import epilogue
 from greeterd.screen import Screen
@@ -54,7 +54,24 @@ EXAMPLES: Final = (
     "greeter load",
     "greeter load --count 100000 --concurrency 64",
     "greeter load --arrival poisson --rate 5000 --duration 30",
+    (
+        r"greeter load --address 127.0.0.1:80 --request 'GET / HTTP/1.0\r\n\r\n'"
+        " --expect '^HTTP/1.. 200' --no-half-close"
+    ),
 )
+
+EXIT_CODES: Final = """\
+Exit codes:
+
+- 0: every connection ended in order
+- 1: some did not; each kind of failure is counted
+- 2: the command line is wrong
+- 69: nobody listens at the address, or a package is missing
+- 70: a sending process has died
+- 74: standard output cannot be written
+- 130: interrupted; the report is of what was measured until then
+- 141: the reader of standard output has gone
+"""
 
 app = App(name="load", help_epilogue=epilogue(EXAMPLES, f"{ABOUT}\n{EXIT_CODES}"))
 

@@ -9,12 +9,13 @@ Messages go to standard error.
 import contextlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cyclopts import Parameter
 
+from greeterd.bench.analysis.expectations import Verdict
 from greeterd.bench.experiment.store import StoreError
 from greeterd.bench.extras import require
 from greeterd.bench.model import Results
@@ -59,9 +60,9 @@ class Outputs:
         for path in filter(None, own.values()):
             _require_writable(path)
         if self.html:
-            require("jinja2")
+            require("jinja2", "matplotlib")
 
-    def write(self, results: Results) -> None:
+    def write(self, results: Results, verdicts: Sequence[Verdict] = ()) -> None:
         """Write what is asked for.
 
         Raises:
@@ -75,7 +76,7 @@ class Outputs:
         if self.html:
             from greeterd.bench.report import html  # noqa: PLC0415  only then jinja2 is needed
 
-            _write(self.html, html.render(results))
+            _write(self.html, html.render(results, verdicts))
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from cyclopts import App, Parameter
 
 from greeterd.bench.analysis import compare as comparing
+from greeterd.bench.analysis import expectations
 from greeterd.bench.report import export, tables
 from greeterd.cli.outputs import Outputs
 from greeterd.cli.usage import epilogue
@@ -23,14 +24,13 @@ Exit codes:
 - 0: the report is printed, or written
 - 2: the command line is wrong
 - 66: FILE cannot be read, or holds no results or no trial yet
-- 69: the package for --html is missing
+- 69: a package is missing
 - 74: a file cannot be written
 """
 ABOUT_COMPARE: Final = """\
-Each case that both have is compared by rate, CPU time, latencies, wasted wake-ups, balance and
-losses. A difference is one of 10 % or more that noise does not explain; a tie is one that cannot be
-10 %; the rest cannot be told. All intervals hold together with 95 %, so that two runs of the same
-seldom differ anywhere.
+Each case that both have is compared by CPU time, rate, latencies and wasted wake-ups. What changed
+on the machine between the two runs is in every ratio, and no interval shows it: to compare two
+builds, run both at once, `greeter bench --greeterd A --greeterd B`.
 
 Exit codes:
 
@@ -66,10 +66,13 @@ def report(file: _Results, /, *, outputs: Outputs | None = None) -> int:
     if not results.trials:
         raise export.UnreadableError(f"{file} holds no trial yet")
     outputs.require({"FILE": file})
+    known = results.preset in {"quick", "full"}
+    effects = expectations.load(expectations.KNOWN_EFFECTS) if known else []
+    verdicts = expectations.check(effects, results)
     if outputs.given:
-        outputs.write(results)
+        outputs.write(results, verdicts)
     else:
-        sys.stdout.write(tables.show(tables.render(results), sys.stdout))
+        sys.stdout.write(tables.show(tables.render(results, verdicts), sys.stdout))
     return 0
 
 
@@ -86,6 +89,7 @@ def compare(a: _Results, b: _Results, /) -> int:
     """
     before, after = export.read(a), export.read(b)
     found = comparing.compare(before, after)
-    shown = comparing.show(found, before, after, (str(a), str(b)))
-    sys.stdout.write(tables.show(shown, sys.stdout))
+    if not found.pairs:
+        raise export.UnreadableError("there is no case of which both have valid trials")
+    sys.stdout.write(tables.show(tables.comparison(found, before, after), sys.stdout))
     return EX_DIFFERENT if found.differences else 0

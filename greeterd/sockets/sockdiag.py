@@ -48,6 +48,9 @@ _ALL_INET_IDS: Final = bytes(48)
 _INET_ANSWER_BYTES: Final = 72
 _INODE: Final = struct.Struct("=I")  # the last field of the answer
 _INET_DIAG_SHUTDOWN: Final = 8
+_INET_DIAG_SKMEMINFO: Final = 7
+_INET_TAIL: Final = struct.Struct("=IIII")  # rqueue, wqueue, uid, inode
+_INET_TAIL_OFFSET: Final = 56
 
 _UNIX_REQUEST: Final = struct.Struct("=BBHIIIII")  # family, -, -, states, inode, show, cookie
 _UNIX_ANSWER_BYTES: Final = 16
@@ -168,6 +171,57 @@ def spoiled_listeners() -> set[int]:
                 if mark is not None and mark != b"\0":
                     found.add(_INODE.unpack_from(answer, _INET_ANSWER_BYTES - _INODE.size)[0])
     return found
+
+
+class TcpSocket(NamedTuple):
+    """A TCP socket of this network namespace."""
+
+    inode: int
+    """0 while no process has it: in an accept queue, or past its end."""
+    state: int
+    """As include/net/tcp_states.h numbers it."""
+    address: str
+    """Its own."""
+    peer: str
+    queued: int
+    """Of a listener, how many connections wait; else bytes that were not read."""
+    limit: int
+    drops: int | None
+
+
+def tcp_sockets(port: int, states: int = _ALL) -> list[TcpSocket]:
+    """Return the sockets whose own port this is; `states` has a bit for each wanted state.
+
+    Raises: OSError as `handshakes`.
+    """
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _INET_REQUEST.pack(
+            family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_SKMEMINFO - 1), states
+        )
+        for answers in _ask(request + _INET_ID.pack(port, 0, b"", b"", b""), _NLM_F_DUMP):
+            for answer in answers:
+                own, other, host, peer, _ = _INET_ID.unpack_from(answer, _INET_ID_OFFSET)
+                queued, limit, _, inode = _INET_TAIL.unpack_from(answer, _INET_TAIL_OFFSET)
+                memory = _attribute(answer, _INET_ANSWER_BYTES, _INET_DIAG_SKMEMINFO)
+                if own == port:
+                    found.append(
+                        TcpSocket(
+                            inode,
+                            answer[_INET_STATE_OFFSET],
+                            str(Address(_host(family, host), own)),
+                            str(Address(_host(family, peer), other)),
+                            queued,
+                            limit,
+                            _MEMINFO.unpack(memory)[_MEMINFO_DROPS] if memory else None,
+                        )
+                    )
+    return found
+
+
+def _host(family: int, packed: bytes) -> str:
+    size = 4 if family == socket.AF_INET else 16
+    return socket.inet_ntop(socket.AddressFamily(family), packed[:size])
 
 
 def _unix_queue(listener: socket.socket) -> Queue:

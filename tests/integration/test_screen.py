@@ -17,10 +17,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from greeterd.bench.analysis import compare
-from greeterd.bench.analysis.predicates import Predicate, check
+from greeterd.bench.analysis.compare import compare
+from greeterd.bench.analysis.expectations import Predicate, check
 from greeterd.bench.model import Case, Results
-from greeterd.bench.report import expectations, tables
+from greeterd.bench.report import tables
 from greeterd.bench.report.export import to_json
 from greeterd.cli.balance import count_daemon, render, to_plain
 from greeterd.cli.greeterctl import _judged
@@ -115,9 +115,10 @@ def test_a_report_shows_text_and_nothing_else(text: str) -> None:
     results = results_of(text)
     other = make_results(list({one.case for one in results.trials}), seed=2)
     predicate = Predicate(name=text or "x", metric="rate", op=">", value=0.0)
-    shown_safely(lambda file: tables.show(tables.render(results), file))
-    shown_safely(lambda file: tables.show(compare.render(results, other, (text, text)), file))
-    shown_safely(lambda file: tables.show(expectations.render(check([predicate], results)), file))
+    verdicts = check([predicate], results)
+    shown_safely(lambda file: tables.show(tables.render(results, verdicts), file))
+    both = compare(results, other)
+    shown_safely(lambda file: tables.show(tables.comparison(both, results, other), file))
 
 
 JSON = st.recursive(

@@ -15,12 +15,17 @@ from typing import Any
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
-from greeterd.bench.experiment import trial
-from greeterd.bench.experiment.plan import Plan, Visit
+from greeterd.bench.analysis.paired import LOOKS
+from greeterd.bench.analysis.rows import rows
+from greeterd.bench.experiment import runner, store, trial
+from greeterd.bench.experiment.outside import tree
+from greeterd.bench.experiment.plan import Pin, Plan
 from greeterd.bench.experiment.servers import DAEMON, Setup
 from greeterd.bench.experiment.store import load_results
-from greeterd.bench.model import Case, Trial
+from greeterd.bench.model import Case, Comparison, Results, Trial
+from tests.bench_results import ENVIRONMENT
 from tests.support import until
 from tests.system.harness import clean_environment, program
 
@@ -55,9 +60,23 @@ def stand_in(source: str, **parts: str) -> tuple[str, ...]:
     return (sys.executable, "-c", source.format(daemon=daemon, **parts))
 
 
-def run(case: Case, daemon: tuple[str, ...] = DAEMON) -> Trial:
-    plan = Plan(cases=[case], warmup=20)
-    return trial.run(Visit(case, 0, 0), plan, Setup(daemon=daemon))
+def experiment(
+    comparison: Comparison, place: Path, setup: Setup | None = None, **plan: Any
+) -> Results:
+    """Run an experiment of one comparison, of one pair unless it is said."""
+    whole = Plan(**{"comparisons": [comparison], "warmup": 20, "pairs": 1, **plan})
+    header = store.Header(environment=ENVIRONMENT, plan=whole)
+    kept = store.create(place / "experiment.jsonl", header)
+    try:
+        runner.run(kept, setup or Setup(), lambda _: None)
+    finally:
+        kept.close()
+    return kept.results
+
+
+def run(case: Case, place: Path, daemon: tuple[str, ...] = DAEMON) -> Trial:
+    (one,) = experiment(Comparison(a=case), place, Setup(daemon=daemon)).trials
+    return one
 
 
 @pytest.fixture
@@ -94,14 +113,15 @@ def bench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("directory")
-def test_a_trial_is_measured_and_its_counts_agree() -> None:
-    done = run(SMALL)
+def test_a_trial_is_measured_and_its_counts_agree(tmp_path: Path) -> None:
+    done = run(SMALL, tmp_path)
     assert done.invalid == ""
-    assert done.counts.client == done.counts.scoreboard == done.counts.log == 220
+    assert done.counts.client == done.counts.scoreboard == done.counts.log == 200
     assert sum(done.per_worker) == 200
     assert len(done.per_worker) == 2
-    assert done.rate > 0
     assert done.cpu_us > 0
+    assert len(done.processes) == 3
+    assert sum(one.cpu_us for one in done.processes) == pytest.approx(done.cpu_us)
     assert done.switches is not None
     assert done.switches > 0
     assert (done.cpu_user_us, done.cpu_system_us) == (None, None)  # of a few ticks
@@ -110,22 +130,86 @@ def test_a_trial_is_measured_and_its_counts_agree() -> None:
     assert done.listener.limit > 0
     assert done.load is not None
     assert done.load.latency.count == 200
+    assert bool(done.rate) != bool(done.load.bottleneck)
+
+
+@pytest.mark.usefixtures("directory")
+def test_both_of_a_comparison_are_up_at_a_time_and_their_trials_are_pairs(tmp_path: Path) -> None:
+    other = replace(SMALL, mode="inherit")
+    found = experiment(Comparison(a=SMALL, b=other), tmp_path, pairs=3)
+    assert [(one.pair, one.invalid) for one in found.trials] == [(n // 2, "") for n in range(6)]
+    for at in range(0, 6, 2):
+        assert {one.case.mode for one in found.trials[at : at + 2]} == {"inherit", "reuseport"}
+    # One process of each for all its trials, and never one for both.
+    pids = [
+        {one.pid for trial in found.trials if trial.case == case for one in trial.processes}
+        for case in (SMALL, other)
+    ]
+    assert [len(some) for some in pids] == [3, 3]
+    assert pids[0].isdisjoint(pids[1])
+    assert found.finished
+    assert found.objections == []
+    (row,) = rows(found)
+    assert row.primary is not None
+    assert row.primary.pairs == 3
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_run_ends_when_it_is_decided_or_its_time_is_over(tmp_path: Path) -> None:
+    small = replace(SMALL, greetings=20)
+    comparison = Comparison(a=small, b=replace(small, mode="inherit"))
+    decided = experiment(comparison, tmp_path, pairs=None, precision=9.0, max_time=600.0)
+    assert len(decided.trials) == 2 * LOOKS[0]
+    (tmp_path / "experiment.jsonl").unlink()
+    over = experiment(comparison, tmp_path, pairs=None, precision=1e-9, max_time=1e-9)
+    assert len(over.trials) == 2
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
+@pytest.mark.usefixtures("directory")
+def test_servers_and_clients_run_where_they_are_pinned() -> None:
+    one, other, *_ = sorted(os.sched_getaffinity(0))
+    pin = Pin(server=[one], client=[other])
+    plan = Plan(comparisons=[Comparison(a=SMALL)], warmup=20, pin=pin)
+    with trial.subject(SMALL, plan, Setup(cpus=pin.server)) as found:
+        for pid in tree(found.server.pid):
+            assert os.sched_getaffinity(pid) == {one}
+        clients = [
+            child.pid
+            for child in psutil.Process().children()
+            if "load.process" in " ".join(child.cmdline())
+        ]
+        assert clients
+        assert all(os.sched_getaffinity(pid) == {other} for pid in clients)
 
 
 @pytest.mark.parametrize("lines", ["lines[1:]", "lines + lines[:1]"])
 @pytest.mark.usefixtures("directory")
-def test_a_server_whose_log_is_not_what_it_counted_is_found(lines: str) -> None:
-    done = run(SMALL, stand_in(MISCOUNTING, lines=lines))
+def test_a_server_whose_log_is_not_what_it_counted_is_found(lines: str, tmp_path: Path) -> None:
+    setup = Setup(daemon=stand_in(MISCOUNTING, lines=lines))
+    found = experiment(Comparison(a=SMALL), tmp_path, setup)
     logged = 219 if lines == "lines[1:]" else 221
-    assert done.invalid == f"the counts disagree: client 220, scoreboard 220, log {logged}"
+    (said,) = found.objections
+    assert said.reason == f"220 greetings were logged, and {logged} at its end"
 
 
 @pytest.mark.usefixtures("directory")
-def test_a_daemon_that_dies_in_mid_trial_makes_it_invalid_with_its_last_words() -> None:
+def test_a_daemon_that_dies_in_mid_trial_makes_it_invalid_with_its_last_words(
+    tmp_path: Path,
+) -> None:
     case = Case(mode="inherit", workers=2, arrival="constant", rate=500.0, greetings=5000)
-    done = run(case, stand_in(DYING))
+    done = run(case, tmp_path, stand_in(DYING))
     assert done.invalid.startswith("greeterd ended with exit code 247: ")
     assert "the last words" in done.invalid
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_server_that_has_failed_is_started_afresh_and_given_up_after_three_times(
+    tmp_path: Path,
+) -> None:
+    found = experiment(Comparison(a=SMALL), tmp_path, Setup(daemon=("/bin/false",)), pairs=9)
+    assert len(found.trials) == runner.FAILURES
+    assert all("did not start" in one.invalid for one in found.trials)
 
 
 def test_a_disk_that_is_full_makes_a_trial_invalid_at_once(
@@ -139,19 +223,19 @@ def test_a_disk_that_is_full_makes_a_trial_invalid_at_once(
 
     monkeypatch.setattr(os, "statvfs", pretend)
     case = Case(mode="inherit", workers=2, arrival="constant", rate=100.0, greetings=5000)
-    assert run(case).invalid == f"no space is left in {directory}"
+    assert run(case, directory.parent).invalid == f"no space is left in {directory}"
 
 
 @pytest.mark.usefixtures("directory")
 def test_a_stopped_worker_costs_clients_without_rescue_and_the_counts_still_agree(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greeterd.bench.experiment.plan.FAULT_TIMEOUT", 1.0)
     case = Case(
         mode="reuseport", workers=2, arrival="constant", rate=300.0, greetings=900,
         fault="stopped", rescue=False,
     )  # fmt: skip
-    done = run(case)
+    done = run(case, tmp_path)
     assert done.invalid == ""
     assert done.lost == done.counts.uncertain > 50
     assert done.load is not None
@@ -165,7 +249,7 @@ def test_a_stopped_worker_costs_clients_without_rescue_and_the_counts_still_agre
 
 def test_an_interrupted_experiment_keeps_its_trials_and_goes_on(directory: Path) -> None:
     arguments = [
-        "--mode=inherit,reuseport", "--workers=2", "--greetings=200", "--trials=2", "--warmup=20"
+        "--mode=inherit,reuseport", "--workers=2", "--greetings=200", "--pairs=4", "--warmup=20"
     ]  # fmt: skip
     results = directory.parent / "results.jsonl"
     kept: list[Any] = []
@@ -173,9 +257,9 @@ def test_an_interrupted_experiment_keeps_its_trials_and_goes_on(directory: Path)
         code, said = interrupted(number, f"{choice}={results}", *arguments)
         before, kept = kept, load_results(results).trials
         assert code == 130
-        assert f"{len(kept)} of 4 trials are kept in {results}" in said
+        assert f"interrupted: {len(kept)} trials kept in {results}" in said
         assert f"greeter bench --resume {results}" in said
-        assert len(before) < len(kept) < 4
+        assert len(before) < len(kept) < 8
         assert list(directory.iterdir()) == []
         assert marked(directory) == []
     other = bench("--resume", str(results), "--mode=inherit", cwd=directory)
@@ -184,8 +268,10 @@ def test_an_interrupted_experiment_keeps_its_trials_and_goes_on(directory: Path)
     done = bench("--resume", str(results), cwd=directory)
     assert done.returncode == 0, done.stderr
     trials = load_results(results).trials
-    assert sorted(one.order for one in trials) == [0, 1, 2, 3]
-    assert [one.invalid for one in trials] == [""] * 4
+    assert [one.order for one in trials] == list(range(len(trials)))
+    assert {one.invalid for one in trials} == {""}
+    assert trials[-1].pair == 3
+    assert load_results(results).finished
     assert "reuseport" in done.stdout
 
 
@@ -236,7 +322,7 @@ def interrupted(number: int, *arguments: str) -> tuple[int, str]:
         said = []
         for line in process.stderr:
             said.append(line)
-            if re.match(r"greeter: \d of 4:", line):
+            if re.match(r"greeter: \d+ %: pair \d:", line):
                 process.send_signal(number)
         return process.wait(30), "".join(said)
 
@@ -259,18 +345,15 @@ def test_a_port_that_is_taken_is_found_before_the_run(directory: Path) -> None:
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(directory: Path) -> None:
-    done = bench(
-        "--dry-run", "--mode=reuseport", "--wait=rotate,epoll", "--trials=2", cwd=directory
-    )
+    done = bench("--dry-run", "--mode=reuseport", "--wait=rotate,epoll", "--pairs=2", cwd=directory)
     assert done.returncode == 0
-    assert "1 case, 2 times each: 2 trials" in done.stdout
+    assert "1 comparison of 1 case" in done.stdout
     assert "left out 1 case: wait rotate" in done.stderr
 
 
 @pytest.mark.usefixtures("directory")
-def test_a_daemon_on_ipv6_is_measured() -> None:
-    plan = Plan(cases=[SMALL], warmup=20)
-    done = trial.run(Visit(SMALL, 0, 0), plan, Setup("[::1]:0", commit="abc"))
+def test_a_daemon_on_ipv6_is_measured(tmp_path: Path) -> None:
+    (done,) = experiment(Comparison(a=SMALL), tmp_path, Setup("[::1]:0", commit="abc")).trials
     assert (done.invalid, done.commit) == ("", "abc")
 
 

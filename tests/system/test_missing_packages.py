@@ -50,7 +50,7 @@ def test_detaching_without_its_package_is_told_to_the_shell() -> None:
     assert done.returncode == 69
 
 
-@pytest.mark.parametrize("package", ["psutil", "hdrhistogram"])
+@pytest.mark.parametrize("package", ["psutil", "hdrhistogram", "scipy"])
 def test_a_measurement_names_the_extra_that_it_needs(package: str) -> None:
     module = {"hdrhistogram": "hdrh"}.get(package, package)
     done = run("greeter", module, "bench")
@@ -66,5 +66,5 @@ def test_a_measurement_names_the_extra_that_it_needs(package: str) -> None:
      ("greeter", ["bench", "report", "--help"])],
 )  # fmt: skip
 def test_without_the_extra_the_rest_works(program: str, arguments: list[str]) -> None:
-    done = run(program, "psutil,hdrh,jinja2,uvloop", *arguments)
+    done = run(program, "psutil,hdrh,jinja2,matplotlib,scipy,uvloop", *arguments)
     assert (done.returncode, done.stderr) == (0, "")

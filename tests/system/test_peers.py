@@ -83,7 +83,7 @@ class Peer:
 def running(
     server: str, mode: str, directory: Path, prefix: tuple[str, ...] = ()
 ) -> Iterator[Peer]:
-    case = Case(server=server, mode=mode, workers=WORKERS)  # type: ignore[arg-type]
+    case = Case(server=server, mode=mode, workers=WORKERS)
     log_dir = directory / "logs"
     command = [*prefix, *peers.command(case, log_dir, directory / "build")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

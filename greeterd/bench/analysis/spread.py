@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from greeterd.balance import SURE, Balance, chi_square_tail, evenness, measure
+from greeterd.bench.analysis.paired import holm
 
 LEAST: Final = 5
 """Greetings a worker in each trial, without which chi-square is too rough to judge by."""
@@ -19,6 +20,9 @@ TURNS: Final = 0.01
 """The probability below which so much evenness is not put down to chance."""
 LEAST_DEGREES: Final = 3
 """With fewer, chance too is often perfectly even: 5,000 of 10,000 for each of two workers."""
+
+FAIR: Final = 0.99
+"""The Jain index from which on a spread is fair for all that matters: of four, one is 17 % off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ class Spread:
     def even(self) -> bool:
         """Tell whether chance may well be all that made it uneven."""
         return self.few or self.p_value >= SURE
+
+    @property
+    def fair(self) -> bool:
+        """Tell whether it is even for all that matters, be it less than chance."""
+        return self.even or self.typical.found.jain >= FAIR
 
     @property
     def sentence(self) -> str:
@@ -88,14 +97,4 @@ def judge_together(spreads: Sequence[Spread | None]) -> list[Spread | None]:
     found = list(spreads)
     for index, one, p_value, p_turns in zip(told, mine, uneven, turns, strict=True):
         found[index] = replace(one, p_value=p_value, p_turns=p_turns)
-    return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values as they are when all are looked at."""
-    found, least = [0.0] * len(p_values), 0.0
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    for rank, index in enumerate(order):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
-        found[index] = least
     return found

@@ -29,7 +29,8 @@ SYSCTLS: Final = (
     "net.ipv4.tcp_max_tw_buckets",
 )
 PACKAGES: Final = (
-    "cyclopts", "hdrhistogram", "jinja2", "msgspec", "psutil", "rich", "structlog", "uvloop",
+    "cyclopts", "hdrhistogram", "jinja2", "matplotlib", "msgspec", "psutil", "rich", "scipy",
+    "structlog", "uvloop",
 )  # fmt: skip
 _GIT_TIMEOUT: Final = 5.0
 

@@ -1,23 +1,28 @@
 """Hurts a running server while the load runs: a worker stopped, one killed or a reload each second.
 
-The first comes when the first measured greeting has been logged, so that the load, and not the
-start of its processes, meets it.  A stopped worker stays so until the load has ended: `objection`
+The first comes when the first measured greeting has been logged, or the load runs for FIRST_AFTER
+seconds where there is no log to see, so that the load, and not the start of its processes, meets
+it.  A stopped worker stays so until the load has ended: `objection`
 tells when it has not, which its trial would not show.
 """
 
 import contextlib
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, Signals
 from typing import Final
 
-from greeterd.bench.experiment.servers import Server, TrialError
+from greeterd.bench.experiment.servers import Server, TrialError, filled
 from greeterd.control.status import WorkerStatus
 
 PERIOD: Final = 1.0
 """Seconds between two kills, or two reloads."""
 STOPPED_SLOT: Final = 1
+FIRST_AFTER: Final = 0.2
+RELOAD_TIMEOUT: Final = 30.0
+"""Seconds that a command of `--reload-command` may take."""
 
 
 @dataclass(slots=True)
@@ -41,7 +46,9 @@ class Injector:
         if self.server.case.fault == "none":
             return
         if self._next_at is None:
-            if self.server.log_bytes() > self.log_bytes:
+            if self.server.command is not None:
+                self._next_at = now + FIRST_AFTER
+            elif self.server.log_bytes() > self.log_bytes:
                 self._next_at = now
             return
         if now < self._next_at:
@@ -53,8 +60,7 @@ class Injector:
             case "killed":
                 self._signal(self.done % self.server.case.workers + 1, SIGKILL)
             case "reload":
-                # As a signal, since a command would keep this loop until the reload is done.
-                self._send(self._status_pid(), SIGHUP)
+                self._reload()
             case _:
                 pass
 
@@ -74,11 +80,33 @@ class Injector:
                 os.kill(self._stopped, SIGCONT)
             self._stopped = None
 
+    def _reload(self) -> None:
+        command = self.server.command
+        if command is None:
+            # As a signal, since a command would keep this loop until the reload is done.
+            self._send(self._status_pid(), SIGHUP)
+        elif command.reload_command:
+            one = self.server
+            words = filled(
+                command.reload_command, one.case, one.address, one.directory, pid=one.pid
+            )
+            done = subprocess.run(  # noqa: S603
+                words, capture_output=True, text=True, check=False, timeout=RELOAD_TIMEOUT
+            )
+            if done.returncode:
+                raise TrialError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()}")
+            self.done += 1
+        else:
+            self._send(self.server.pid, Signals[f"SIG{command.reload_signal}"])
+
     def _signal(self, slot: int, number: int) -> int | None:
         """Signal the worker of a slot, if it has one that serves; return its pid."""
         status = self.server.status()
-        assert status is not None, "faults are of greeterd only"
-        pid = next((one.pid for one in status.workers if _serves(one, slot)), None)
+        if status is None:
+            workers = self.server.workers()
+            pid = workers[slot - 1] if slot <= len(workers) else None
+        else:
+            pid = next((one.pid for one in status.workers if _serves(one, slot)), None)
         if pid is not None:
             self._send(pid, number)
         return pid

@@ -62,6 +62,8 @@ class Spent:
     voluntary: int | None
     involuntary: int | None
     """None when a process has died."""
+    by_pid: dict[int, int]
+    """Nanoseconds of each process that lives, the busiest first."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,9 @@ class Watch:
         reaped_system = sum(new.reaped_system_ns - old.reaped_system_ns for new, old in pairs)
         reaped_user -= sum(usage.user_ns + usage.reaped_user_ns for usage in dead)
         reaped_system -= sum(usage.system_ns + usage.reaped_system_ns for usage in dead)
+        by_pid = {
+            one.pid: usage.cpu_ns - base.get(one, nothing).cpu_ns for one, usage in living.items()
+        }
         share = user / (user + system) if user + system else 0.5
         died = bool(dead) or any(new.reaped_faults != old.reaped_faults for new, old in pairs)
         return Spent(
@@ -99,11 +104,23 @@ class Watch:
             involuntary=None
             if died
             else sum(new.involuntary - old.involuntary for new, old in pairs),
+            by_pid=dict(sorted(by_pid.items(), key=lambda item: -item[1])),
         )
 
 
 def tree(root: int) -> list[int]:
     """Return the pids of a process and its living descendants; empty when it is gone."""
+    if not Path(f"/proc/{root}/task/{root}/children").exists():
+        return _tree_by_parents(root)  # it is gone, or the kernel is without CONFIG_PROC_CHILDREN
+    found = [root]
+    for pid in found:  # which grows
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def _tree_by_parents(root: int) -> list[int]:
     import psutil  # noqa: PLC0415  of the extra: reports are made without it
 
     try:

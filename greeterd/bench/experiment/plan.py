@@ -1,12 +1,13 @@
-"""Decides which trials an experiment has, and in which order they are run.
+"""Decides which comparisons an experiment has, and of which cases.
 
 A matrix has values for each axis; a plan has the cases of it that are possible, and tells of the
 others.  An axis that means nothing to a case keeps its default there: no case differs from another
-by what has no effect.  Pure: nothing is run, and the order follows from the seed.
+by what has no effect.  Cases that are asked the same are compared with the first of them, or with
+the same case of another build.  Pure: nothing is run.
 """
 
 import itertools
-import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final
@@ -14,8 +15,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from greeterd.bench.labels import wait_of
-from greeterd.bench.model import Arrival, Case, Fault, Server
+from greeterd.bench.analysis.paired import LOOKS
+from greeterd.bench.labels import Scenario, scenario_of, wait_of
+from greeterd.bench.model import Arrival, Case, Comparison, Fault
 from greeterd.config.schema import MAX_WORKERS, HandoffPolicy, Mode, Steering, Wait
 
 OPEN_LOOP: Final = frozenset({"constant", "poisson"})
@@ -25,12 +27,17 @@ FAULT_SECONDS: Final = 5.0
 """How long the load of a case with a fault lasts at least: five kills, five reloads."""
 
 DEFAULT: Final = Case()
+PEERS: Final = frozenset({"socketserver", "asyncio", "uvloop", "threaded", "bare"})
+_OWN: Final = ("wait", "steering", "handoff_policy", "rescue")
 CLIENT_TIMEOUT: Final = 10.0
 FAULT_TIMEOUT: Final = 2.0
 """Seconds that a client waits; less with a fault, so that a stopped worker bounds its clients."""
 
-# A first guess of how long a trial takes, of two cores; what is measured goes before it.
-_OVERHEAD: Final = 0.7
+PAIRS_WITH_FAULT: Final = 3
+"""Of a comparison with a fault, whose trials last FAULT_SECONDS: losses are counts and add up."""
+
+# A guess of how long a trial takes, of two cores.
+_OVERHEAD: Final = 0.1
 _GREETINGS_PER_SECOND: Final = 10_000.0
 _ALONE_PER_SECOND: Final = 5_000.0
 _SEEDS_PER_SECOND: Final = 650.0
@@ -42,7 +49,8 @@ _SLOW_PER_SECOND: Final = {"socketserver": 350.0, "asyncio": 4_000.0, "uvloop": 
 class Matrix:
     """Values for each axis: their product is what is asked for."""
 
-    server: Sequence[Server] = ("greeterd",)
+    server: Sequence[str] = ("greeterd",)
+    build: Sequence[str] = ("",)
     mode: Sequence[Mode] = ("inherit", "reuseport")
     wait: Sequence[Wait] = ("auto",)
     steering: Sequence[Steering] = ("hash",)
@@ -53,41 +61,89 @@ class Matrix:
     arrival: Sequence[Arrival] = ("closed",)
     rate: Sequence[float] = ()
     """Only of the arrivals that have one."""
+    life: Sequence[float] = (0.0,)
     fault: Sequence[Fault] = ("none",)
-    greetings: Sequence[int] = (10_000,)
+    greetings: Sequence[int] = (2000,)
 
 
 AXES: Final = tuple(one.name for one in fields(Matrix))
 
 
+class Command(Struct, frozen=True, kw_only=True):
+    """A server that is not greeterd's, as the command line has it."""
+
+    name: str
+    command: str
+    """With {workers}, {address}, {host}, {port} and {directory} to be filled in."""
+    reload_signal: str = "HUP"
+    reload_command: str = ""
+    """Run in place of the signal; with {pid} too."""
+
+
+class Pin(Struct, frozen=True, kw_only=True):
+    """Which CPUs servers and clients run on; any when empty."""
+
+    server: list[int] = []
+    client: list[int] = []
+
+
 class Plan(Struct, frozen=True, kw_only=True):
-    """What is to be run: the cases, how often each, and in which order."""
+    """What is to be run."""
 
     preset: str = ""
-    cases: list[Case]
-    repeats: int = 3
+    comparisons: list[Comparison]
+    pairs: int | None = None
+    """Of each comparison; None to stop when the interval decides."""
+    precision: float = 0.05
+    max_time: float = 60.0
+    """Seconds of all trials but those of faults and of a fixed number of pairs."""
     seed: int = 0
+    """Decides the order within pairs, and the arrivals."""
     warmup: int = 400
-    """Greetings before each trial that are not measured."""
+    """Greetings to each server, as it is started, that are not measured."""
+    pin: Pin = Pin()
+    builds: dict[str, str] = {}
+    """The commands of `--greeterd`, by name, where there are several."""
+    commands: list[Command] = []
+    request: str | None = None
+    expect: str | None = None
+    no_half_close: bool = False
 
     @property
-    def trials(self) -> int:
-        """How many trials there are."""
-        return len(self.cases) * self.repeats
+    def cases(self) -> list[Case]:
+        """All of them, in order."""
+        return list(dict.fromkeys(case for one in self.comparisons for case in one.cases))
+
+    def pairs_of(self, comparison: Comparison) -> int | None:
+        """Return how many pairs a comparison has; None to stop when the interval decides."""
+        fault = comparison.a.fault != "none"
+        return self.pairs or (PAIRS_WITH_FAULT if fault else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One trial that is to be run."""
+def compared(cases: Sequence[Case]) -> list[Comparison]:
+    """Return each case beside the first that is asked the same, or beside the first build."""
+    first = next((case.build for case in cases), "")
+    base: dict[Case | Scenario, Case] = {}
+    if len({case.build for case in cases}) > 1:
+        keys = [msgspec.structs.replace(case, build=first) for case in cases]
+    else:
+        keys = [scenario_of(case) for case in cases]  # type: ignore[misc]
+    alone = Counter(keys)
+    found = []
+    for case, key in zip(cases, keys, strict=True):
+        if key not in base:
+            base[key] = case
+        else:
+            found.append(Comparison(a=base[key], b=case))
+    return found + [Comparison(a=base[key]) for key, count in alone.items() if count == 1]
 
-    case: Case
-    repeat: int
-    order: int
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """What tells this trial from every other of the plan."""
-        return key(self.case), self.repeat
+def groups(comparisons: Sequence[Comparison]) -> list[list[int]]:
+    """Return which comparisons are run at a time, by place: those that are asked the same."""
+    found: dict[Scenario, list[int]] = {}
+    for index, one in enumerate(comparisons):
+        found.setdefault(scenario_of(one.a), []).append(index)
+    return list(found.values())
 
 
 @dataclass(slots=True)
@@ -148,9 +204,12 @@ def impossible(case: Case) -> str:
 def _impossible_server(case: Case) -> str:
     if case.server == "greeterd":
         return ""
+    if case.server not in PEERS:  # a command, which has what it has
+        other = [name for name in _OWN if getattr(case, name) != getattr(DEFAULT, name)]
+        return f"{other[0]} is of greeterd: say it in the command" if other else ""
     if case.mode not in {"inherit", "reuseport"}:
         return f"mode {case.mode} is of greeterd only"
-    own = ("wait", "steering", "handoff_policy", "rescue", "fault")
+    own = (*_OWN, "build", "fault")
     other = [name for name in own if getattr(case, name) != getattr(DEFAULT, name)]
     return f"{other[0]} {_show(getattr(case, other[0]))} is of greeterd only" if other else ""
 
@@ -174,6 +233,8 @@ def _impossible_load(case: Case) -> str:
         return "concurrency and greetings are at least 1"
     if case.arrival in OPEN_LOOP and not case.rate > 0:
         return f"arrival {case.arrival} needs a rate"
+    if case.life < 0:
+        return "a life is 0 seconds or more"
     if case.arrival == "burst" and case.fault != "none":
         return "a burst is over before a fault matters"
     return ""
@@ -193,7 +254,9 @@ def _settled(case: Case) -> Case:
     In mode inherit no worker has a listener of its own, so that there is nothing to rescue.
     """
     if case.server != "greeterd":
-        return case
+        greetings = min(case.greetings, round(_SLOW_PER_SECOND.get(case.server, case.greetings)))
+        mode = case.mode if case.server in PEERS else DEFAULT.mode
+        return msgspec.structs.replace(case, greetings=greetings, mode=mode)
     wait = "auto" if case.mode == "handoff" else wait_of(case)
     rescue = case.rescue or case.mode == "inherit"
     return msgspec.structs.replace(case, wait=wait, rescue=rescue)
@@ -243,27 +306,10 @@ def expected(case: Case) -> float:
         speed = _SEEDS_PER_SECOND
     elif case.concurrency == 1:
         speed = _ALONE_PER_SECOND
+    if case.life and case.arrival not in OPEN_LOOP:
+        speed = min(speed, case.concurrency / case.life)
     speed = min(speed, _SLOW_PER_SECOND.get(case.server, speed))
     return _OVERHEAD + case.greetings / speed
-
-
-def schedule(plan: Plan) -> list[Visit]:
-    """Return the trials in the order in which they are run.
-
-    Each block has every case once, in an order of its own: an interrupted run has each case about
-    equally often, and a slow drift of the machine meets all cases alike.
-    """
-    chance = random.Random(plan.seed)  # noqa: S311  an order that can be repeated
-    visits: list[Visit] = []
-    for repeat in range(plan.repeats):
-        block = chance.sample(plan.cases, len(plan.cases))
-        visits += [Visit(case, repeat, len(visits) + at) for at, case in enumerate(block)]
-    return visits
-
-
-def key(case: Case) -> str:
-    """Return all that makes a case, as `axis=value` in the order of the fields."""
-    return " ".join(f"{name}={_show(getattr(case, name))}" for name in Case.__struct_fields__)
 
 
 def _show(value: object) -> str:
@@ -274,3 +320,10 @@ def _show(value: object) -> str:
             return f"{value:g}"
         case _:
             return str(value)
+
+
+def least_seconds(plan: Plan) -> float:
+    """Return a guess of how long an experiment takes at least."""
+    return sum(
+        (plan.pairs_of(one) or LOOKS[0]) * sum(map(expected, one.cases)) for one in plan.comparisons
+    )

@@ -8,12 +8,11 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from greeterd.bench.experiment.plan import AXES, Choice, Matrix, join
-from greeterd.config.schema import Mode, Wait
+from greeterd.config.schema import Mode
 from greeterd.errors import UsageError
 
 ALL_MODES: Final[tuple[Mode, ...]] = ("inherit", "reuseport", "handoff")
 CLASSIC: Final[tuple[Mode, ...]] = ("inherit", "reuseport")
-WAITS: Final[tuple[Wait, ...]] = ("rotate", "exclusive", "epoll", "blocking")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,56 +21,59 @@ class Preset:
 
     about: str
     matrices: tuple[Matrix, ...]
-    repeats: int
+    max_time: float = 60.0
+    pairs: int | None = None
     warmup: int = 400
+    pin: bool = True
+    """Whether servers and clients have CPUs of their own, where there are two."""
 
 
 ARTICLE: Final = Preset(
     about="the hand-made experiment: four shells, each starting 10,000 senders one by one",
-    matrices=(Matrix(mode=CLASSIC, concurrency=(4,), arrival=("seed",), greetings=(40_000,)),),
-    repeats=3,
+    # In 20 parts, so that the two modes are measured side by side.
+    matrices=(Matrix(mode=CLASSIC, concurrency=(4,), arrival=("seed",), greetings=(2000,)),),
+    pairs=20,
+    pin=False,  # as the shells were
 )
 
-# As many as fit into the minute: CPU time is told by ticks of 10 ms.
-_SHORT: Final = Matrix(greetings=(7000,))
 QUICK: Final = Preset(
-    about="modes and waits in under a minute",
+    about="inherit against reuseport, then handoff and the waits",
     matrices=(
-        replace(_SHORT, mode=("inherit",), wait=("rotate", "epoll")),
-        replace(_SHORT, mode=("reuseport", "handoff")),
-        replace(_SHORT, mode=("inherit",), wait=("rotate", "exclusive"), concurrency=(1,)),
+        Matrix(mode=CLASSIC),
+        Matrix(mode=("handoff",)),
+        Matrix(mode=("inherit",), wait=("epoll",)),
+        Matrix(mode=("inherit",), wait=("rotate", "exclusive"), concurrency=(1,), greetings=(500,)),
     ),
-    repeats=6,
-    warmup=200,
 )
 
 _LOADED: Final = Matrix(mode=ALL_MODES, concurrency=(32,))
-"""As much as the server takes: whoever dies has connections in hand."""
-_STEADY: Final = Matrix(mode=ALL_MODES, arrival=("poisson",), rate=(500.0,), greetings=(2500,))
+"""As much as the server takes: a worker that dies has connections in hand."""
+_STEADY: Final = Matrix(mode=ALL_MODES, arrival=("poisson",), rate=(500.0,), greetings=(250,))
 _TAKERS: Final = (
-    Matrix(mode=("inherit",), wait=WAITS),
-    Matrix(mode=("reuseport",), wait=("epoll", "blocking")),
+    Matrix(mode=CLASSIC),
+    Matrix(mode=("inherit",), wait=("exclusive", "epoll", "blocking")),
+    Matrix(mode=("reuseport",), wait=("blocking",)),
     Matrix(mode=("handoff",), handoff_policy=("round-robin", "least-busy")),
 )
 FULL: Final = Preset(
     about="modes, waits, steering, workers, open-loop latency, faults and peers",
     matrices=(
         # Who takes the connections, alone and under load.
-        *(replace(one, concurrency=(1,), greetings=(5000,)) for one in _TAKERS),
         *(replace(one, concurrency=(32,)) for one in _TAKERS),
-        Matrix(mode=("reuseport",), wait=("epoll",), steering=("cpu", "random"), concurrency=(32,)),
+        *(replace(one, concurrency=(1,), greetings=(1000,)) for one in _TAKERS),
+        Matrix(mode=("reuseport",), steering=("random",), concurrency=(32,)),
         # What more workers bring.
-        replace(_LOADED, workers=(1, 2, 4, 8)),
+        replace(_LOADED, workers=(1, 2, 8)),
         # What an arrival waits for, at rates that do not ask the server first.
         replace(_STEADY, rate=(500.0, 1000.0, 2000.0)),
         # What a fault costs.
         replace(_STEADY, fault=("stopped",), rescue=(True, False)),
         replace(_LOADED, fault=("killed", "reload")),
         # What one would write instead.
-        Matrix(server=("socketserver",), mode=("inherit",), concurrency=(32,)),  # half a minute
+        Matrix(server=("socketserver",), mode=("inherit",), concurrency=(32,)),
         Matrix(server=("asyncio", "uvloop", "threaded", "bare"), mode=CLASSIC, concurrency=(32,)),
     ),
-    repeats=6,
+    max_time=900.0,
 )
 
 PRESETS: Final[Mapping[str, Preset]] = types.MappingProxyType(
@@ -79,7 +81,11 @@ PRESETS: Final[Mapping[str, Preset]] = types.MappingProxyType(
 )
 """By name."""
 
-CUSTOM: Final = Preset(about="the axes of the command line", matrices=(Matrix(),), repeats=3)
+CUSTOM: Final = Preset(about="the axes of the command line", matrices=(Matrix(),))
+BUILDS: Final = Preset(
+    about="two builds of greeterd", matrices=(Matrix(mode=("inherit",)),), max_time=180.0
+)
+COMMANDS: Final = Preset(about="other servers", matrices=(Matrix(mode=("inherit",)),))
 
 _SWITCHES: Final = {"on": "true", "off": "false"}
 

@@ -1,14 +1,15 @@
-"""Tells on standard error how far an experiment is: a bar on a terminal, else a line a trial."""
+"""Tells on standard error how far an experiment is: a bar on a terminal, else a line a pair."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from greeterd.bench.experiment.runner import Progress as News
+from greeterd.bench.labels import approach
 from greeterd.bench.model import Case, Trial
-from greeterd.screen import Screen, duration
+from greeterd.screen import Screen
 from greeterd.system.escape import escape
 
 Tell = Callable[[News], None]
@@ -23,8 +24,7 @@ def telling(names: Mapping[Case, str]) -> Iterator[Tell]:
         return
     columns = (
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]} left"),
+        TaskProgressColumn(),
         TextColumn("{task.description}", markup=False),
     )
     # Drawn between two trials: nothing of it may run beside a measurement.
@@ -40,28 +40,29 @@ class _Drawn:
         self._task: TaskID | None = None
 
     def __call__(self, news: News) -> None:
-        if news.trial is not None and news.trial.invalid:
-            self._bar.console.print(f"greeter: {_outcome(self._names, news.trial)}", style="red")
+        for line in _wrong(self._names, news):
+            self._bar.console.print(f"greeter: {line}", style="red")
         if self._task is None:
-            self._task = self._bar.add_task("", left="", visible=False)
+            self._task = self._bar.add_task("", total=1.0, visible=False)
+        described = escape(self._names[news.next]) if news.next is not None else ""
         self._bar.update(
-            self._task,
-            visible=True,
-            total=news.total,
-            completed=news.done,
-            left=duration(news.left),
-            description=escape(self._names[news.next]) if news.next is not None else "",
-            refresh=True,
+            self._task, visible=True, completed=news.done, description=described, refresh=True
         )
 
 
 def _tell_in_lines(console: Screen, names: Mapping[Case, str], news: News) -> None:
-    if news.trial is not None:
-        console.print(
-            f"greeter: {news.done} of {news.total}: {_outcome(names, news.trial)}"
-            f" ({duration(news.left)} left)",
-            soft_wrap=True,
-        )
+    lines = list(_wrong(names, news))
+    if news.trial is not None and news.is_last_of_pair and not lines:
+        lines.append(f"pair {news.trial.pair + 1}: {_outcome(names, news.trial)}")
+    for line in lines:
+        console.print(f"greeter: {100 * news.done:.0f} %: {line}", soft_wrap=True)
+
+
+def _wrong(names: Mapping[Case, str], news: News) -> Iterator[str]:
+    if news.objection is not None:
+        yield escape(f"{approach(news.objection.case)}: {news.objection.reason}")
+    if news.trial is not None and news.trial.invalid:
+        yield _outcome(names, news.trial)
 
 
 def _outcome(names: Mapping[Case, str], trial: Trial) -> str:
@@ -69,4 +70,4 @@ def _outcome(names: Mapping[Case, str], trial: Trial) -> str:
     if trial.invalid:
         return f"{name}: invalid: {escape(trial.invalid)}"
     lost = f", {trial.lost} lost" if trial.lost else ""
-    return f"{name}: {trial.rate:.0f}/s, {trial.cpu_us:.0f} us CPU a greeting{lost}"
+    return f"{name}: {trial.cpu_us:.1f} us CPU a greeting{lost}"

@@ -7,22 +7,23 @@ this process is killed itself, the kernel tells them to end, and only directorie
 
 import contextlib
 import os
+import re
 import shlex
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL, SIGQUIT, SIGTERM, Signals
 from typing import Final
 
 import msgspec
 
-from greeterd.bench import peers
-from greeterd.bench.experiment.outside import tree
-from greeterd.bench.experiment.plan import wants_reply
+from greeterd.bench import census, peers
+from greeterd.bench.experiment.outside import queues, tree
+from greeterd.bench.experiment.plan import Command, wants_reply
 from greeterd.bench.experiment.waiting import poll
 from greeterd.bench.model import Case
 from greeterd.control import ControlError, NotRunningError, ask
@@ -64,6 +65,12 @@ class Setup:
 
     bind: str = "127.0.0.1:0"
     daemon: Sequence[str] = DAEMON
+    builds: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The commands of several daemons, by name."""
+    commands: Mapping[str, Command] = field(default_factory=dict)
+    """Servers of the command line, by name."""
+    cpus: Sequence[int] = ()
+    """Where servers run; anywhere when empty."""
     build_dir: Path | None = None
     """Where compiled peers are kept during an experiment."""
     commit: str = ""
@@ -78,6 +85,10 @@ class Server:
     process: subprocess.Popen[bytes]
     directory: Path
     address: Address
+    command: Command | None = None
+    """None of greeterd and of peers."""
+    _counted: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Bytes and lines of each log, as far as it was read."""
 
     @property
     def log_dir(self) -> Path:
@@ -114,14 +125,30 @@ class Server:
         """Return the size of all greeting logs; cheap, for noticing that greetings come."""
         return sum(log.stat().st_size for log in self.log_dir.glob("worker-*.log"))
 
-    def log_lines(self) -> dict[int, int]:
-        """Return how many greetings each slot has logged; of `bare` what it has counted."""
+    def log_lines(self, *, afresh: bool = False) -> dict[int, int]:
+        """Return how many greetings each slot has logged; of `bare` what it has counted.
+
+        Only what is new is read, unless all is to be read afresh.
+        """
+        if afresh:
+            self._counted.clear()
         if self.case.server == "bare":
             return dict(enumerate(peers.counts(self.log_dir), 1))
-        return {
-            int(log.stem.rpartition("-")[2]): _lines(log)
-            for log in sorted(self.log_dir.glob("worker-*.log"))
-        }
+        found = {}
+        for log in sorted(self.log_dir.glob("worker-*.log")):
+            at, lines = self._counted.get(log, (0, 0))
+            with log.open("rb") as file:
+                file.seek(at)
+                for chunk in iter(lambda: file.read(1 << 20), b""):
+                    at, lines = at + len(chunk), lines + chunk.count(b"\n")
+            self._counted[log] = at, lines
+            found[int(log.stem.rpartition("-")[2])] = lines
+        return found
+
+    def workers(self) -> list[int]:
+        """Return the processes that serve, of a server that does not tell: those that listen."""
+        taken = census.take(self.address.port, tree(self.pid))
+        return sorted(taken.workers)
 
     def stop(self) -> None:
         """Have it end in order, quickly; what it has greeted is written.
@@ -153,11 +180,6 @@ def _status(directory: Path) -> Status:
         raise ControlError(f"its status is not understood: {error}") from error
 
 
-def _lines(log: Path) -> int:
-    with log.open("rb") as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-
-
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
     """Make a directory, and remove it at the end; an interrupt finds it not made, or removed."""
@@ -183,16 +205,46 @@ def running(case: Case, setup: Setup) -> Iterator[Server]:
     """
     with temporary_directory("greeter-bench-") as directory:
         (directory / "logs").mkdir()
-        command = _command(case, setup, directory)
+        own = setup.commands.get(case.server)
+        address = free_address() if own else None
+        if own and address:
+            command = filled(own.command, case, address, directory)
+        else:
+            command = _command(case, setup, directory)
         # A quick stop of greeterd also ends a worker that a fault has stopped.
         last = SIGQUIT if case.server == "greeterd" else SIGTERM
-        with started(command, directory, last) as process:
-            yield Server(case, process, directory, _wait_until_ready(case, process, directory))
+        with started(command, directory, last, setup.cpus) as process:
+            told = _wait_until_ready(case, process, directory, address)
+            yield Server(case, process, directory, told, own)
+
+
+def free_address() -> Address:
+    """Return an address of this machine where nobody listens: the server is told which to take."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        return Address("127.0.0.1", probe.getsockname()[1])
+
+
+def filled(
+    command: str, case: Case, address: Address, directory: Path, **more: object
+) -> list[str]:
+    """Return the words of a command with what is in braces filled in; other braces stay."""
+    known = {
+        "workers": case.workers,
+        "address": address,
+        "host": address.host,
+        "port": address.port,
+        "directory": directory,
+        **more,
+    }
+    pattern = re.compile("{(" + "|".join(known) + ")}")
+    return [pattern.sub(lambda found: str(known[found[1]]), word) for word in shlex.split(command)]
 
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], directory: Path, last: Signals = SIGTERM
+    command: Sequence[str], directory: Path, last: Signals = SIGTERM, cpus: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program whose `stdout` and `stderr` are files of a directory; kill it at the end.
 
@@ -203,21 +255,26 @@ def started(
 
     def prepare() -> None:
         die_with_parent(last, parent)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
         release()
 
     with contextlib.ExitStack() as stack:
         out = stack.enter_context((directory / "stdout").open("wb"))
         err = stack.enter_context((directory / "stderr").open("wb"))
         with blocked():
-            process = subprocess.Popen(  # noqa: S603  there are no threads here
-                command,
-                env=clean_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                preexec_fn=prepare,  # noqa: PLW1509  there are no threads here
-            )
+            try:
+                process = subprocess.Popen(  # noqa: S603  there are no threads here
+                    command,
+                    env=clean_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                    preexec_fn=prepare,  # noqa: PLW1509  there are no threads here
+                )
+            except OSError as error:
+                raise TrialError(f"{command[0]}: {error.strerror}") from error
             stack.callback(kill, process)
         yield process
 
@@ -244,14 +301,22 @@ def _command(case: Case, setup: Setup, directory: Path) -> list[str]:
         settings["handoff-policy"] = case.handoff_policy
     if case.steering == "cpu":
         settings["cpu-affinity"] = "auto"  # else no worker has a CPU whose clients it gets
-    return [*setup.daemon, *(f"--{name}={value}" for name, value in settings.items())]
+    daemon = setup.builds.get(case.build, setup.daemon)
+    return [*daemon, *(f"--{name}={value}" for name, value in settings.items())]
 
 
-def _wait_until_ready(case: Case, process: subprocess.Popen[bytes], directory: Path) -> Address:
+def _wait_until_ready(
+    case: Case, process: subprocess.Popen[bytes], directory: Path, given: Address | None
+) -> Address:
+    """Wait until it says that it is ready or, of a command's server, until it listens."""
+
     def look() -> str | None:
         if process.poll() is not None:
             code, words = process.returncode, last_words(directory)
-            raise TrialError(f"{case.server} did not start (exit code {code}): {words}")
+            hint = " (it must stay in the foreground)" if given and code == 0 else ""
+            raise TrialError(f"{case.server} did not start (exit code {code}{hint}): {words}")
+        if given is not None:
+            return str(given) if queues(given) else None
         if case.server != "greeterd":
             said = (directory / "stdout").read_text()
             return said.split()[1] if said.startswith("ready ") and "\n" in said else None

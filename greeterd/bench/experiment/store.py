@@ -1,4 +1,4 @@
-"""Keeps results as they come: JSON lines, a header, then a line a trial, each forced to the disk.
+"""Keeps results as they come: JSON lines, a header, then a line a record, each forced to the disk.
 
 What is interrupted goes on: `resume` reads what is there, cuts a torn last line off, and appends.
 Who writes holds a lock on the file, which ends with its process: two never write the same.
@@ -13,12 +13,12 @@ from typing import BinaryIO, ClassVar, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from greeterd.bench.experiment.plan import Plan, Visit, key, schedule
-from greeterd.bench.model import FORMAT, Environment, Results, Trial
+from greeterd.bench.experiment.plan import Plan
+from greeterd.bench.model import FORMAT, Environment, Held, Objection, Results, Trial
 from greeterd.errors import GreeterdError
 
 KIND: Final = "greeter bench"
-MAX_BYTES: Final = 2**26
+MAX_BYTES: Final = 2**28
 """Of a file of results; a trial takes some 20 KB."""
 
 
@@ -49,33 +49,44 @@ class Header(Struct, frozen=True, kw_only=True):
     plan: Plan
 
 
+class End(Struct, frozen=True, kw_only=True, tag="end"):
+    """The last line of an experiment that came to its end."""
+
+
+Record = Trial | Held | Objection | End
+
+
 @dataclass(slots=True)
 class Store:
     """An open file of results; closed by `close`."""
 
     path: Path
     header: Header
-    trials: list[Trial]
+    records: list[Record]
     _file: BinaryIO
 
-    def append(self, trial: Trial) -> None:
-        """Keep a trial; it is on the disk when this returns.
+    def append(self, record: Record) -> None:
+        """Keep a record; it is on the disk when this returns.
 
         Raises:
             StoreError: it cannot be written.
         """
-        self.trials.append(trial)
-        _write(self.path, self._file, trial)
+        self.records.append(record)
+        _write(self.path, self._file, record)
 
-    def missing(self) -> list[Visit]:
-        """Return the trials that are still to be run, in their order."""
-        done = {(key(trial.case), trial.repeat) for trial in self.trials}
-        return [visit for visit in schedule(self.header.plan) if visit.key not in done]
+    @property
+    def trials(self) -> list[Trial]:
+        """Those that are kept, in the order in which they were run."""
+        return [one for one in self.records if isinstance(one, Trial)]
+
+    def pairs(self, comparison: int) -> int:
+        """Return how many pairs of a comparison have begun."""
+        return max((one.pair + 1 for one in self.trials if one.comparison == comparison), default=0)
 
     @property
     def results(self) -> Results:
         """What there is so far."""
-        return to_results(self.header, self.trials)
+        return to_results(self.header, self.records)
 
     def close(self) -> None:
         """Close the file."""
@@ -122,7 +133,7 @@ def resume(path: Path) -> Store:
     """
     file = _open(path)
     try:
-        header, trials, size = _read(path)
+        header, records, size = _read(path)
         file.truncate(size)
     except OSError as error:
         file.close()
@@ -130,23 +141,29 @@ def resume(path: Path) -> Store:
     except GreeterdError:
         file.close()
         raise
-    return Store(path, header, trials, file)
+    return Store(path, header, records, file)
 
 
 def load_results(path: Path) -> Results:
     """Return what a file holds.  Raises: as `resume`."""
-    header, trials, _ = _read(path)
-    return to_results(header, trials)
+    header, records, _ = _read(path)
+    return to_results(header, records)
 
 
-def to_results(header: Header, trials: list[Trial]) -> Results:
-    """Return the results of an experiment, in the order in which the trials were drawn."""
+def to_results(header: Header, records: list[Record]) -> Results:
+    """Return the results of an experiment, in the order in which the trials were run."""
+    plan = header.plan
     return Results(
         environment=header.environment,
-        preset=header.plan.preset,
-        seed=header.plan.seed,
-        planned=header.plan.trials,
-        trials=sorted(trials, key=lambda trial: trial.order),
+        preset=plan.preset,
+        seed=plan.seed,
+        precision=plan.precision,
+        pairs=plan.pairs,
+        comparisons=plan.comparisons,
+        trials=[one for one in records if isinstance(one, Trial)],
+        held=[one for one in records if isinstance(one, Held)],
+        objections=[one for one in records if isinstance(one, Objection)],
+        finished=any(isinstance(one, End) for one in records),
     )
 
 
@@ -183,8 +200,8 @@ def read_bounded(path: Path) -> bytes:
     return content
 
 
-def _read(path: Path) -> tuple[Header, list[Trial], int]:
-    """Return the header, the trials, and the bytes up to the last whole line."""
+def _read(path: Path) -> tuple[Header, list[Record], int]:
+    """Return the header, the records, and the bytes up to the last whole line."""
     content = read_bounded(path)
     size = content.rfind(b"\n") + 1
     lines = content[:size].splitlines()
@@ -194,10 +211,10 @@ def _read(path: Path) -> tuple[Header, list[Trial], int]:
         header = msgspec.json.decode(lines[0], type=Header)
         if header.format != FORMAT:
             raise UnusableError(f"{path} has format {header.format}; this program knows {FORMAT}")
-        trials = [msgspec.json.decode(line, type=Trial) for line in lines[1:]]
+        records = [msgspec.json.decode(line, type=Record) for line in lines[1:]]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnusableError(f"{path} holds no results of greeter bench: {error}") from error
-    return header, trials, size
+    return header, records, size
 
 
 def _write(path: Path, file: BinaryIO, record: Struct) -> None:

@@ -24,6 +24,7 @@ from greeterd.bench.load.sender import (
     IP_BIND_ADDRESS_NO_PORT,
     MAX_REPLY_BYTES,
     STDIN,
+    UNEXPECTED,
     Sending,
 )
 from greeterd.client import Failure
@@ -51,11 +52,10 @@ class _Flight:
     """One greeting on its way."""
 
     __slots__ = (
+        "answer",
         "deadline",
-        "last",
         "number",
         "registered",
-        "size",
         "sock",
         "start",
         "state",
@@ -70,8 +70,7 @@ class _Flight:
         self.state = CONNECTING
         self.registered = False
         self.unsent: bytes | memoryview = b""
-        self.size = 0
-        self.last = b""
+        self.answer = bytearray()
 
 
 class Loop:
@@ -81,6 +80,7 @@ class Loop:
         self._sending = sending
         order = sending.order
         self._end = order.end
+        self._half_close = order.half_close
         self._life_ns = round(order.life * NANO)
         self._timeout_ns = round(order.timeout * NANO) + self._life_ns
         self._family = socket.AddressFamily(order.family)
@@ -190,7 +190,8 @@ class Loop:
                 )
             self._sending.note_reached()
             if self._end != "fire":
-                flight.sock.shutdown(socket.SHUT_WR)
+                if self._half_close:
+                    flight.sock.shutdown(socket.SHUT_WR)
                 flight.state = READING
         except BlockingIOError:
             self._await(flight, select.EPOLLOUT)
@@ -249,12 +250,13 @@ class Loop:
             self._fail(flight, error)
             return
         if piece:
-            flight.size += len(piece)
-            flight.last = piece[-1:]
-            if flight.size > MAX_REPLY_BYTES:
+            flight.answer += piece
+            if len(flight.answer) > MAX_REPLY_BYTES:
                 self._end_badly(flight, Failure.ERROR.value)
-        elif self._end == "reply" and flight.last != b"\n":
+        elif self._end == "reply" and flight.answer[-1:] != b"\n":
             self._end_badly(flight, Failure.NO_REPLY.value)
+        elif not self._sending.is_expected(flight.answer):
+            self._end_badly(flight, UNEXPECTED)
         else:
             self._finish(flight)
 

@@ -3,8 +3,8 @@
 Down: one `Order`, then a `Phase` whenever the last one is done; an empty line ends it, at any time,
 and so does the end of the stream (the parent has gone).  A process whose first connection is
 refused says so and waits for an answer, which is any line to go on.
-Up: `Said` lines; the last one holds the `Tally`, and the latencies follow as native 64-bit
-nanoseconds up to the end of the stream.
+Up: `Said` lines.  The one that ends a phase holds its `Tally`, and as many latencies follow it as
+it says, as native 64-bit nanoseconds.
 Instants are CLOCK_MONOTONIC in nanoseconds, which all processes share.
 """
 
@@ -37,8 +37,11 @@ class Order(Struct, frozen=True, kw_only=True):
     timeout: float = 10.0
     name: bytes | None = None
     name_bytes: int | None = None
-    rate: float = 0.0
-    seed: int = 0
+    expect: str | None = None
+    """A regular expression that an answer must hold, in ISO 8859-1: each byte is a character."""
+    half_close: bool = True
+    cpus: list[int] = []
+    """Where to run; anywhere when empty."""
 
 
 class Phase(Struct, frozen=True, kw_only=True):
@@ -55,10 +58,13 @@ class Phase(Struct, frozen=True, kw_only=True):
     """No greeting begins from here on."""
     common_start: bool = False
     """Latencies count from `start_ns`: a burst."""
+    rate: float = 0.0
+    seed: int = 0
+    """Of a schedule."""
 
 
 class Tally(Struct, kw_only=True):
-    """What one process has done; the sums of all phases, the times of the measured ones."""
+    """What one process has done in a phase; the times are of a measured one."""
 
     sent: int = 0
     ok: int = 0
@@ -100,3 +106,6 @@ class Said(Struct, frozen=True, kw_only=True):
     unreached: str = ""
     """Why the first connection failed, while none has succeeded."""
     tally: Tally | None = None
+    """Of the phase that has ended."""
+    latencies: int = 0
+    """How many follow this line."""

@@ -1,9 +1,11 @@
 """What a load is: the options of `greeter load`, and which of them contradict each other.
 
-Pure.  Every load is bounded, by a count or by a duration.
+Pure but for the file of `--request`.  Every load is bounded, by a count or by a duration.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final
 
 from cyclopts import Parameter
@@ -71,6 +73,16 @@ class LoadOptions:
     name_bytes: int | None = None
     "The size of each name. [default: as it comes]"
 
+    request: str | None = None
+    r"""What to send in place of a name: a file's content, or this text, in which \r, \n, \t, \\ and
+    \xNN are what they are in C."""
+
+    expect: str | None = None
+    "A regular expression that each answer must hold; an answer without it is an error."
+
+    no_half_close: bool = False
+    "Send no end-of-stream after the request: the server closes first."
+
     sources: int | None = None
     """Source addresses out of 127.0.0.0/8, so that ports in TIME_WAIT never run out; 1 is 127.0.0.1
     alone. [default: as many as the greetings of a minute need]"""
@@ -100,7 +112,39 @@ class LoadOptions:
     @property
     def wanted_name(self) -> bytes | None:
         """The name that all greetings have, in bytes."""
+        if self.request is not None:
+            return request_bytes(self.request)
         return None if self.name is None else self.name.encode(errors="surrogateescape")
+
+
+_ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|[rnt\\])")
+_ESCAPED: Final = {"r": "\r", "n": "\n", "t": "\t", "\\": "\\"}
+
+
+def request_bytes(text: str) -> bytes:
+    """Return what `--request` means: the content of a file of this name, else the text.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        if Path(text).is_file():
+            return Path(text).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--request {text}: {error}") from None
+
+    def plain(found: re.Match[str]) -> str:
+        return _ESCAPED.get(found[1]) or chr(int(found[1][1:], 16))
+
+    return _ESCAPE.sub(plain, text).encode(errors="surrogateescape")
+
+
+def require_pattern(text: str) -> None:
+    """Raise UsageError when the text is no regular expression."""
+    try:
+        re.compile(text.encode(errors="surrogateescape"))
+    except re.error as error:
+        raise UsageError(f"--expect {text}: {error}") from None
 
 
 def check(options: LoadOptions) -> Address:
@@ -136,8 +180,14 @@ def check(options: LoadOptions) -> Address:
 def _check_together(options: LoadOptions) -> None:
     if options.count is not None and options.duration is not None:
         raise UsageError("--count and --duration exclude each other")
-    if options.name is not None and options.name_bytes is not None:
-        raise UsageError("--name and --name-bytes exclude each other")
+    one_of = ("name", "name_bytes", "request")
+    given = [f"--{one.replace('_', '-')}" for one in one_of if getattr(options, one) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} exclude each other")
+    if options.end == "fire" and (options.expect is not None or options.no_half_close):
+        raise UsageError("--end fire waits for no answer: no --expect, no --no-half-close")
+    if options.expect is not None:
+        require_pattern(options.expect)
     if options.is_open and options.rate <= 0:
         raise UsageError(f"--arrival {options.arrival} needs a --rate")
     if not options.is_open and options.rate > 0:

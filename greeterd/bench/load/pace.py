@@ -24,7 +24,7 @@ class Pace:
         self._schedule: Iterator[int] = iter(())
         if phase.is_open and order.arrival in ("constant", "poisson"):
             until = None if phase.until_ns is None else phase.until_ns - phase.start_ns
-            stream = arrivals(order.arrival, order.rate, order.seed)
+            stream = arrivals(order.arrival, phase.rate, phase.seed)
             self._schedule = share(
                 stream, order.process, order.processes, greetings=phase.greetings, until_ns=until
             )

@@ -66,13 +66,12 @@ def _cpu_ns() -> int:
 def _run(runner: Loop | Sower, phase: Phase, sending: Sending) -> None:
     tally = sending.tally
     before = monotonic_ns(), _cpu_ns(), _waited_ns()
-    without = tally.sent - len(sending.latencies)
     runner.run(phase)
     if phase.measured:
-        tally.missing += tally.sent - len(sending.latencies) - without
-        tally.wall_ns += max(0, monotonic_ns() - max(before[0], phase.start_ns))
-        tally.cpu_ns += _cpu_ns() - before[1]
-        tally.waited_ns += _waited_ns() - before[2]
+        tally.missing = tally.sent - len(sending.latencies)
+        tally.wall_ns = max(0, monotonic_ns() - max(before[0], phase.start_ns))
+        tally.cpu_ns = _cpu_ns() - before[1]
+        tally.waited_ns = _waited_ns() - before[2]
 
 
 def main() -> int:
@@ -90,16 +89,17 @@ def _serve(parent: Parent) -> int:
     if not line:
         return 0
     sending = Sending(msgspec.json.decode(line, type=Order), parent.tell, parent.ask)
+    if sending.order.cpus:
+        os.sched_setaffinity(0, sending.order.cpus)
     runner = Sower(sending) if sending.order.arrival == "seed" else Loop(sending)
     gc.freeze()
     gc.disable()  # nothing here makes cycles, and a collection is a pause of the client's own
     parent.tell(Said(ready=True))
     while not sending.stopped and (line := parent.ask()):
         _run(runner, msgspec.json.decode(line, type=Phase), sending)
-        parent.tell(sending.said(ready=True))
-    said = sending.said()
-    parent.tell(msgspec.structs.replace(said, tally=sending.tally))
-    _write(memoryview(sending.latencies).cast("B"))
+        said, latencies = sending.take_book()
+        parent.tell(said)
+        _write(memoryview(latencies).cast("B"))
     return 0
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic_ns
@@ -26,6 +26,8 @@ from greeterd.errors import GreeterdError
 
 START_DELAY_NS: Final = 3_000_000
 """From the word to the start: enough for all processes to have read it."""
+LOOK: Final = 0.05
+"""Seconds between two looks at what the load is for, while it runs."""
 PATIENCE: Final = 5.0
 """Seconds for a process to end after its input has ended."""
 
@@ -36,6 +38,10 @@ _PROGRAM: Final = (
     f"import sys; sys.path.append({_ROOT!r});"
     "from greeterd.bench.load.process import main; sys.exit(main())"
 )
+
+
+Books = list[tuple[Tally, "array[int]"]]
+"""By process: what it did in a phase, and its latencies in nanoseconds."""
 
 
 class LoadProcessError(GreeterdError):
@@ -55,7 +61,9 @@ class _Member:
     process: "subprocess.Popen[bytes]"
     buffer: bytearray = field(default_factory=bytearray)
     said: Said = field(default_factory=Said)
-    ended_stream: bool = False
+    tally: Tally | None = None
+    latencies: "array[int] | None" = None
+    """Of the last phase, once it has ended and all of them have come."""
     answered: bool = False
     """It was told to go on although its first connection failed."""
 
@@ -64,18 +72,46 @@ class _Member:
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
+    @property
+    def is_idle(self) -> bool:
+        return self.said.ready and self.latencies is not None
+
     def say(self, line: bytes) -> None:
         """Write a line; a process that has gone is noticed by its own silence."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             os.write(self.process.stdin.fileno(), line + b"\n")
 
+    def begin(self, phase: Phase) -> None:
+        """Have it run a phase."""
+        self.said = msgspec.structs.replace(self.said, ready=False, tally=None, latencies=0)
+        self.tally = self.latencies = None
+        self.say(msgspec.json.encode(phase))
 
-class Crew:
-    """The processes of one load; a context manager."""
+    def hear(self) -> bool:
+        """Take what it has said; False at the end of its output."""
+        data = os.read(self.out, 1 << 20)
+        self.buffer += data
+        while self.tally is None and b"\n" in self.buffer:
+            line, _, rest = self.buffer.partition(b"\n")
+            self.buffer = rest
+            self.said = msgspec.json.decode(line, type=Said)
+            self.tally = self.said.tally
+        size = 8 * self.said.latencies
+        if self.tally is not None and self.latencies is None and len(self.buffer) >= size:
+            self.latencies = array("Q", bytes(self.buffer[:size]))
+            del self.buffer[:size]
+        return bool(data)
 
-    def __init__(self, orders: Sequence[Order], tell: Callable[[int], None]) -> None:
-        self._tell = tell
+
+class Processes:
+    """The sending processes of one target; a context manager."""
+
+    def __init__(
+        self, orders: Sequence[Order], tell: Callable[[int], None], look: Callable[[], None]
+    ) -> None:
+        """Start them; `tell` hears how many greetings have ended, `look` is called every LOOK."""
+        self._tell, self._look = tell, look
         self._members: list[_Member] = []
         self._poll = select.poll()
         try:
@@ -125,48 +161,48 @@ class Crew:
             self._hear()
             self._judge_unreached()
 
-    def run(self, phases: Sequence[Phase]) -> None:
+    def run(self, phases: Sequence[Phase]) -> Books:
         """Have each process run its phase, from one instant on, and wait (blocking).
 
-        Of a phase given here `start_ns` is a pause before the start, the same for all, and
-        `until_ns` counts from the start.  Raises as `await_ready`.
+        Return what each did, and its latencies in ns.  Of a phase given here `start_ns` is a pause
+        before the start, the same for all, and `until_ns` counts from the start.
+        Raises as `await_ready`.
         """
         start = monotonic_ns() + START_DELAY_NS + phases[0].start_ns
         for member, phase in zip(self._members, phases, strict=True):
             until = None if phase.until_ns is None else start + phase.until_ns
-            member.said = msgspec.structs.replace(member.said, ready=False)
-            own = msgspec.structs.replace(phase, start_ns=start, until_ns=until)
-            member.say(msgspec.json.encode(own))
-        self.await_ready()
+            member.begin(msgspec.structs.replace(phase, start_ns=start, until_ns=until))
+        while not all(member.is_idle for member in self._members):
+            self._hear()
+            self._judge_unreached()
+        return self._books()
 
-    def finish(self) -> tuple[list[Tally], list["array[int]"]]:
-        """End the load, wherever it is; return what each process did, and its latencies in ns."""
+    def stop(self) -> Books:
+        """End the processes, in a phase or not; return what they did of it."""
         for member in self._members:
             member.say(b"")
-        while not all(member.ended_stream for member in self._members):
-            self._hear()
-        return (
-            [member.said.tally or Tally() for member in self._members],
-            [_numbers(member.buffer) for member in self._members],
-        )
+        for member in self._members:
+            while not member.is_idle and member.hear():
+                pass
+        return self._books()
+
+    def _books(self) -> Books:
+        """Return the books of the last phase, each once."""
+        books = [(one.tally or Tally(), one.latencies or array("Q")) for one in self._members]
+        for member in self._members:
+            member.tally = member.latencies = None
+        return books
 
     def _hear(self) -> None:
-        """Wait for something to be said, and take it."""
-        ready = {fd for fd, _ in self._poll.poll()}
+        """Wait for something to be said, LOOK at most, and take it."""
+        ready = {fd for fd, _ in self._poll.poll(LOOK * 1000)}
         for number, member in enumerate(self._members):
-            if member.out not in ready:
-                continue
-            data = os.read(member.out, 1 << 20)
-            member.buffer += data
-            if not data:
+            if member.out in ready and not member.hear():
                 self._poll.unregister(member.out)
-                member.ended_stream = True
-                if member.said.tally is None:
-                    code = member.process.wait()
-                    raise LoadProcessError(f"load process {number + 1} ended with status {code}")
-            for line in _lines(member):
-                member.said = msgspec.json.decode(line, type=Said)
+                code = member.process.wait()
+                raise LoadProcessError(f"load process {number + 1} ended with status {code}")
         self._tell(sum(member.said.ended for member in self._members))
+        self._look()
 
     def _judge_unreached(self) -> None:
         """Let those go on that could not connect at first, once it is known that others could."""
@@ -180,20 +216,6 @@ class Crew:
             if not member.answered:
                 member.answered = True
                 member.say(b"go")
-
-
-def _lines(member: _Member) -> Iterator[bytes]:
-    """Yield the complete lines; what follows the tally is none."""
-    while member.said.tally is None and b"\n" in member.buffer:
-        line, _, rest = member.buffer.partition(b"\n")
-        member.buffer = rest
-        yield bytes(line)
-
-
-def _numbers(data: bytearray) -> "array[int]":
-    numbers = array("Q")
-    numbers.frombytes(bytes(data))
-    return numbers
 
 
 def _start() -> "subprocess.Popen[bytes]":

@@ -1,21 +1,24 @@
 """Sends a bounded load to a server and reports what its clients saw: what `greeter load` does.
 
-`run` checks first, starts the processes, has the warm-up sent, then the load, and puts together
-what the processes did.  It aims at this machine's loopback alone: a host name is resolved here,
-once, and the processes are given the numeric addresses that were looked at.
+A `Client` checks first, starts the processes, has a warm-up sent, then the load, and puts together
+what the processes did; it can send any number of loads.  It aims at this machine's loopback alone:
+a host name is resolved here, once, and the processes are given the numeric addresses that were
+looked at.
 """
 
 import ipaddress
 import random
 import resource
 import socket
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat, zip_longest
+from itertools import repeat
 from time import monotonic_ns
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
+
+from msgspec.structs import replace as replace_struct
 
 from greeterd.bench.extras import require
 from greeterd.bench.load.bottleneck import Effort, find_bottleneck
@@ -23,7 +26,7 @@ from greeterd.bench.load.latency import summarise
 from greeterd.bench.load.messages import Order, Phase, Tally
 from greeterd.bench.load.options import LoadOptions, check
 from greeterd.bench.load.places import SPAN, Places, destinations, sources, sources_needed
-from greeterd.bench.load.processes import Crew, NobodyListens
+from greeterd.bench.load.processes import Books, NobodyListens, Processes
 from greeterd.bench.load.schedule import NANO, bursts, split
 from greeterd.bench.model import LoadReport
 from greeterd.client import UnreachableError, resolve
@@ -31,7 +34,7 @@ from greeterd.errors import UsageError
 from greeterd.sockets.address import Address
 from greeterd.system.cpus import usable_cpus
 
-__all__ = ["LoadInterrupted", "LoadOptions", "run"]
+__all__ = ["Client", "LoadInterrupted", "LoadOptions", "run"]
 
 SPARE_DESCRIPTORS: Final = 32
 
@@ -55,38 +58,93 @@ class _Target:
     places: Places = field(default_factory=Places)
 
 
+class Client:
+    """The sending processes of one target, for any number of loads; a context manager."""
+
+    def __init__(
+        self,
+        options: LoadOptions,
+        tell: Callable[[int], None] = lambda _: None,
+        *,
+        look: Callable[[], None] = lambda: None,
+        cpus: Sequence[int] = (),
+    ) -> None:
+        """Start them; `tell` hears how many greetings have ended, `look` is called all the while.
+
+        `cpus` is where they run; anywhere when it is empty.
+
+        Raises:
+            UsageError: the options contradict, the address is not this machine's, or the
+                descriptors that are allowed are too few.
+            MissingPackageError: hdrhistogram is not installed.
+        """
+        self._options = options
+        self._address = check(options)
+        require("hdrh")
+        target = _find(options, self._address)
+        self._cpus = len(cpus) or usable_cpus()
+        processes = _processes(options, self._cpus)
+        self._connections = split(options.concurrency, processes)
+        _check_descriptors(options, max(self._connections))
+        orders = [_order(options, target, cpus, n, processes) for n in range(processes)]
+        self._processes = Processes(orders, tell, look)
+        self._is_ready = False
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the processes."""
+        self._processes.close()
+
+    def run(
+        self,
+        greetings: int | None,
+        duration: float | None = None,
+        *,
+        warmup: int = 0,
+        seed: int = 0,
+    ) -> LoadReport:
+        """Send a number of greetings, or for some seconds, and return what came of it (blocking).
+
+        Raises:
+            UnreachableError: nobody listens: no process could make its first connection.
+            LoadInterrupted: Ctrl-C; the processes have ended.
+        """
+        books: Books = []
+        interrupted = False
+        try:
+            if not self._is_ready:
+                self._processes.await_ready()
+                self._is_ready = True
+            for phases in _phases(self._options, self._connections, greetings, duration, warmup):
+                books += self._processes.run([replace_struct(one, seed=seed) for one in phases])
+        except KeyboardInterrupt:
+            interrupted = True
+            books += self._processes.stop()
+        except NobodyListens as error:
+            raise _unreachable(self._options, self._address, str(error)) from None
+        report = _report(self._options, self._address, books, len(self._connections), self._cpus)
+        report = replace_struct(report, warmup=warmup)
+        if interrupted:
+            raise LoadInterrupted(report)
+        return report
+
+
 def run(options: LoadOptions, tell: Callable[[int], None] = lambda _: None) -> LoadReport:
     """Send the load and return what came of it (blocking); `tell` hears how many have ended.
 
-    Raises:
-        UsageError: the options contradict, the address is not this machine's, or the descriptors
-            that are allowed are too few.
-        MissingPackageError: hdrhistogram is not installed.
-        UnreachableError: nobody listens: no process could make its first connection.
-        LoadInterrupted: Ctrl-C.
+    Raises: as `Client` and its `run`.
     """
-    address = check(options)
-    require("hdrh")
-    target = _find(options, address)
-    processes = _processes(options)
-    connections = split(options.concurrency, processes)
-    _check_descriptors(options, max(connections))
-    orders = [_order(options, target, number, processes) for number in range(processes)]
-    interrupted = False
-    with Crew(orders, tell) as crew:
-        try:
-            crew.await_ready()
-            for phases in _phases(options, connections):
-                crew.run(phases)
-        except KeyboardInterrupt:
-            interrupted = True
-        except NobodyListens as error:
-            raise _unreachable(options, address, str(error)) from None
-        tallies, latencies = crew.finish()
-    report = _report(options, address, tallies, latencies)
-    if interrupted:
-        raise LoadInterrupted(report)
-    return report
+    with Client(options, tell) as client:
+        greetings, duration = options.greetings, options.duration
+        return client.run(greetings, duration, warmup=options.warmup, seed=options.seed)
 
 
 def require_possible(options: LoadOptions) -> None:
@@ -96,7 +154,7 @@ def require_possible(options: LoadOptions) -> None:
         UsageError: as `run`.
     """
     _find(options, check(options))
-    _check_descriptors(options, max(split(options.concurrency, _processes(options))))
+    _check_descriptors(options, max(split(options.concurrency, _processes(options, usable_cpus()))))
 
 
 def _find(options: LoadOptions, address: Address) -> _Target:
@@ -138,9 +196,9 @@ def _places(options: LoadOptions) -> Places:
     return Places(random.SystemRandom().randrange(SPAN), wanted)
 
 
-def _processes(options: LoadOptions) -> int:
+def _processes(options: LoadOptions, cpus: int) -> int:
     """Return the number of processes: each has something to do."""
-    wanted = options.processes or usable_cpus()
+    wanted = options.processes or cpus
     limits = [wanted] if options.is_open else [wanted, options.concurrency]
     if options.greetings is not None:
         limits.append(options.greetings)
@@ -159,7 +217,12 @@ def _check_descriptors(options: LoadOptions, connections: int) -> None:
             )
 
 
-def _order(options: LoadOptions, target: _Target, process: int, processes: int) -> Order:
+def _order(
+    options: LoadOptions, target: _Target, cpus: Sequence[int], process: int, processes: int
+) -> Order:
+    expect = options.expect
+    if expect is not None:
+        expect = expect.encode(errors="surrogateescape").decode("iso-8859-1")
     return Order(
         process=process,
         processes=processes,
@@ -175,28 +238,41 @@ def _order(options: LoadOptions, target: _Target, process: int, processes: int) 
         timeout=options.timeout,
         name=options.wanted_name,
         name_bytes=options.name_bytes,
-        rate=options.rate,
-        seed=options.seed,
+        expect=expect,
+        half_close=not options.no_half_close,
+        cpus=list(cpus),
     )
 
 
-def _phases(options: LoadOptions, connections: Sequence[int]) -> Iterator[list[Phase]]:
+def _phases(
+    options: LoadOptions,
+    connections: Sequence[int],
+    greetings: int | None,
+    duration: float | None,
+    warmup: int,
+) -> Iterator[list[Phase]]:
     """Yield what the processes do together, one after the other."""
     processes = len(connections)
-    if options.warmup:
-        parts = zip(connections, split(options.warmup, processes), strict=True)
+    if warmup:
+        parts = zip(connections, split(warmup, processes), strict=True)
         yield [_closed(at_once, part, measured=False) for at_once, part in parts]
-    total = options.greetings
-    until = None if options.duration is None else round(options.duration * NANO)
+    until = None if duration is None else round(duration * NANO)
     if options.is_open:
-        whole = Phase(start_ns=0, measured=True, is_open=True, greetings=total, until_ns=until)
+        whole = Phase(
+            start_ns=0,
+            measured=True,
+            is_open=True,
+            greetings=greetings,
+            until_ns=until,
+            rate=options.rate,
+        )
         yield [whole] * processes
     elif options.arrival == "burst":
-        yield from _bursts(options, processes)
+        yield from _bursts(options, processes, greetings, duration)
     else:
-        parts = zip(connections, split(total or 0, processes), strict=True)
+        parts = zip(connections, split(greetings or 0, processes), strict=True)
         yield [
-            _closed(at_once, None if total is None else part, until_ns=until)
+            _closed(at_once, None if greetings is None else part, until_ns=until)
             for at_once, part in parts
         ]
 
@@ -217,10 +293,11 @@ def _closed(
     )
 
 
-def _bursts(options: LoadOptions, processes: int) -> Iterator[list[Phase]]:
+def _bursts(
+    options: LoadOptions, processes: int, total: int | None, duration: float | None
+) -> Iterator[list[Phase]]:
     """Yield the bursts, all connections of each at one instant."""
-    total = options.greetings
-    end = monotonic_ns() + round((options.duration or 0.0) * NANO)
+    end = monotonic_ns() + round((duration or 0.0) * NANO)
     sizes = repeat(options.concurrency) if total is None else bursts(total, options.concurrency)
     pause = 0
     for size in sizes:
@@ -244,47 +321,49 @@ def _unreachable(options: LoadOptions, address: Address, reason: str) -> Unreach
     return UnreachableError(f"cannot connect to {address}: {reason}{hint}")
 
 
-def _lasted(spans: Sequence[Sequence[tuple[int, int]]]) -> int:
-    """Return how long the phases of all processes lasted, without the pauses in between."""
+def _lasted(tallies: Sequence[Tally], processes: int) -> int:
+    """Return how long the phases lasted, without the pauses in between.
+
+    The tallies are those of all processes for a phase, then those for the next.
+    """
     total = 0
-    for phase in zip_longest(*spans, fillvalue=(0, 0)):
-        begun = [(first, last) for first, last in phase if first]
-        if begun:
-            total += max(0, max(last for _, last in begun) - min(first for first, _ in begun))
+    for at in range(0, len(tallies), processes):
+        spans = [span for tally in tallies[at : at + processes] for span in tally.spans if span[0]]
+        if spans:
+            total += max(0, max(last for _, last in spans) - min(first for first, _ in spans))
     return total
 
 
 def _report(
-    options: LoadOptions,
-    address: Address,
-    tallies: Sequence[Tally],
-    latencies: Sequence["array[int]"],
+    options: LoadOptions, address: Address, books: Books, processes: int, cpus: int
 ) -> LoadReport:
+    tallies = [tally for tally, _ in books]
     errors: Counter[str] = Counter()
     for tally in tallies:
         errors.update(tally.errors)
     effort = Effort(
-        processes=len(tallies),
+        processes=processes,
         wall=sum(tally.wall_ns for tally in tallies) / NANO,
         cpu=sum(tally.cpu_ns for tally in tallies) / NANO,
         waited=sum(tally.waited_ns for tally in tallies) / NANO,
         starts=sum(tally.starts for tally in tallies),
         late=sum(tally.late for tally in tallies),
-        latest=max(tally.latest_ns for tally in tallies) / NANO,
+        latest=max((tally.latest_ns for tally in tallies), default=0) / NANO,
     )
     return LoadReport(
         address=str(address),
         arrival=options.arrival,
-        processes=len(tallies),
+        processes=processes,
         concurrency=options.concurrency,
         rate=options.rate,
-        seconds=_lasted([tally.spans for tally in tallies]) / NANO,
-        warmup=options.warmup,
+        seconds=_lasted(tallies, processes) / NANO,
         sent=sum(tally.sent for tally in tallies),
         ok=sum(tally.ok for tally in tallies),
         uncertain=sum(tally.uncertain for tally in tallies),
         errors=dict(errors.most_common()),
-        latency=summarise(latencies, sum(tally.missing for tally in tallies)),
+        latency=summarise(
+            [latencies for _, latencies in books], sum(tally.missing for tally in tallies)
+        ),
         client_cpu_seconds=effort.cpu,
-        bottleneck=find_bottleneck(effort, errors, usable_cpus()),
+        bottleneck=find_bottleneck(effort, errors, cpus),
     )

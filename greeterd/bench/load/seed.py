@@ -24,6 +24,7 @@ from greeterd.bench.load.sender import (
     IP_BIND_ADDRESS_NO_PORT,
     MAX_REPLY_BYTES,
     STDIN,
+    UNEXPECTED,
     Sending,
 )
 from greeterd.client import Failure
@@ -38,6 +39,7 @@ _WORDS: Final = (
     Failure.NO_REPLY.value,
     Failure.ERROR.value,
     CLOSED_EARLY,
+    UNEXPECTED,
 )
 """How a greeting ended where no errno tells; the first is in order."""
 
@@ -189,13 +191,15 @@ def _converse(sending: Sending, number: int, stage: list[int]) -> int:
     if order.end == "fire":
         sock.close()
         return 0
-    sock.shutdown(socket.SHUT_WR)
-    size, last = 0, b""
+    if order.half_close:
+        sock.shutdown(socket.SHUT_WR)
+    answer = bytearray()
     while piece := sock.recv(16384):
-        size += len(piece)
-        last = piece[-1:]
-        if size > MAX_REPLY_BYTES:
+        answer += piece
+        if len(answer) > MAX_REPLY_BYTES:
             return 3
         if monotonic_ns() > deadline:
             return 1
-    return 2 if order.end == "reply" and last != b"\n" else 0
+    if order.end == "reply" and answer[-1:] != b"\n":
+        return 2
+    return 0 if sending.is_expected(answer) else 5

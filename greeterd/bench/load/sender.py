@@ -1,10 +1,13 @@
 """What both kinds of sending share: the names, the addresses, and the book of what has ended."""
 
 import errno
+import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from greeterd.bench.load.messages import Order, Phase, Said, Tally
 from greeterd.client import Failure, explain
@@ -21,6 +24,7 @@ idle machine take, below what is usually asked of a latency."""
 NO_DESCRIPTOR: Final = "no descriptor"
 INTERRUPTED: Final = "interrupted"
 CLOSED_EARLY: Final = "closed early"
+UNEXPECTED: Final = "unexpected answer"
 
 _TELL_NS: Final = 200_000_000
 _NOBODY: Final = frozenset({Failure.REFUSED, Failure.NO_PORT, Failure.ERROR})
@@ -36,11 +40,22 @@ class Sending:
     tally: Tally = field(default_factory=Tally)
     latencies: "array[int]" = field(default_factory=lambda: array("Q"))
     number: int = 0
+    earlier: int = 0
+    """Greetings that ended in phases before this one."""
     reached: bool = False
     unreached: str = ""
     stopped: bool = False
     """The parent has answered with the end, instead of by its next line."""
     _told_ns: int = 0
+    _pattern: re.Pattern[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        if self.order.expect is not None:
+            self._pattern = re.compile(self.order.expect.encode("iso-8859-1"))
+
+    def is_expected(self, answer: bytes | bytearray) -> bool:
+        """Tell whether an answer holds what it must."""
+        return self._pattern is None or self._pattern.search(answer) is not None
 
     def name(self, number: int) -> bytes:
         """Return the name of a greeting: its own, unless one for all was given."""
@@ -106,10 +121,18 @@ class Sending:
         """Return what there is to say now."""
         return Said(
             ready=ready,
-            ended=self.tally.ended,
+            ended=self.earlier + self.tally.ended,
             reached=self.reached,
             unreached=self.unreached,
         )
+
+    def take_book(self) -> "tuple[Said, array[int]]":
+        """Return what is said at the end of a phase, and its latencies; begin a new book."""
+        said, latencies = self.said(ready=True), self.latencies
+        said = msgspec.structs.replace(said, tally=self.tally, latencies=len(latencies))
+        self.earlier += self.tally.ended
+        self.tally, self.latencies = Tally(), array("Q")
+        return said, latencies
 
     def tell_progress(self, now_ns: int) -> None:
         """Say how far it is, from time to time."""

@@ -107,7 +107,8 @@ CASE: Final = {
 }
 COLUMNS: Final[dict[str, Callable[[Trial], Cell]]] = {
     **CASE,
-    "trial": lambda t: t.repeat + 1,
+    "comparison": lambda t: t.comparison + 1,
+    "pair": lambda t: t.pair + 1,
     "order": lambda t: t.order + 1,
     "began_utc": lambda t: t.began,
     "invalid": lambda t: t.invalid,
@@ -136,7 +137,6 @@ COLUMNS: Final[dict[str, Callable[[Trial], Cell]]] = {
     "listening_sockets": lambda t: t.listener.sockets or None,
     "sent_clients": _load("sent"),
     "ok_clients": _load("ok"),
-    "warmup_clients": _load("warmup"),
     "lost_clients": _known(lambda t: t.lost),
     "errors_clients": _errors,
     "faults": _known(lambda t: t.faults),

@@ -1,19 +1,25 @@
 """The tables of a report as plain text cells, for the terminal and for HTML alike.
 
-A cell with an interval is `median [low, high]`.  A table whose figures no case has is left out.
+A table is declared once: for each column its header and what its cell says of a case.  A cell with
+an interval is `median [low, high]`.  A column whose figure no case has is left out, and so is a
+table that has no other one.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Final
 
-from greeterd.bench.analysis.stats import Summary
-from greeterd.bench.labels import names, place, scenario_of, varying
+from greeterd.bench.analysis.expectations import Verdict, figures_of
+from greeterd.bench.analysis.rows import Row, interval, shown
+from greeterd.bench.analysis.summary import Summary
+from greeterd.bench.labels import approach, names, place, scenario_of, varying, words
 from greeterd.bench.latencies import FIELDS
+from greeterd.bench.metrics import METRICS, PRIMARY
 from greeterd.bench.model import Case, Results
 
-NOTHING = "-"
+NOTHING: Final = "-"
 """What stands where there is no figure."""
 
 
@@ -47,35 +53,51 @@ class Block:
 
 def blocks(summaries: Sequence[Summary]) -> list[Block]:
     """Return the summaries that have valid trials, in the order in which a report shows them."""
-    shown = sorted((one for one in summaries if one.trials), key=lambda one: place(one.case))
-    titles = varying(scenario_of(one.case) for one in shown)
+    told = sorted((one for one in summaries if one.trials), key=lambda one: place(one.case))
+    titles = varying(scenario_of(one.case) for one in told)
     found = []
-    for scenario, members in groupby(shown, key=lambda one: scenario_of(one.case)):
+    for scenario, members in groupby(told, key=lambda one: scenario_of(one.case)):
         some = list(members)
         called = names([one.case for one in some])
         found.append(Block(titles[scenario], [(called[one.case], one) for one in some]))
     return found
 
 
-def listeners(case: Case) -> str:
-    """Return how many sockets listen."""
-    return str(case.workers if case.mode == "reuseport" else 1)
+Cell = Callable[[Summary], str]
 
 
-def interval(one: Summary, name: str, form: str) -> str:
-    """Return a metric's median and interval; of one trial, the value alone."""
-    found = one.figures.get(name)
-    if found is None:
-        return NOTHING
-    if found.trials == 1:
-        return f"{found.median:{form}}"
-    return f"{found.median:{form}} [{found.low:{form}}, {found.high:{form}}]"
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its header, and its cell of a case."""
+
+    head: str
+    cell: Cell
+    words: bool = False
 
 
-def median(one: Summary, name: str, form: str) -> str:
-    """Return a metric's median."""
-    found = one.figures.get(name)
-    return NOTHING if found is None else f"{found.median:{form}}"
+def figure(head: str, name: str, form: str, *, low: bool = True) -> Column:
+    """Return the column of a metric: its median and, with `low`, the interval."""
+
+    def cell(one: Summary) -> str:
+        found = one.figures.get(name)
+        if found is None:
+            return NOTHING
+        told = f"{found.median:{form}}"
+        if not low or found.trials == 1:
+            return told
+        return f"{told} [{found.low:{form}}, {found.high:{form}}]"
+
+    return Column(head, cell)
+
+
+def latency(head: str, at: float) -> Column:
+    """Return the column of a percentile of all clients, in ms."""
+
+    def cell(one: Summary) -> str:
+        value = one.percentile(at) if one.latency.count else None
+        return NOTHING if value is None else milliseconds(value)
+
+    return Column(head, cell)
 
 
 def milliseconds(value: float) -> str:
@@ -83,177 +105,246 @@ def milliseconds(value: float) -> str:
     return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"  # noqa: PLR2004
 
 
-def percentiles(one: Summary) -> tuple[str, ...]:
-    """Return the percentiles of all clients that reports have, in milliseconds."""
-    values = map(one.percentile, FIELDS)
-    return tuple(NOTHING if value is None else milliseconds(value) for value in values)
+def _balance(head: str, tell: Callable[[Summary], str], *, words: bool = False) -> Column:
+    """Return a column that is told of cases with several workers."""
+
+    def cell(one: Summary) -> str:
+        return tell(one) if one.spread is not None and one.case.workers > 1 else NOTHING
+
+    return Column(head, cell, words)
 
 
-Row = Callable[[Summary], tuple[str, ...] | None]
+def _chance(one: Summary) -> str:
+    return f"{one.spread.typical.chance.jain:.4f}" if one.spread else NOTHING
 
 
-def _groups(shown: Sequence[Block], row: Row) -> list[Group]:
-    """Return the rows of the cases of which there is one, in groups that are not empty."""
-    found = []
-    for block in shown:
-        made = [(name, row(one)) for name, one in block.members]
-        rows = [(name, *cells) for name, cells in made if cells is not None]
-        if rows:
-            found.append(Group(block.title, rows))
-    return found
+def _p_value(one: Summary) -> str:
+    return shown(one.spread.p_value) if one.spread and not one.spread.few else NOTHING
 
 
-def _classic(shown: Sequence[Block]) -> Sheet:
-    trials = {(one.valid, one.invalid) for block in shown for _, one in block.members}
-    same = len(trials) == 1 and not max(invalid for _, invalid in trials)
-
-    def row(one: Summary) -> tuple[str, ...]:
-        number = str(one.valid) + (f" of {one.valid + one.invalid}" if one.invalid else "")
-        return (
-            interval(one, "seconds", ".2f"),
-            " ".join(map(str, one.per_worker)) or NOTHING,
-            f"{one.spread.typical.found.max_over_min:.2f}" if one.spread else NOTHING,
-            listeners(one.case),
-            *([] if same else [number]),
-        )
-
-    note = "Greetings per worker are those of the trial whose Jain index is in the middle"
-    return Sheet(
-        "Time and workers",
-        f"{note}, of {next(iter(trials))[0]} of each case." if same else f"{note}.",
-        (
-            *("approach", "time, s", "greetings per worker", "max/min", "listeners"),
-            *([] if same else ["trials"]),
-        ),
-        _groups(shown, row),
-        frozenset({"greetings per worker"}),
-    )
+def _lost(one: Summary) -> str:
+    if one.case.fault == "none" and not one.lost:
+        return NOTHING
+    each = f", {one.lost / one.faults:.2g} a fault" if one.faults else ""
+    return f"{one.lost} of {one.sent}{each}"
 
 
-def _cost(shown: Sequence[Block]) -> Sheet:
-    def row(one: Summary) -> tuple[str, ...]:
-        return (
-            interval(one, "rate", ".0f"),
-            interval(one, "cpu_us", ".1f"),
-            median(one, "cpu_user_us", ".1f"),
-            median(one, "cpu_system_us", ".1f"),
-            median(one, "switches", ".2f"),
-        )
+def _errors(one: Summary) -> str:
+    kinds: Counter[str] = Counter()
+    for trial in one.trials:
+        kinds.update(trial.load.errors if trial.load else {})
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or NOTHING
 
-    return Sheet(
+
+def _held(kind: str) -> Cell:
+    def cell(one: Summary) -> str:
+        for found in one.held:
+            if found.kind == kind:
+                told = " ".join(map(str, sorted(found.per_process.values(), reverse=True)))
+                return told + (f" ({found.queued} queued)" if found.queued else "")
+        return NOTHING
+
+    return cell
+
+
+def _busiest(one: Summary) -> str:
+    last = one.trials[-1].processes
+    return " ".join(f"{process.cpu_us:.1f}" for process in last[:8]) or NOTHING
+
+
+SHEETS: Final = (
+    (
         "Cost",
-        "Greetings per second, where the next client waits for one before it; else the rate is the "
-        "client's. CPU time of the whole server and context switches, per greeting.",
-        ("approach", "rate, 1/s", "CPU, us", "user", "system", "switches"),
-        _groups(shown, row),
-    )
-
-
-def _balance(shown: Sequence[Block]) -> Sheet:
-    def row(one: Summary) -> tuple[str, ...] | None:
-        spread = one.spread
-        if spread is None or one.case.workers == 1:
-            return None
-        typical, p_value = spread.typical, f"{spread.p_value:.4f}"
-        return (
-            median(one, "jain", ".4f"),
-            f"{typical.chance.jain:.4f}",
-            f"{typical.found.max_over_min:.2f}",
-            f"{typical.chance.max_over_min:.2f}",
-            NOTHING if spread.few else "<.0001" if spread.p_value < 0.0001 else p_value,  # noqa: PLR2004
-            spread.sentence,
-        )
-
-    return Sheet(
+        (
+            "CPU time and context switches of the whole server, per greeting. Greetings per second "
+            "where the next client waits for one before it, and the client was not the limit."
+        ),
+        (
+            figure("CPU, us", "cpu_us", ".1f"),
+            figure("user", "cpu_user_us", ".1f", low=False),
+            figure("system", "cpu_system_us", ".1f", low=False),
+            Column("by process", _busiest, words=True),
+            figure("switches", "switches", ".2f", low=False),
+            figure("rate, 1/s", "rate", ".0f"),
+        ),
+    ),
+    (
         "Balance",
-        "Each trial is judged by itself; Jain is the median. Max/min and a worker that is named "
-        "are those of the trial whose Jain index is in the middle. Beside the Jain index, what "
-        "chance alone reaches, and beside max/min, what it keeps to, in 95 of 100 trials. p is the "
-        "probability that chance is so uneven in as many trials (their chi-squares are added), and "
-        "holds for all cases together (Holm).",
-        ("approach", "Jain", "chance", "max/min", "chance", "p", "in words"),
-        _groups(shown, row),
-        frozenset({"in words"}),
-    )
-
-
-def _latency(shown: Sequence[Block]) -> Sheet:
-    def row(one: Summary) -> tuple[str, ...] | None:
-        return percentiles(one) if one.latency.count else None
-
-    return Sheet(
+        (
+            "Each trial is judged by itself; Jain is the median, chance what chance alone reaches "
+            "in 95 of 100 trials. p is the probability that chance is so uneven in as many trials "
+            "(their chi-squares are added), and holds for all cases together (Holm)."
+        ),
+        (
+            Column(
+                "greetings per worker",
+                lambda one: " ".join(map(str, one.per_worker)) or NOTHING,
+                words=True,
+            ),
+            _balance("Jain", lambda one: figure("", "jain", ".4f", low=False).cell(one)),
+            _balance("chance", _chance),
+            _balance("p", _p_value),
+            _balance("in words", lambda one: one.spread.sentence if one.spread else "", words=True),
+            Column("listening", lambda one: str(one.trials[-1].listener.sockets or NOTHING)),
+        ),
+    ),
+    (
+        "Who has the connections",
+        (
+            "By process, the most first. Held: as many connections held open at once, each "
+            "attributed (exact). Sample: probes, as many at once as there are connections in "
+            "flight."
+        ),
+        (
+            Column("held", _held("held"), words=True),
+            Column("sample", _held("sample"), words=True),
+        ),
+    ),
+    (
         "Latency, ms",
-        "From a connection's start (in open loop: its intended start) to its end. A client that "
-        "was lost is slower than any that was served: a percentile among the lost is not known.",
-        ("approach", "p50", "p90", "p99", "p99.9", "largest"),
-        _groups(shown, row),
-    )
-
-
-def _wakeups(shown: Sequence[Block]) -> Sheet:
-    def row(one: Summary) -> tuple[str, ...] | None:
-        if one.case.server != "greeterd":
-            return None
-        return (
-            median(one, "wakeups", ".2f"),
-            interval(one, "wasted_wakeups", ".2f"),
-            median(one, "queued_max", ".0f"),
-            median(one, "drops", ".0f"),
-        )
-
-    return Sheet(
+        (
+            "From a connection's start (in open loop: its intended start) to its end. A client "
+            "that was lost is slower than any that was served: a percentile among the lost is not "
+            "known."
+        ),
+        tuple(latency("largest" if at == 100 else f"p{at:g}", at) for at in FIELDS),  # noqa: PLR2004
+    ),
+    (
         "Wake-ups and queues",
         "Wake-ups per greeting; a wasted one found nothing to accept. Queues and drops in clients.",
-        ("approach", "wake-ups", "wasted", "longest queue", "drops"),
-        _groups(shown, row),
-    )
-
-
-def _losses(shown: Sequence[Block]) -> Sheet:
-    def row(one: Summary) -> tuple[str, ...] | None:
-        lost = one.figures.get("lost_percent")
-        if lost is None or (one.case.fault == "none" and lost.high == 0):
-            return None
-        kinds: Counter[str] = Counter()
-        for trial in one.trials:
-            kinds.update(trial.load.errors if trial.load else {})
-        return (
-            interval(one, "lost_percent", ".2f"),
-            f"{100 / one.case.workers:.1f}",
-            ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none",
-        )
-
-    return Sheet(
+        (
+            figure("wake-ups", "wakeups", ".2f", low=False),
+            figure("wasted", "wasted_wakeups", ".2f"),
+            figure("longest queue", "queued_max", ".0f", low=False),
+            figure("drops", "drops", ".0f", low=False),
+        ),
+    ),
+    (
         "Losses",
-        "Clients that were not served in order, in percent of all; 1/N is one worker's share.",
-        ("approach", "lost, %", "1/N, %", "errors of all trials"),
-        _groups(shown, row),
-        frozenset({"errors of all trials"}),
-    )
+        "Clients that were not served in order, of all trials.",
+        (Column("lost", _lost, words=True), Column("errors", _errors, words=True)),
+    ),
+)
+"""Title, note and columns of each table of cases."""
 
 
 def make_sheets(summaries: Sequence[Summary]) -> list[Sheet]:
-    """Return the tables that have rows."""
-    shown = blocks(summaries)
-    makers = (_classic, _cost, _balance, _latency, _wakeups, _losses)
-    return [sheet for sheet in (maker(shown) for maker in makers) if sheet.groups] if shown else []
+    """Return the tables that have figures."""
+    told = blocks(summaries)
+    made = (_sheet(told, *one) for one in SHEETS)
+    return [sheet for sheet in made if sheet.groups]
+
+
+def _sheet(told: Sequence[Block], title: str, note: str, columns: Sequence[Column]) -> Sheet:
+    every = [one for block in told for _, one in block.members]
+    kept = [column for column in columns if any(column.cell(one) != NOTHING for one in every)]
+    groups = []
+    for block in told:
+        rows = [(name, *(column.cell(one) for column in kept)) for name, one in block.members]
+        rows = [row for row in rows if {*row[1:]} != {NOTHING}]
+        if rows and kept:
+            groups.append(Group(block.title, rows))
+    heads = ("approach", *(column.head for column in kept))
+    return Sheet(title, note, heads, groups, _words(kept))
+
+
+def _words(columns: Iterable[Column]) -> frozenset[str]:
+    return frozenset(column.head for column in columns if column.words)
+
+
+def comparisons(rows: Sequence[Row]) -> Sheet:
+    """Return the table of all ratios, CPU first in each comparison."""
+    groups = []
+    for row in rows:
+        a, b = row.comparison.cases
+        told = {PRIMARY.name: row.primary, **row.others}
+        cells: list[tuple[str, ...]] = [
+            (
+                METRICS[name].title,
+                interval(one),
+                str(one.pairs),
+                NOTHING if name == PRIMARY.name else shown(one.p_value),
+            )
+            for name, one in told.items()
+            if one is not None
+        ]
+        title = f"{approach(b)} / {approach(a)}, {words(scenario_of(a))}"
+        groups += [Group(title, cells)] * bool(cells)
+    return Sheet(
+        "Comparisons",
+        "Ratios by pairs of adjacent trials, with their intervals. CPU is what the run is for; the "
+        "p-values of all else hold together (Holm).",
+        ("metric", "ratio", "pairs", "p"),
+        groups,
+    )
+
+
+def effects(verdicts: Sequence[Verdict]) -> Sheet:
+    """Return the table of the expectations that were tested."""
+    rows: list[tuple[str, ...]] = [
+        (one.predicate.name, one.outcome, "; ".join(figures_of(one)), one.predicate.why)
+        for one in verdicts
+        if one.outcome != "not tested"
+    ]
+    return Sheet(
+        "Expectations",
+        "Written down before the run.",
+        ("expectation", "outcome", "figures", "why"),
+        [Group("", rows)] if rows else [],
+        frozenset({"outcome", "figures", "why"}),
+    )
 
 
 def invalid_trials(results: Results) -> Sheet:
     """Return a table of the trials that say nothing, each with the reason."""
-    called = names(list(dict.fromkeys(trial.case for trial in results.trials)))
+    called = names(_cases(results))
     rows: list[tuple[str, ...]] = [
-        (called[trial.case], str(trial.repeat + 1), trial.began, trial.invalid)
+        (called[trial.case], str(trial.pair + 1), trial.began, trial.invalid)
         for trial in results.trials
         if trial.invalid
     ]
     return Sheet(
         "Invalid trials",
         "They are in no figure.",
-        ("approach", "trial", "began", "reason"),
+        ("approach", "pair", "began", "reason"),
         [Group("", rows)] if rows else [],
         frozenset({"began", "reason"}),
     )
+
+
+def trials(results: Results) -> Sheet:
+    """Return a table of all trials, in the order in which they were run."""
+    called = names(_cases(results))
+
+    def number(value: float | None, form: str = "d") -> str:
+        return NOTHING if value is None else f"{value:{form}}"
+
+    rows: list[tuple[str, ...]] = [
+        (
+            called[one.case],
+            str(one.pair + 1),
+            number(one.cpu_us or None, ".1f"),
+            number(METRICS["rate"].of(one), ".0f"),
+            number(one.lost if one.load else None),
+            number(one.counts.client),
+            number(one.counts.scoreboard),
+            number(one.counts.log),
+            one.invalid,
+        )
+        for one in results.trials
+    ]
+    head = ("case", "pair", "CPU, us", "rate, 1/s", "lost", "clients", "scoreboard", "log")
+    return Sheet(
+        "Trials",
+        "In the order in which they were run; the last three numbers count the same thing.",
+        (*head, "invalid because"),
+        [Group("", rows)] if rows else [],
+        frozenset({"invalid because"}),
+    )
+
+
+def _cases(results: Results) -> list[Case]:
+    return list(dict.fromkeys(trial.case for trial in results.trials))
 
 
 def environment(results: Results) -> list[tuple[str, str]]:
@@ -263,15 +354,17 @@ def environment(results: Results) -> list[tuple[str, str]]:
         ("date", machine.date),
         ("kernel", f"Linux {machine.kernel} {machine.machine}"),
         ("CPU", f"{machine.cpu}, {machine.cpus} usable"),
+        ("pinned", machine.pin),
         ("memory", f"{machine.memory_mib:,} MiB" if machine.memory_mib else ""),
         ("load average before", f"{machine.load_average:.2f}"),
         ("greeterd", " ".join(filter(None, [machine.greeterd, machine.commit]))),
         ("run by", machine.command),
+        ("request", machine.request),
         ("Python", machine.python),
         ("packages", ", ".join(f"{name} {value}" for name, value in machine.packages.items())),
         *sorted(machine.sysctls.items()),
         ("preset", results.preset),
         ("seed of the order", str(results.seed)),
-        ("trials", f"{len(results.trials)} of {results.planned} planned"),
+        ("trials", str(len(results.trials))),
     ]
     return [(name, value) for name, value in rows if value]

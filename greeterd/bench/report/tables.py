@@ -4,6 +4,7 @@ On a terminal the names of cases and the sentences are folded to its width, figu
 pipe, where no width is known, lines are as long as they need to be and have no colours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
 
@@ -13,20 +14,28 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from greeterd.bench.analysis.effects import Finding
-from greeterd.bench.analysis.findings import find, not_measured
-from greeterd.bench.analysis.stats import summarise
-from greeterd.bench.labels import common
+from greeterd.bench.analysis.answers import Answer, Kind, answers
+from greeterd.bench.analysis.compare import CAUTION, HEAD, Compared, cells, conclude, unlike
+from greeterd.bench.analysis.expectations import Verdict
+from greeterd.bench.analysis.rows import question, rows
+from greeterd.bench.analysis.summary import summarise
 from greeterd.bench.model import Results
-from greeterd.bench.report.sheets import Group, Sheet, blocks, invalid_trials, make_sheets
+from greeterd.bench.report.sheets import (
+    Group,
+    Sheet,
+    comparisons,
+    effects,
+    invalid_trials,
+    make_sheets,
+)
 from greeterd.screen import Screen
 from greeterd.system.escape import escape
 
-_STYLES: Final = {
-    "found": "green",
-    "not shown": "yellow",
-    "tie": "cyan",
-    "cannot be told": "cyan",
+_STYLES: Final[dict[Kind, str]] = {
+    "answer": "bold green",
+    "more": "green",
+    "fault": "cyan",
+    "advice": "bold",
     "caution": "red",
 }
 _UNLIMITED: Final = 100_000
@@ -36,29 +45,41 @@ _LEAST_SOFT: Final = 12
 _LEAST: Final = 40
 
 
-def render(results: Results) -> RenderableType:
+def render(results: Results, verdicts: Sequence[Verdict] = ()) -> RenderableType:
     """Return the report for a console of any width."""
-    summaries = summarise(results)
+    summaries, compared = summarise(results), rows(results)
     machine = results.environment
-    parts: list[RenderableType] = [
-        Text(
-            escape(f"Linux {machine.kernel}, {machine.cpus} CPUs ({machine.cpu}), {machine.date}")
-        ),
-    ]
-    shown = [one for block in blocks(summaries) for _, one in block.members]
-    if not shown:
-        parts.append(Text("There is no valid trial.", "red"))
+    pinned = f", {machine.pin}" if machine.pin else ""
+    about = f"Linux {machine.kernel}, {machine.cpus} CPUs ({machine.cpu}){pinned}, {machine.date}"
+    parts: list[RenderableType] = [Text(escape(about))]
+    if any(one.trials for one in summaries):
+        parts += [Text(), Text(escape(question(results)), "bold")]
     else:
-        shared = [part for part in common(one.case for one in shown) if part != "no fault"]
-        parts += [Text(escape(f"All: {', '.join(shared)}."))] if shared else []
-    parts += [Text(), *map(_finding, find(results, summaries))]
-    missing = not_measured(summaries)
-    if missing:
-        parts.append(Text(f"Not measured: {', '.join(missing)}.", "dim"))
-    for sheet in [*make_sheets(summaries), invalid_trials(results)]:
+        parts.append(Text("There is no valid trial.", "red"))
+    parts += map(_answer, answers(results, summaries, compared))
+    sheets = [comparisons(compared), *make_sheets(summaries), effects(verdicts)]
+    for sheet in [*sheets, invalid_trials(results)]:
         if sheet.groups:
             parts += [Text(), SheetView(sheet)]
     return Together(*parts)
+
+
+def comparison(found: Compared, a: Results, b: Results) -> RenderableType:
+    """Return what two runs say beside each other, for a console of any width."""
+    parts: list[RenderableType] = [Text(escape(CAUTION), "yellow")]
+    parts += [Text(escape(line), "yellow") for line in unlike(a, b)]
+    groups: dict[str, Group] = {}
+    for one in found.pairs:
+        called = found.names[one.case]
+        groups.setdefault(called, Group(called, [])).rows.append(cells(one))
+    note = "Ratios of geometric means with intervals of 95 %; the p-values hold together (Holm)."
+    sheet = Sheet("B against A", note, HEAD, list(groups.values()), frozenset({"B is"}))
+    parts += [Text(), SheetView(sheet)]
+    for letter, only in zip("AB", found.only, strict=True):
+        if only:
+            told = "; ".join(found.names[case] for case in only)
+            parts.append(Text(escape(f"Only in {letter}: {told}.")))
+    return Together(*parts, Text(), Text(escape(conclude(found)), "bold"))
 
 
 def show(renderable: RenderableType, file: TextIO) -> str:
@@ -71,11 +92,11 @@ def show(renderable: RenderableType, file: TextIO) -> str:
     return console.text_of(renderable)
 
 
-def _finding(finding: Finding) -> RenderableType:
+def _answer(one: Answer) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=max(map(len, _STYLES)), no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(finding.kind, _STYLES[finding.kind]), Text(escape(finding.text)))
+    grid.add_row(Text(one.kind, _STYLES[one.kind]), Text(escape(one.text)))
     return grid
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.bench.experiment import runner as experiment
+from greeterd.bench.experiment import runner
 from greeterd.bench.experiment.environment import describe
 from greeterd.bench.experiment.servers import Setup
-from greeterd.bench.extras import MissingPackageError, require
+from greeterd.bench.extras import require
 from greeterd.bench.model import Case
-from greeterd.errors import ListenError, UsageError
+from greeterd.errors import ListenError, MissingPackageError, UsageError
 
 
 def test_without_a_compiler_the_cases_of_compiled_servers_are_left_out(
@@ -18,7 +18,7 @@ def test_without_a_compiler_the_cases_of_compiled_servers_are_left_out(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     cases = [Case(), Case(server="bare"), Case(server="threaded"), Case(server="asyncio")]
-    left, reasons = experiment.without_unbuildable(cases, Setup(build_dir=tmp_path))
+    left, reasons = runner.without_unbuildable(cases, Setup(build_dir=tmp_path))
     assert [case.server for case in left] == ["greeterd", "asyncio"]
     assert list(reasons) == ["bare", "threaded"]
     assert "compiler" in reasons["bare"]
@@ -34,10 +34,10 @@ def test_an_address_that_is_taken_or_none_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ListenError, match="in use"):
-            experiment.require_address(address)
-    experiment.require_address(address)
+            runner.require_address(address)
+    runner.require_address(address)
     with pytest.raises(UsageError, match="--bind"):
-        experiment.require_address("nowhere")
+        runner.require_address("nowhere")
 
 
 def test_the_environment_tells_of_the_machine_and_the_programs() -> None:

@@ -22,13 +22,13 @@ import psutil
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from greeterd.bench.extras import MissingPackageError
 from greeterd.bench.load.latency import summarise
+from greeterd.bench.load.messages import Tally
 from greeterd.bench.load.run import LoadOptions, _lasted, _phases, run
 from greeterd.bench.model import Arrival, LoadReport
 from greeterd.cli.greeter import main
 from greeterd.client import UnreachableError
-from greeterd.errors import UsageError
+from greeterd.errors import MissingPackageError, UsageError
 from tests.support import until
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
@@ -164,6 +164,9 @@ each_arrival = pytest.mark.parametrize(("arrival", "rate"), ARRIVALS)
 loop_and_seed = pytest.mark.parametrize("arrival", ["closed", "seed"])
 
 
+@pytest.mark.shows(
+    "arrival closed", "arrival constant", "arrival poisson", "arrival burst", "arrival seed"
+)
 @each_arrival
 def test_each_greeting_is_sent_once_and_measured_once(arrival: Arrival, rate: float) -> None:
     with served(take) as server:
@@ -187,6 +190,7 @@ def test_a_load_ends_when_its_time_is_over(arrival: Arrival, rate: float) -> Non
         assert report.sent == pytest.approx(rate * 0.1, rel=0.5)
 
 
+@pytest.mark.shows("arrival seed")
 def test_in_seed_each_greeting_has_a_process_of_its_own(tmp_path: Path) -> None:
     with served(take, str(tmp_path / "s")) as server:
         load(server, arrival="closed", count=20)
@@ -196,6 +200,7 @@ def test_in_seed_each_greeting_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert len(set(server.senders)) == 20
 
 
+@pytest.mark.shows("arrival burst")
 def test_a_burst_has_all_its_connections_at_once() -> None:
     def gather(server: Server, connection: socket.socket) -> None:
         """Let nobody go before six are there."""
@@ -211,16 +216,16 @@ def test_a_burst_has_all_its_connections_at_once() -> None:
 
 def test_all_of_a_burst_are_measured_from_its_start() -> None:
     options = LoadOptions(arrival="burst", count=5, concurrency=4, think=0.25)
-    phases = list(_phases(options, [2, 2]))
+    phases = list(_phases(options, [2, 2], 5, None, 0))
     assert [[one.greetings for one in phase] for phase in phases] == [[2, 2], [1, 0]]
     assert [phase[0].start_ns for phase in phases] == [0, 250_000_000]
     assert all(one.common_start for phase in phases for one in phase)
 
 
 def test_bursts_last_as_long_as_all_together_without_the_pauses() -> None:
-    one, other = [(10, 20), (100, 120), (0, 0)], [(12, 25), (0, 0)]
-    assert _lasted([one, other]) == 15 + 20
-    assert _lasted([[], []]) == 0
+    spans = [(10, 20), (12, 25), (100, 120), (0, 0), (0, 0), (0, 0)]  # two processes, three bursts
+    assert _lasted([Tally(spans=[span]) for span in spans], 2) == 15 + 20
+    assert _lasted([Tally(), Tally()], 2) == 0
     with served(take) as server:
         report = load(server, arrival="burst", count=8, concurrency=2, think=0.2)
     assert 0 < report.seconds < 0.6
@@ -451,6 +456,7 @@ def in_group(group: int) -> list[int]:
     return found
 
 
+@pytest.mark.shows("exit 70 greeter")
 def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> None:
     with served(take) as server:
         command = ["load", "--address", server.address, "--duration=60", "--processes=2"]

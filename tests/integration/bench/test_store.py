@@ -5,16 +5,18 @@ from pathlib import Path
 import pytest
 
 from greeterd.bench.experiment import store
-from greeterd.bench.experiment.plan import Plan, schedule
+from greeterd.bench.experiment.plan import Plan
 from greeterd.bench.experiment.store import Header, InUseError, StoreError, UnusableError
-from greeterd.bench.model import Case, Environment, Trial
+from greeterd.bench.model import Case, Comparison, Environment, Held, Objection, Trial
 
-PLAN = Plan(preset="quick", cases=[Case(), Case(mode="reuseport")], repeats=2, seed=3)
+CASES = (Case(), Case(mode="reuseport"))
+PLAN = Plan(preset="quick", comparisons=[Comparison(a=CASES[0], b=CASES[1])], seed=3)
 HEADER = Header(
     environment=Environment(date="2026", kernel="6", machine="x86_64", cpu="one", cpus=1), plan=PLAN
 )
 TRIALS = [
-    Trial(case=one.case, repeat=one.repeat, order=one.order, began="now") for one in schedule(PLAN)
+    Trial(case=CASES[order % 2], comparison=0, pair=order // 2, order=order, began="now")
+    for order in range(4)
 ]
 
 
@@ -31,19 +33,31 @@ def begin(path: Path, *trials: Trial) -> None:
 
 
 def test_what_was_kept_is_read_as_results(path: Path) -> None:
-    begin(path, TRIALS[1], TRIALS[0])
+    begin(path, TRIALS[0], TRIALS[1])
     found = store.load_results(path)
     assert found.trials == TRIALS[:2]
-    assert (found.preset, found.seed, found.planned) == ("quick", 3, 4)
+    assert (found.preset, found.seed, found.comparisons) == ("quick", 3, PLAN.comparisons)
+    assert not found.finished
 
 
-def test_resuming_runs_what_is_missing_in_the_order_of_the_plan(path: Path) -> None:
-    begin(path, TRIALS[0], TRIALS[2])
+def test_all_that_a_run_finds_is_kept(path: Path) -> None:
+    held = Held(case=CASES[0], kind="sample", per_process={7: 3}, queued=1)
+    said = Objection(case=CASES[1], reason="it did not end")
+    kept = store.create(path, HEADER)
+    for record in (TRIALS[0], held, said, store.End()):
+        kept.append(record)
+    kept.close()
+    found = store.load_results(path)
+    assert (found.trials, found.held, found.objections) == ([TRIALS[0]], [held], [said])
+    assert found.finished
+
+
+def test_resuming_goes_on_with_the_next_pair(path: Path) -> None:
+    begin(path, *TRIALS[:3])
     kept = store.resume(path)
-    assert [visit.order for visit in kept.missing()] == [1, 3]
-    kept.append(TRIALS[1])
+    assert kept.pairs(0) == 2
+    assert kept.pairs(1) == 0
     kept.append(TRIALS[3])
-    assert kept.missing() == []
     kept.close()
     assert store.load_results(path).trials == TRIALS
 
@@ -100,8 +114,8 @@ def test_what_is_no_file_of_results_is_refused(path: Path, content: bytes) -> No
 
 def test_results_of_another_format_are_refused(path: Path) -> None:
     begin(path)
-    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
-    with pytest.raises(UnusableError, match="format 2"):
+    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":3'))
+    with pytest.raises(UnusableError, match="format 3"):
         store.resume(path)
 
 

@@ -3,6 +3,7 @@
 from itertools import chain, islice, pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from greeterd.bench.load.messages import Order, Phase
 from greeterd.bench.load.pace import Pace
@@ -17,8 +18,8 @@ def order(**others: object) -> Order:
     return Order(**{**wanted, **others})  # type: ignore[arg-type]
 
 
-def paced(phase: Phase, **others: object) -> Pace:
-    return Pace(order(**others), phase)
+def paced(phase: Phase, *, rate: float = 0.0, **others: object) -> Pace:
+    return Pace(order(**others), replace(phase, rate=rate))
 
 
 def taken(pace: Pace, now: int) -> list[int]:

@@ -1,6 +1,5 @@
 """Which cases an experiment has, and in which order its trials are run."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,18 +9,18 @@ from greeterd.bench.experiment import presets
 from greeterd.bench.experiment.counting import disagreement
 from greeterd.bench.experiment.plan import (
     FAULT_SECONDS,
+    PAIRS_WITH_FAULT,
     Matrix,
     Plan,
     choose,
+    compared,
     duration,
-    expected,
+    groups,
     impossible,
-    key,
-    schedule,
+    least_seconds,
     timeout,
 )
-from greeterd.bench.experiment.runner import Estimate
-from greeterd.bench.model import Case, Counts
+from greeterd.bench.model import Case, Comparison, Counts
 from greeterd.errors import UsageError
 
 CASES = choose(Matrix(mode=("inherit", "reuseport"), workers=(1, 2), concurrency=(1, 8))).cases
@@ -80,6 +79,9 @@ def test_without_rescue_is_a_case_where_a_listener_could_be_lent() -> None:
         {"server": "asyncio", "mode": "handoff"},
         {"server": "asyncio", "wait": "epoll"},
         {"server": "bare", "fault": "killed"},
+        {"server": "bare", "build": "new"},
+        {"server": "nginx", "wait": "epoll"},
+        {"life": -1.0},
         {"workers": 0},
         {"workers": 513},
         {"concurrency": 0},
@@ -132,31 +134,56 @@ def test_a_load_with_a_fault_lasts_long_enough() -> None:
     assert timeout(opened) < timeout(Case())
 
 
-def test_each_block_has_every_case_once_in_an_order_of_its_own() -> None:
-    visits = schedule(Plan(cases=CASES, repeats=4, seed=7))
-    assert [visit.order for visit in visits] == list(range(32))
-    blocks = [[one.case for one in visits[at : at + 8]] for at in range(0, 32, 8)]
-    assert all(Counter(block) == Counter(CASES) for block in blocks)
-    assert all({one.repeat for one in visits[8 * at : 8 * at + 8]} == {at} for at in range(4))
-    assert len({tuple(block) for block in blocks}) == 4
+def test_each_case_is_compared_with_the_first_that_is_asked_the_same() -> None:
+    modes = Matrix(mode=("inherit", "reuseport", "handoff"), concurrency=(1, 8))
+    found = compared(choose(modes).cases)
+    assert [(one.a.mode, one.b and one.b.mode, one.a.concurrency) for one in found] == [
+        ("inherit", "reuseport", 1),
+        ("inherit", "reuseport", 8),
+        ("inherit", "handoff", 1),
+        ("inherit", "handoff", 8),
+    ]
+    assert all(one.b is None or one.b.concurrency == one.a.concurrency for one in found)
+    assert groups(found) == [[0, 2], [1, 3]]
 
 
-def test_a_seed_gives_one_order_and_another_seed_another() -> None:
-    one, same, other = (schedule(Plan(cases=CASES, seed=seed)) for seed in (1, 1, 2))
-    assert one == same
-    assert one != other
+def test_a_case_that_is_asked_what_no_other_is_stands_alone() -> None:
+    found = compared([Case(), Case(mode="reuseport"), Case(concurrency=1)])
+    assert [(one.a.concurrency, one.b is None) for one in found] == [(16, False), (1, True)]
 
 
-def test_every_field_of_a_case_is_in_its_key() -> None:
-    base = Case(arrival="poisson", rate=1.0)
-    changes: dict[str, Any] = {
-        "server": "bare", "mode": "x", "wait": "x", "steering": "x", "handoff_policy": "x",
-        "rescue": False, "workers": 9, "concurrency": 9, "arrival": "constant", "rate": 9.5,
-        "fault": "killed", "greetings": 9,
-    }  # fmt: skip
-    assert changes.keys() == set(Case.__struct_fields__)
-    keys = {key(base), *(key(replace(base, **{name: new})) for name, new in changes.items())}
-    assert len(keys) == len(changes) + 1
+def test_two_builds_are_compared_in_the_same_case_each() -> None:
+    matrix = Matrix(mode=("inherit", "reuseport"), build=("old", "new"))
+    found = compared(choose(matrix).cases)
+    assert [(one.a.build, one.b and one.b.build, one.a.mode) for one in found] == [
+        ("old", "new", "inherit"),
+        ("old", "new", "reuseport"),
+    ]
+    assert all(one.b and one.b.mode == one.a.mode for one in found)
+
+
+def test_a_peer_that_is_slow_has_shorter_trials_and_is_compared_all_the_same() -> None:
+    servers = ("greeterd", "socketserver")
+    (one,) = compared(choose(Matrix(server=servers, mode=("inherit",))).cases)
+    assert one.b is not None
+    assert one.b.greetings < one.a.greetings
+
+
+def test_a_fault_has_a_fixed_number_of_pairs_and_all_have_those_that_are_asked_for() -> None:
+    faulty = Comparison(a=Case(fault="killed"), b=Case(fault="killed", mode="reuseport"))
+    calm = Comparison(a=Case(), b=Case(mode="reuseport"))
+    plan = Plan(comparisons=[calm, faulty])
+    assert [plan.pairs_of(one) for one in plan.comparisons] == [None, PAIRS_WITH_FAULT]
+    fixed = replace(plan, pairs=9)
+    assert [fixed.pairs_of(one) for one in plan.comparisons] == [9, 9]
+
+
+def test_a_command_has_no_settings_of_greeterd() -> None:
+    choice = choose(Matrix(server=("nginx",), wait=("epoll", "auto"), fault=("none", "reload")))
+    assert [(one.mode, one.wait, one.fault) for one in choice.cases] == [
+        ("inherit", "auto", "none"),
+        ("inherit", "auto", "reload"),
+    ]
 
 
 # Presets -------------------------------------------------------------------------------------
@@ -171,20 +198,23 @@ def test_a_preset_has_possible_cases_only(preset: presets.Preset) -> None:
 
 def test_the_article_is_forty_thousand_greetings_by_four_for_two_modes() -> None:
     cases = presets.choose(presets.ARTICLE, {}).cases
-    assert {(one.arrival, one.workers, one.concurrency, one.greetings) for one in cases} == {
-        ("seed", 4, 4, 40_000)
-    }
+    assert {(one.arrival, one.workers, one.concurrency) for one in cases} == {("seed", 4, 4)}
+    assert presets.ARTICLE.pairs is not None
+    assert [one.greetings * presets.ARTICLE.pairs for one in cases] == [40_000, 40_000]
     assert [one.mode for one in cases] == ["inherit", "reuseport"]
 
 
-def test_quick_is_expected_to_take_less_than_a_minute() -> None:
-    cases = presets.choose(presets.QUICK, {}).cases
-    assert presets.QUICK.repeats * sum(map(expected, cases)) < 60
+@pytest.mark.parametrize(("name", "minutes"), [("quick", 1.5), ("article", 3), ("full", 25)])
+def test_a_preset_is_expected_to_take_as_long_as_the_help_says(name: str, minutes: float) -> None:
+    preset = presets.PRESETS[name]
+    plan = Plan(comparisons=compared(presets.choose(preset, {}).cases), pairs=preset.pairs)
+    assert least_seconds(plan) < 60 * minutes
+    assert preset.max_time < 60 * minutes
 
 
-def test_full_is_expected_to_take_twenty_minutes() -> None:
-    cases = presets.choose(presets.FULL, {}).cases
-    assert presets.FULL.repeats * sum(map(expected, cases)) <= 20 * 60
+def test_the_first_question_of_quick_is_inherit_or_reuseport() -> None:
+    first = compared(presets.choose(presets.QUICK, {}).cases)[0]
+    assert (first.a.mode, first.b and first.b.mode) == ("inherit", "reuseport")
 
 
 def test_who_dies_in_the_full_preset_has_connections_in_hand() -> None:
@@ -226,7 +256,7 @@ def test_an_axis_refuses_what_is_no_value_of_it(axes: dict[str, str], words: str
         presets.parse_axes(axes)
 
 
-# Counts, and time left -----------------------------------------------------------------------
+# Counts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,13 +288,3 @@ def test_counts_agree_when_what_the_client_knows_is_counted_and_logged(
 def test_a_killed_worker_may_have_logged_what_it_did_not_count() -> None:
     assert not disagreement(Counts(client=5, uncertain=2, scoreboard=6, log=7), "killed")
     assert disagreement(Counts(client=5, uncertain=2, scoreboard=7, log=6), "killed")
-
-
-def test_the_time_left_follows_what_the_trials_have_taken() -> None:
-    estimate = Estimate([1.0, 1.0, 2.0])
-    assert estimate.left == 4.0
-    estimate.add(3.0)
-    assert estimate.left == 9.0
-    estimate.add(1.0)
-    estimate.add(9.0)
-    assert estimate.left == 0.0

@@ -3,8 +3,10 @@
 import re
 from typing import get_args
 
-from greeterd.bench import export, peers, predicates
+from greeterd.bench import peers
+from greeterd.bench.analysis import expectations
 from greeterd.bench.model import Arrival
+from greeterd.bench.report import export
 from tests.documents import BENCH
 
 
@@ -13,13 +15,13 @@ def test_the_arrivals_are_those_of_the_code() -> None:
 
 
 def test_the_fields_and_metrics_of_an_expectation_are_those_of_the_code() -> None:
-    assert set(BENCH.column("Expectations")) == set(predicates.Predicate.__struct_fields__)
+    assert set(BENCH.column("Expectations")) == set(expectations.Predicate.__struct_fields__)
     (listed,) = re.findall(r"Metrics:\n(.*?)\.\n", BENCH.section("Expectations"), re.DOTALL)
-    assert re.findall(r"`(\w+)`", listed) == list(predicates.OF)
+    assert re.findall(r"`(\w+)`", listed) == list(expectations.OF)
 
 
 def test_the_expectation_that_is_shown_makes_sense() -> None:
-    (one,) = predicates.parse(BENCH.block("Expectations", "toml", "[[expect]]"))
+    (one,) = expectations.parse(BENCH.block("Expectations", "toml", "[[expect]]"))
     assert one.than == {"mode": "inherit"}
 
 

@@ -36,5 +36,5 @@ def test_every_setting_that_is_written_as_one_is_one() -> None:
     written = set(re.findall(r"`(\w+) = \w+`", text))
     assert written <= names
     flags = re.findall(r"greeterd (--[\w-]+(?: [\w-]+)*)", text)
-    known = {f"--{name.replace('_', '-')}" for name in names} | {"--check"}
+    known = {f"--{name.replace('_', '-')}" for name in names} | {"--check", "--greeterd"}
     assert {word for one in flags for word in one.split() if word.startswith("--")} <= known

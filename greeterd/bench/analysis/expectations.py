@@ -75,6 +75,8 @@ OF: Final[Mapping[str, Callable[[Trial], float | None]]] = {
     "lost_share_times_workers": _lost_share_times_workers,
 }
 """What an expectation can be of: the metrics of the report, and some more."""
+SHOWN: Final = 4
+"""Cases of one expectation that are told of; those that failed come first."""
 
 _FIELDS: Final[dict[str, Any]] = {
     **{field.name: field.type for field in msgspec.structs.fields(Case)},
@@ -334,3 +336,36 @@ def _compare(one: Predicate, figure: float) -> tuple[bool, str]:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"  # noqa: PLR2004
+
+
+# In words
+
+
+def sentence(verdicts: Sequence[Verdict]) -> str:
+    """Return how many have held and failed, and which have failed."""
+    tested = [verdict for verdict in verdicts if verdict.outcome != "not tested"]
+    failed = [verdict.predicate.name for verdict in tested if verdict.outcome == "failed"]
+    said = f"{len(tested) - len(failed)} of {len(tested)} tested expectations held."
+    return f"{said} Failed: {'; '.join(failed)}." if failed else said
+
+
+def figures_of(verdict: Verdict) -> list[str]:
+    """Return what the cases say, a line each: how they differ, and the figure."""
+    if not verdict.findings:
+        return [verdict.reason]
+    cases = [finding.case for finding in verdict.findings]
+    ordered = sorted(verdict.findings, key=lambda finding: finding.holds)
+    lines = [_line(verdict, finding, cases) for finding in ordered[:SHOWN]]
+    if len(ordered) > SHOWN:
+        lines.append(f"and {len(ordered) - SHOWN} cases more")
+    return lines
+
+
+def _line(verdict: Verdict, finding: Finding, cases: Sequence[Case]) -> str:
+    differing = [
+        f"{name} {getattr(finding.case, name)}"
+        for name in Case.__struct_fields__
+        if len({getattr(case, name) for case in cases}) > 1
+    ]
+    figures = f"{verdict.predicate.metric} {finding.figures}"
+    return f"{', '.join(differing)}: {figures}" if differing else figures
