@@ -225,7 +225,9 @@ class Held(Struct, frozen=True, kw_only=True, tag="held"):
 
     case: Case
     kind: Literal["held", "sample"]
-    """All at once, and exact; or a sample of probes, so many at once as the case has."""
+    """All at once, and exact; or a sample of probes."""
+    at_once: int = 0
+    """Probes of a sample."""
     per_process: dict[int, int] = {}
     """By pid; a process that listens and has none is there with 0."""
     queued: int = 0

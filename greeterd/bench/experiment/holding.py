@@ -2,8 +2,9 @@
 
 Two ways.  All at once: every connection is attributed, so the counts are exact; it takes a server
 that accepts connections that it does not serve yet.  In turns: so many probes as the case has
-connections in flight, attributed and closed again, over and over; that is a sample of who accepts.
-What nobody has accepted after PATIENCE seconds is counted as queued, and no process has it.
+connections in flight, or one where the server does not accept so many, attributed and closed again,
+over and over; that is a sample of who accepts.  What nobody has accepted after PATIENCE seconds is
+counted as queued, and no process has it.
 """
 
 import contextlib
@@ -31,17 +32,17 @@ def hold(server: Server, probes: int = PROBES) -> Iterator[Held]:
     whole = _attributed(server, probes)
     if whole.queued <= STUCK * probes:
         yield Held(case=case, kind="held", per_process=whole.workers, queued=whole.queued)
+    at_once = case.concurrency
+    if at_once > 1 and _attributed(server, at_once).queued > STUCK * at_once:
+        at_once = 1
     counts: Counter[int] = Counter()
     queued = done = 0
     while done < probes:
-        part = _attributed(server, min(case.concurrency, probes - done))
+        part = _attributed(server, min(at_once, probes - done))
         counts.update(part.workers)
-        counts.update(dict.fromkeys(part.workers, 0))
         queued += part.queued
-        done += case.concurrency
-        if part.queued > STUCK * case.concurrency and case.concurrency > 1:
-            break  # it would be the same again
-    yield Held(case=case, kind="sample", per_process=dict(counts), queued=queued)
+        done += at_once
+    yield Held(case=case, kind="sample", at_once=at_once, per_process=dict(counts), queued=queued)
 
 
 def _attributed(server: Server, number: int) -> census.Census:

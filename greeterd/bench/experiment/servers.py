@@ -37,6 +37,7 @@ DAEMON: Final = (sys.executable, "-P", "-m", "greeterd")
 
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
+COMMAND_STOP_TIMEOUT: Final = 3.0
 STOPPED_TIMEOUT: Final = 86400
 """Seconds that a worker may be stopped: longer than any load."""
 ANSWER_TIMEOUT: Final = 10.0
@@ -153,9 +154,16 @@ class Server:
     def stop(self) -> None:
         """Have it end in order, quickly; what it has greeted is written.
 
+        A command's server is asked to end, and may end as it likes; it is killed if it takes long.
+
         Raises:
             TrialError: it did not end in time, or not with 0.
         """
+        if self.command is not None:
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.kill(self.pid, SIGTERM)
+                self.process.wait(COMMAND_STOP_TIMEOUT)
+            return
         if self.process.poll() is None:
             status = self.status()
             number = SIGTERM if status is None else SIGQUIT

@@ -34,13 +34,12 @@ COLOURS: Final = {
 }
 PIXEL: Final = 1 / 72
 """Inches: matplotlib's SVG has 72 units an inch."""
-WIDTH: Final = 900
+WIDTH: Final = 720
 ROW: Final = 22
-LABELS: Final = 0.36
+LABELS: Final = 0.38
 """The share of the width that names have."""
-NEAR: Final = 0.5
 FAR: Final = 2.0
-"""What a forest shows at most of single pairs, as ratios; what is beyond is drawn at the edge."""
+"""How far from the ratio single pairs are drawn, either way; what is beyond is drawn there."""
 MOST: Final = 40
 """Rows of a chart; the tables have all."""
 
@@ -78,11 +77,11 @@ def _forest(rows: Sequence[Row], precision: float) -> Iterator[Chart]:
         for y, row in enumerate(told):
             one = row.primary
             assert one is not None
-            dots = [min(FAR, max(NEAR, ratio)) for ratio in row.ratios]
+            dots = [min(FAR * one.ratio, max(one.ratio / FAR, ratio)) for ratio in row.ratios]
             ends = [end for end in (one.low, one.high) if 0 < end < 100]  # noqa: PLR2004
             low, high = min([low, *dots, *ends]), max([high, *dots, *ends])
             jitter = [y + 0.25 * ((7 * at % 11) / 10 - 0.5) for at in range(len(dots))]
-            axes.plot(dots, jitter, "o", ms=3, color=LINES[0], alpha=0.3, mew=0)
+            axes.plot(dots, jitter, "o", ms=3.5, color=LINES[0], alpha=0.4, mew=0)
             if one.low > 0:
                 axes.plot([one.low, one.high], [y, y], color=TEXT, lw=2)
             axes.plot([one.ratio], [y], "D", ms=5, color=TEXT)
@@ -173,7 +172,7 @@ def _latency(summaries: Sequence[Summary]) -> Iterator[Chart]:
             axes.set_ylabel("ms", color=SOFT)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.grid(visible=True, color=GRID, lw=0.8)
-            axes.legend(frameon=False, labelcolor=TEXT, loc="upper left", fontsize=10)
+            axes.legend(frameon=False, labelcolor=TEXT, loc="upper left", fontsize=9)
 
         where = f" ({block.title})" if block.title else ""
         said = "; ".join(
@@ -193,7 +192,7 @@ def _rows(axes: Any, called: Sequence[str]) -> None:
     axes.grid(visible=True, axis="x", color=GRID, lw=0.8)
 
 
-def _short(name: str, most: int = 52) -> str:
+def _short(name: str, most: int = 46) -> str:
     return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
@@ -230,7 +229,7 @@ def _chart(  # noqa: PLR0913
     above, below = 8, 44
     whole = height + above + below
     style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11, "text.color": TEXT,
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "text.color": TEXT,
         "axes.edgecolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "xtick.labelcolor": SOFT, "ytick.labelcolor": TEXT,
     }  # fmt: skip

@@ -141,7 +141,8 @@ def _held(kind: str) -> Cell:
         for found in one.held:
             if found.kind == kind:
                 told = " ".join(map(str, sorted(found.per_process.values(), reverse=True)))
-                return told + (f" ({found.queued} queued)" if found.queued else "")
+                told += f", {found.at_once} at once" * bool(found.at_once)
+                return told + f" ({found.queued} queued)" * bool(found.queued)
         return NOTHING
 
     return cell
@@ -192,8 +193,7 @@ SHEETS: Final = (
         "Who has the connections",
         (
             "By process, the most first. Held: as many connections held open at once, each "
-            "attributed (exact). Sample: probes, as many at once as there are connections in "
-            "flight."
+            "attributed (exact). Sample: probes, so many at once, over and over."
         ),
         (
             Column("held", _held("held"), words=True),
