@@ -23,12 +23,13 @@ class Scenario(NamedTuple):
     arrival: str
     rate: float
     life: float
+    work: int
     fault: str
 
 
 def scenario_of(case: Case) -> Scenario:
     """Return what is asked in a case."""
-    return Scenario(case.workers, case.concurrency, case.arrival, case.rate, case.life, case.fault)
+    return Scenario(*(getattr(case, name) for name in Scenario._fields))
 
 
 def wait_of(case: Case) -> str:
@@ -62,6 +63,7 @@ def place(case: Case) -> tuple[object, ...]:
         case.concurrency,
         case.workers,
         case.life,
+        case.work,
         case.server != "greeterd",
         case.server,
         case.mode,
@@ -88,6 +90,8 @@ def describe(scenario: Scenario) -> list[str]:
             load = f"{scenario.arrival} {scenario.rate:,.0f}/s"
     if scenario.life:
         load += f", held {scenario.life:g} s"
+    if scenario.work:
+        load += f", work of {scenario.work:,} us"
     workers = "1 worker" if scenario.workers == 1 else f"{scenario.workers} workers"
     return [workers, load, FAULTS[scenario.fault]]
 

@@ -41,6 +41,8 @@ class Case(Struct, frozen=True, kw_only=True):
     """Intended arrivals per second; of `constant` and `poisson`."""
     life: float = 0.0
     """Seconds that a connection is held open before its name is sent."""
+    work: int = 0
+    """Microseconds, exponential on average, that a greeting keeps its worker; of `threaded`."""
     fault: Fault = "none"
     greetings: int = 2000
     """Sent in one trial."""

@@ -124,6 +124,8 @@ class Axes:
     "Arrivals per second, of constant and poisson."
     life: str = ""
     "Seconds that a connection is held open before its name is sent."
+    work: str = ""
+    "Microseconds, exponential on average, that a greeting keeps its worker (of threaded)."
     fault: str = ""
     "none, stopped, killed, reload."
     greetings: str = ""

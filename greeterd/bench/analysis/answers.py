@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from greeterd.bench.analysis.queueing import response_quantile
 from greeterd.bench.analysis.rows import Row, interval, others, sentence
 from greeterd.bench.analysis.summary import Summary
 from greeterd.bench.labels import FAULTS, approach, scenario_of, wait_of, words
@@ -39,6 +40,7 @@ def answers(results: Results, summaries: Sequence[Summary], rows: Sequence[Row])
     ]
     found += [Answer("more", _where(row, calm) + text) for row in calm if (text := others(row))]
     found += [Answer("fault", text) for text in _faults(summaries)]
+    found += [Answer("more", text) for text in _queueing(summaries)]
     if advice := recommendation(summaries, calm, results.precision):
         found.append(Answer("advice", advice))
     return found + [Answer("caution", text) for text in _cautions(results, summaries)]
@@ -56,6 +58,23 @@ def _faults(summaries: Sequence[Summary]) -> Iterator[str]:
         told = [one for one in summaries if one.case.fault == fault and one.trials]
         if told:
             yield f"With {FAULTS[fault]}: {'; '.join(map(_losses, told))}."
+
+
+def _queueing(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Tell the tail of each case with work at random arrivals, beside what theory says of it."""
+    for one in summaries:
+        case, measured = one.case, one.percentile(99)
+        if not case.work or case.arrival != "poisson" or measured is None:
+            continue
+        shared = case.mode == "inherit"
+        servers, rate = (case.workers, case.rate) if shared else (1, case.rate / case.workers)
+        theory = 1e3 * response_quantile(servers, rate, case.work / 1e6, 0.99)
+        queue = f"one queue for {case.workers}" if shared else "a queue each"
+        load = 100 * rate * case.work / 1e6 / servers
+        yield (
+            f"{approach(case)}, {words(scenario_of(case))}, {queue}: p99 {measured:.0f} ms; "
+            f"M/M/{servers} says {theory:.0f} ms at {load:.0f} % load."
+        )
 
 
 def _losses(one: Summary) -> str:

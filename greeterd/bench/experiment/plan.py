@@ -62,6 +62,7 @@ class Matrix:
     rate: Sequence[float] = ()
     """Only of the arrivals that have one."""
     life: Sequence[float] = (0.0,)
+    work: Sequence[int] = (0,)
     fault: Sequence[Fault] = ("none",)
     greetings: Sequence[int] = (2000,)
 
@@ -233,8 +234,10 @@ def _impossible_load(case: Case) -> str:
         return "concurrency and greetings are at least 1"
     if case.arrival in OPEN_LOOP and not case.rate > 0:
         return f"arrival {case.arrival} needs a rate"
-    if case.life < 0:
-        return "a life is 0 seconds or more"
+    if case.life < 0 or case.work < 0:
+        return "life and work are 0 or more"
+    if case.work and case.server != "threaded":
+        return "work is of threaded only"
     if case.arrival == "burst" and case.fault != "none":
         return "a burst is over before a fault matters"
     return ""
@@ -308,6 +311,8 @@ def expected(case: Case) -> float:
         speed = _ALONE_PER_SECOND
     if case.life and case.arrival not in OPEN_LOOP:
         speed = min(speed, case.concurrency / case.life)
+    if case.work:
+        speed = min(speed, 1e6 * case.workers / case.work)
     speed = min(speed, _SLOW_PER_SECOND.get(case.server, speed))
     return _OVERHEAD + case.greetings / speed
 

@@ -40,7 +40,8 @@ def command(case: Case, log_dir: Path, build_dir: Path) -> list[str]:
     log_dir.mkdir(parents=True, exist_ok=True)
     if case.server in COMPILED:
         program = str(build(case.server, build_dir))
-        return [program, "0", str(case.workers), case.mode, str(log_dir)]
+        work = [str(case.work)] if case.work else []
+        return [program, "0", str(case.workers), case.mode, str(log_dir), *work]
     require(case.server)
     module = f"greeterd.bench.peers.{case.server}"
     arguments = {"bind": "127.0.0.1:0", "workers": case.workers, "log-dir": log_dir}

@@ -58,7 +58,7 @@ def compile_program(source: Path, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / source.stem
     unfinished = program.with_suffix(".new")
-    command = [found, *FLAGS, str(source), "-o", str(unfinished)]
+    command = [found, *FLAGS, str(source), "-o", str(unfinished), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["it said nothing"]

@@ -1,6 +1,6 @@
 /* What the reference servers share: argv, listeners on 127.0.0.1, the parent's death.
  *
- * argv: PORT-or-0 WORKERS inherit|reuseport LOG_DIR. The one line on stdout, `ready ADDRESS`, is
+ * argv: PORT-or-0 WORKERS inherit|reuseport LOG_DIR [WORK_US]. The one line on stdout, `ready ADDRESS`, is
  * printed when every worker can be connected to. SIGTERM lets the server finish what it has
  * accepted and exit 0; its parent's death kills it. */
 #ifndef PEERS_SERVER_H
@@ -28,6 +28,7 @@ struct options {
     int workers;
     bool reuseport;
     const char *log_dir;
+    double work_us; /* exponential, on average, that a greeting keeps its worker */
 };
 
 static inline void fail(const char *what)
@@ -49,16 +50,18 @@ static inline void die_with(pid_t parent)
 static inline struct options parse_options(int argc, char **argv)
 {
     struct options options = {0};
-    bool inherit = argc == 5 && strcmp(argv[3], "inherit") == 0;
+    bool complete = argc == 5 || argc == 6;
+    bool inherit = complete && strcmp(argv[3], "inherit") == 0;
 
-    if (argc == 5) {
+    if (complete) {
         options.port = atoi(argv[1]);
         options.workers = atoi(argv[2]);
         options.reuseport = strcmp(argv[3], "reuseport") == 0;
         options.log_dir = argv[4];
+        options.work_us = argc == 6 ? atof(argv[5]) : 0;
     }
     if (options.workers < 1 || options.workers > MAX_WORKERS || (!inherit && !options.reuseport)) {
-        fprintf(stderr, "usage: %s PORT-or-0 WORKERS inherit|reuseport LOG_DIR\n", argv[0]);
+        fprintf(stderr, "usage: %s PORT-or-0 WORKERS inherit|reuseport LOG_DIR [WORK_US]\n", argv[0]);
         exit(2);
     }
     return options;

@@ -6,9 +6,11 @@
  * The log is plain text, not JSON: this is the yardstick that greeterd is held against. */
 #include "server.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/time.h>
+#include <time.h>
 
 static atomic_bool ending;
 
@@ -16,9 +18,23 @@ struct worker {
     pthread_t thread;
     int listener;
     FILE *log;
+    double work_us;
+    unsigned short random[3];
 };
 
-static void greet(FILE *log, int connection)
+/* Keep the worker for an exponential time. It sleeps, so that there may be more workers than CPUs:
+ * what is looked at is who waits for whom, not what computing costs. */
+static void work(struct worker *worker)
+{
+    double us = -worker->work_us * log1p(-erand48(worker->random));
+    struct timespec pause = {.tv_sec = (time_t)(us / 1e6),
+                             .tv_nsec = (long)(fmod(us, 1e6) * 1e3)};
+
+    while (nanosleep(&pause, &pause) < 0 && errno == EINTR)
+        ;
+}
+
+static void greet(struct worker *worker, int connection)
 {
     char name[MAX_NAME_BYTES];
     size_t length = 0;
@@ -31,8 +47,10 @@ static void greet(FILE *log, int connection)
         length--;
     if (length == 0)
         return;
-    fprintf(log, "Hello, %.*s\n", (int)length, name);
-    fflush(log);
+    if (worker->work_us > 0)
+        work(worker);
+    fprintf(worker->log, "Hello, %.*s\n", (int)length, name);
+    fflush(worker->log);
 }
 
 static void *serve(void *argument)
@@ -46,7 +64,7 @@ static void *serve(void *argument)
                 fail("accept");
             continue;
         }
-        greet(worker->log, connection);
+        greet(worker, connection);
         close(connection);
     }
     return NULL;
@@ -81,6 +99,8 @@ int main(int argc, char **argv)
         snprintf(path, sizeof path, "%s/worker-%d.log", options.log_dir, i + 1);
         limit_waiting(listeners[i]);
         workers[i].listener = listeners[i];
+        workers[i].work_us = options.work_us;
+        workers[i].random[0] = (unsigned short)(i + 1);
         workers[i].log = fopen(path, "ae");
         if (workers[i].log == NULL)
             fail(path);
