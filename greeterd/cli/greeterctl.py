@@ -8,8 +8,6 @@ failures too.
 
 import contextlib
 import os
-import pwd
-import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ from cyclopts.validators import Number
 from greeterd import __version__
 from greeterd.cli.balance import LogError, count_daemon, count_logs, render, to_plain
 from greeterd.cli.program import complain, run_program
+from greeterd.cli.run_dirs import others, usual_run_dir
 from greeterd.cli.status import render_status
 from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
 from greeterd.control import (
@@ -35,13 +34,13 @@ from greeterd.control import (
     ask,
     connect,
     exchange,
-    listeners,
     peer_of,
 )
 from greeterd.control.protocol import FAILED, MAX_WORKERS, render_answer
 from greeterd.control.status import from_plain
 from greeterd.errors import NoReaderError, OutputError, UsageError
 from greeterd.system.escape import escape, to_ascii
+from greeterd.system.socket_file import CONTROL_SOCKET
 
 EXIT_CODES: Final = """\
 Exit codes:
@@ -60,12 +59,6 @@ Exit codes:
 NAME: Final = "greeterctl"
 INTERRUPTED: Final = "interrupted; the command may still be under way"
 MAX_TIMEOUT: Final = 86_400.0
-SOCKET_NAME: Final = "control.sock"
-MAX_OTHERS: Final = 3
-_USUAL: Final = re.compile(
-    rf"(/run|/run/user/\d+|/tmp)/greeterd(-[\w.-]+)?/{re.escape(SOCKET_NAME)}", re.ASCII
-)
-"""Where greeterd and its units put the socket."""
 
 _CODES: Final = frozenset({1, 2, 69, 75, 77})
 """The exit codes that an answer's `code` may set."""
@@ -326,8 +319,8 @@ def launch(
         # Such as --help, --version, --install-completion.
         code: int | None = command(*bound.args, **bound.kwargs)
         return code
-    usual = default_run_dir(os.environ, os.geteuid())
-    where = socket or (run_dir or usual) / SOCKET_NAME
+    usual = usual_run_dir(os.environ, os.geteuid())
+    where = socket or (run_dir or usual) / CONTROL_SOCKET
     options = Options(where.absolute(), timeout, json)
     try:
         code = command(*bound.args, **bound.kwargs, options=options)
@@ -339,38 +332,6 @@ def launch(
             reason += "".join(f"; {one}" for one in others(usual))
         code = _fail(options, reason, error.exit_code)
     return code
-
-
-def default_run_dir(environ: Mapping[str, str], uid: int) -> Path:
-    """Return the run directory that greeterd uses if this user starts it without one."""
-    if given := environ.get("GREETERD_RUN_DIR"):
-        return Path(given)
-    if first := environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
-        return Path(first)
-    if (session := environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
-        return Path(session, "greeterd")
-    if uid == 0:
-        return Path("/run/greeterd")
-    return Path(environ.get("TMPDIR") or "/tmp", f"greeterd-{uid}")  # noqa: S108 - as greeterd does
-
-
-def others(usual: Path) -> list[str]:
-    """Return a hint for each daemon in a default run directory, other than the `usual` one."""
-    found = {path.parent for path in listeners() if _USUAL.fullmatch(str(path))} - {usual}
-    hints = []
-    for run_dir in sorted(found):
-        with contextlib.suppress(OSError):  # of another mount namespace
-            uid = run_dir.stat().st_uid
-            sudo = "" if os.geteuid() in {0, uid} else "sudo "
-            hints.append(f"{_name_of(uid)} runs one: {sudo}greeterctl --run-dir {run_dir}")
-    return hints[:MAX_OTHERS]
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def _report(options: Options, command: str, answer: Mapping[str, Any], done: str) -> int:

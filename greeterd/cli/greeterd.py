@@ -72,7 +72,7 @@ def _reread(again: Callable[[], "Loaded"], latest: "Loaded") -> "Callable[[], Co
     A file that has not changed is not parsed again: that takes 15 ms of CPU time, in which the
     master does nothing else.
     """
-    from greeterd.config.loader import read_file  # noqa: PLC0415  # see _run
+    from greeterd.config.file import read_file  # noqa: PLC0415  # see _run
 
     def reread() -> "Config":
         nonlocal latest

@@ -7,25 +7,22 @@ variables and keys, and TOML values of another type than the setting's.
 `Token.source` is "cli", "environment", "default" or the absolute path of the file.
 """
 
-import difflib
-import errno
 import os
-import re
-import stat
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict
 from cyclopts.exceptions import CoercionError, MissingArgumentError, UnusedCliTokensError
 
 from greeterd import __version__
+from greeterd.config.directories import default_log_dir, default_run_dir
+from greeterd.config.file import parse_file, read_file, similar, unknown
 from greeterd.config.schema import NAMES, Config, contradictions
 from greeterd.config.types import SWITCH, kind_of
-from greeterd.errors import ConfigError, GreeterdError, ResourceError, UsageError
+from greeterd.errors import ConfigError, GreeterdError, UsageError
 from greeterd.system.escape import escape
 
 PREFIX: Final = "GREETERD_"
@@ -33,14 +30,6 @@ COMPLETION: Final = "--install-completion"
 CLI: Final = "cli"
 ENVIRONMENT: Final = "environment"
 DEFAULT: Final = "default"
-
-MAX_FILE_BYTES: Final = 2**20
-"""Far above any file of settings; bounds what a wrong path costs, also at a reload."""
-
-_WRONG_PATH: Final = frozenset({
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES,
-})  # fmt: skip
-"""Errors that mean that the path is wrong; they do not pass by themselves."""
 
 _DEFAULTS: Final = Config()
 _GENERAL: Final = Group.create_ordered("General")
@@ -222,8 +211,8 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         key = name.removeprefix(PREFIX).lower()
         if key not in known or name != _variable(key):
-            meant = [_variable(one) for one in _similar(key, known)]
-            raise ConfigError(escape(f"variable {name}: {_unknown(meant)}"))
+            meant = [_variable(one) for one in similar(key, known)]
+            raise ConfigError(escape(f"variable {name}: {unknown(meant)}"))
         found[key] = environ[name]
     return found
 
@@ -239,68 +228,12 @@ def _file(here: Path, contents: list[bytes]) -> Provider:
         if chosen and chosen[0].value:
             path = here / chosen[0].value
             contents.append(read_file(path))
-            Dict(_parse(path, contents[-1], _settings(arguments)), source=str(path))(
-                app, commands, arguments
-            )
+            settings = _settings(arguments)
+            types = {name: kind_of(one.parameter) for name, one in settings.items()}
+            keys = parse_file(path, contents[-1], types)
+            Dict(keys, source=str(path))(app, commands, arguments)
 
     return provide
-
-
-def read_file(path: Path) -> bytes:
-    """Return the content of a configuration file; never waits for a writer.
-
-    Raises:
-        ConfigError: the path is wrong, or leads to no regular file (a FIFO, a device), or to one
-            that is too large.
-        ResourceError: it cannot be read, for another reason.
-
-    """
-    try:
-        # Checked also before it is opened: to open a device can have side effects.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(escape(f"file {path}: not a regular file"))
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(fd, "rb") as file:  # noqa: PTH123
-            regular = stat.S_ISREG(os.fstat(fd).st_mode)
-            content = file.read(MAX_FILE_BYTES + 1) if regular else b""
-    except OSError as error:
-        kind = ConfigError if error.errno in _WRONG_PATH else ResourceError
-        raise kind(escape(f"file {path}: {error.strerror}")) from error
-    except ValueError as error:  # a NUL byte in the path
-        raise ConfigError(escape(f"file {path}: {error}")) from error
-    if not regular:
-        raise ConfigError(escape(f"file {path}: not a regular file"))
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(escape(f"file {path}: larger than {MAX_FILE_BYTES} bytes"))
-    return content
-
-
-def _parse(path: Path, content: bytes, settings: Mapping[str, Argument]) -> dict[str, Any]:
-    """Return the keys of the file, each known and of its type.
-
-    Raises:
-        ConfigError: it is no TOML, or holds anything else.
-    """
-    try:
-        keys = tomllib.loads(content.decode())
-    except ValueError as error:  # bad TOML, bad UTF-8
-        for key in re.findall(rb"^[ \t]*(\w+)[ \t]*(?:=[ \t]*)?(?:#.*)?$", content, re.MULTILINE):
-            if (name := key.decode()) in settings:
-                words = kind_of(settings[name].parameter).words
-                raise ConfigError(
-                    escape(f"file {path}, key {name}: must be {words}, and has no value")
-                ) from error
-        raise ConfigError(escape(f"file {path}: {error}")) from error
-    for key, value in keys.items():
-        where = f"file {path}, key {key}"
-        if key not in settings:
-            table = "tables are not used, settings stand at the top"
-            reason = table if isinstance(value, dict) else _unknown(_similar(key, settings))
-            raise ConfigError(escape(f"{where}: {reason}"))
-        kind = kind_of(settings[key].parameter)
-        if not kind.accepts(value):
-            raise ConfigError(escape(f"{where}: {kind.refusal(value)}"))
-    return keys
 
 
 def _directories(environ: Mapping[str, str], uid: int) -> Provider:
@@ -311,40 +244,14 @@ def _directories(environ: Mapping[str, str], uid: int) -> Provider:
     """
 
     def provide(_app: App, _: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        for name, token in (("log_dir", _log_dir(environ)), ("run_dir", _run_dir(environ, uid))):
+        defaults = {"log_dir": default_log_dir(environ), "run_dir": default_run_dir(environ, uid)}
+        for name, (path, variable) in defaults.items():
             argument = _settings(arguments)[name]
             if not any(one.value for one in argument.tokens):
-                argument.tokens[:] = [token]
+                source = ENVIRONMENT if variable else DEFAULT
+                argument.tokens[:] = [Token(keyword=variable, value=path, source=source)]
 
     return provide
-
-
-def _log_dir(environ: Mapping[str, str]) -> Token:
-    return _unit_directory("LOGS_DIRECTORY", environ) or Token(
-        value=str(_DEFAULTS.log_dir), source=DEFAULT
-    )
-
-
-def _run_dir(environ: Mapping[str, str], uid: int) -> Token:
-    given = _unit_directory("RUNTIME_DIRECTORY", environ)
-    if given is not None:
-        return given
-    variable = "XDG_RUNTIME_DIR"
-    # The XDG Base Directory Specification says to ignore relative paths.
-    if environ.get(variable, "").startswith("/"):
-        path = Path(environ[variable], "greeterd")
-        return Token(keyword=variable, value=str(path), source=ENVIRONMENT)
-    if uid == 0:
-        return Token(value=str(_DEFAULTS.run_dir), source=DEFAULT)
-    # Any user can make a directory of this name here; `pidfile` makes sure that it is ours.
-    shared = environ.get("TMPDIR") or "/tmp"  # noqa: S108  # see above
-    return Token(value=str(Path(shared, f"greeterd-{uid}")), source=DEFAULT)
-
-
-def _unit_directory(variable: str, environ: Mapping[str, str]) -> Token | None:
-    """Return the directory of a variable of systemd.exec(5), the first of those between colons."""
-    first, _, _ = environ.get(variable, "").partition(":")
-    return Token(keyword=variable, value=first, source=ENVIRONMENT) if first else None
 
 
 def _source(token: Token) -> str:
@@ -382,11 +289,3 @@ def _refusal(error: CycloptsError) -> GreeterdError:
 
 def _variable(key: str) -> str:
     return PREFIX + key.upper()
-
-
-def _similar(key: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(key, list(known), n=1)
-
-
-def _unknown(meant: Iterable[str]) -> str:
-    return "no such setting" + "".join(f"; did you mean {name}?" for name in meant)

@@ -36,8 +36,6 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 class HandoffPair:
     """Both ends: `entry` is the dispatcher's, `exit` is the slot's."""
 
-    ENDS: Final = ("entry", "exit")
-
     def __init__(self, entry: socket.socket, exit_: socket.socket) -> None:
         self.entry: Final = entry
         self.exit: Final = exit_

@@ -670,6 +670,37 @@ def test_an_answer_that_was_given_before_the_close_arrives(master: Master) -> No
     assert master.answer(client)["stopped"]
 
 
+def test_a_successor_goes_on_with_connections_that_are_idle_or_wait(master: Master) -> None:
+    master.hold = True
+    idle, begun, waiting = master.client(), master.client(b'{"ver'), master.client(RELOAD)
+    (request,) = master.requests
+    server = master.server
+    (idle_fd,) = server.idle_fds()
+    assert request.fd != idle_fd
+    successor = ControlServer(
+        master.path.with_name("successor.sock"),
+        master.selector,
+        master.on_request,
+        clock=lambda: master.now,
+        **master.options,
+    )
+    connection = successor.adopt(os.dup(idle_fd))
+    assert connection.peer.uid == os.geteuid()
+    taken = successor.adopt_request(os.dup(request.fd), "reload")
+    assert (taken.command, taken.arguments, taken.gone) == ("reload", {}, False)
+    assert len(successor.connections) == 2
+    assert successor.deadline() == master.now + REQUEST_TIMEOUT  # of the idle one alone
+    taken.answer(True, generation=2)
+    assert master.answer(waiting)["generation"] == 2
+    server.close()
+    idle.sendall(PING)
+    master.turn_until(lambda: len(master.requests) > 1)
+    master.requests[-1].answer(True)
+    assert master.answer(idle)["ok"]
+    assert master.ended(begun)
+    successor.close()
+
+
 def test_every_descriptor_is_close_on_exec(master: Master) -> None:
     def sockets() -> set[int]:
         found = set()

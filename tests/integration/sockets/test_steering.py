@@ -17,6 +17,7 @@ from greeterd.sockets.steering import (
     gate_syn,
     is_gated_by_ttl,
     open_gate,
+    ungate,
 )
 from tests.integration.sockets.groups import (
     connected,
@@ -242,6 +243,32 @@ def test_a_gated_listener_finishes_what_had_begun(opened: ExitStack, address: Ad
         client.send(b"Alice")
         taken.settimeout(10.0)
         assert taken.recv(100) == b"Alice"
+
+
+@pytest.mark.usefixtures("_gate")
+@pytest.mark.parametrize("address", LOOPBACKS, ids=str)
+def test_a_listener_without_its_gate_takes_new_connections(
+    opened: ExitStack, address: Address
+) -> None:
+    listener = shared(opened, address)
+    assert not ungate(listener)
+    gate_syn(listener)
+    by_ttl = is_gated_by_ttl(listener)
+    assert ungate(listener) == by_ttl
+    assert not is_gated_by_ttl(listener)
+    assert not ungate(listener)
+    client = connecting(opened, listener)
+    until(lambda: connected(client))
+    taken = opened.enter_context(listener.accept()[0])
+    assert not is_gated_by_ttl(taken)
+
+
+def test_a_unix_socket_has_no_gate(opened: ExitStack) -> None:
+    left, right = map(opened.enter_context, socket.socketpair())
+    assert (ungate(left), is_gated_by_ttl(right)) == (False, False)
+    open_gate(left.fileno())
+    left.send(b"Alice")
+    assert right.recv(100) == b"Alice"
 
 
 @pytest.mark.shows("limit the gate at the final stop")

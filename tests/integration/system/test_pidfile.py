@@ -84,6 +84,14 @@ def test_the_run_directory_is_made_and_not_open_to_others(tmp_path: Path) -> Non
     lock.release()
 
 
+@pytest.mark.parametrize("content", ["", "1\n", f"{os.getpid()}\n", "99999999\n", "9" * 60])
+def test_to_look_for_the_holder_leaves_nothing_open(tmp_path: Path, content: str) -> None:
+    (tmp_path / "greeterd.pid").write_text(content)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names alone
+    running_pid(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
 def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     with python(HOLDER, tmp_path) as first:
         assert first.stdout
