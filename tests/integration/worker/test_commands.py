@@ -94,6 +94,7 @@ def test_a_worker_whose_master_is_gone_gates_its_listeners_and_sweeps(
     assert [sock.fileno() for sock in gated] == list(worker.loop._acceptor.sources)
     assert worker.loop._drainer.mode is DrainMode.SWEEP
     assert worker.loop._drainer._to_the_end
+    assert worker.loop._epoll.poll(0) == [], "the channel is at its end, and not reported for ever"
     worker.turn(2)
     assert len(worker.events()) == 1
 
@@ -149,6 +150,19 @@ def test_an_orphan_leaves_quickly_when_a_master_would_have_ended_it(
     with pytest.raises(ConnectionResetError):
         client.recv(1)
     assert worker.loop._drained
+
+
+def test_an_orphan_has_exactly_the_masters_patience(
+    start_loop: StartLoop, gated: list[socket.socket], clock: Clock
+) -> None:
+    worker = start_loop(graceful_timeout=7.0)
+    worker.loop._commands.hurry_orphan(clock.now + 1e6)
+    assert worker.loop._drainer.mode is None, "it is no orphan"
+    worker.channel.close()
+    worker.turn()
+    assert len(gated) == 1
+    worker.loop._commands.hurry_orphan(clock.now + 7.0)
+    assert worker.loop._drainer.mode is DrainMode.QUICK
 
 
 def test_what_was_sent_before_the_masters_death_is_read(start_loop: StartLoop) -> None:

@@ -17,12 +17,12 @@ import pytest
 from greeterd.sockets.address import Address, parse_address
 from greeterd.sockets.fd_passing import HandoffPair, hand_over, taker
 from greeterd.sockets.listener import local_address, open_shared
-from greeterd.worker import counters
+from greeterd.worker import connections, counters
 from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.connections import FIRST_READ, ConnectionHandler, _close_all
 from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.greeting_log import open_greeting_log
-from tests.integration.worker.loops import FullEpoll
+from tests.integration.worker.loops import FullEpoll, largest_file
 
 IP_MINTTL = 21  # linux/in.h
 SHUT = 255
@@ -327,7 +327,12 @@ def test_who_cannot_be_waited_for_is_reset_and_counted(
 ) -> None:
     monkeypatch.setattr(office.handler, "_epoll", FullEpoll())
     with office.say(b"Alice"), office.connect() as silent:
-        office.burst(2, incomplete={1})
+        _, refused = office.burst(2, incomplete={1})
+        # It is closed by the reset: its number may be another's when the turn ends.
+        assert refused not in office.handler._finished
+        assert refused not in office.handler._unfinished
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(refused)
         office.serve()
         with pytest.raises(ConnectionResetError):
             silent.recv(1)
@@ -366,3 +371,128 @@ def test_a_reply_does_not_wait_for_room(tmp_path: Path) -> None:
         assert (os.get_blocking(fd), name) == (False, "Alice")
         office.serve()
         assert client.makefile("rb").read() == b"Hello, Alice\n"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EMFILE, None])
+def test_an_error_of_accept_is_counted_unless_it_is_the_end_of_a_pair(
+    office: Office, number: int | None, *, ends: bool
+) -> None:
+    def accept() -> tuple[int, object]:
+        raise OSError("no number") if number is None else OSError(number, os.strerror(number))
+
+    assert office.handler.burst(replace(office.source, accept=accept, ends=ends), 10) == 0
+    assert office.handler.accept_error == (number or errno.EIO)
+    expected = number != errno.EINVAL or not ends
+    assert office.row[counters.ACCEPT_ERRORS] == expected
+    assert office.handler.burst(office.source, 10) == 0
+    assert office.handler.accept_error == 0
+
+
+def test_the_oldest_connection_times_out_first(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = []
+    for now in (100.0, 103.0):
+        monkeypatch.setattr(connections, "monotonic", lambda now=now: now)
+        clients.append(office.connect())
+        office.burst(1, incomplete={0})
+        assert office.handler.end_turn()
+    assert office.handler.deadlines() == [110.0]
+    assert office.handler.room == 98
+    office.handler.expire(109.999)
+    assert balance(office.row) == {"open": 2}
+    office.handler.expire(110.0)
+    assert office.handler.room == 98, "the one is to be closed yet"
+    assert office.handler.end_turn()
+    assert balance(office.row) == {"timeout": 1, "open": 1}
+    assert clients[0].recv(1) == b""
+    assert office.handler.deadlines() == [113.0]
+    office.handler.expire(113.0)
+    assert office.handler.end_turn()
+    assert (office.handler.deadlines(), office.handler.idle) == ([], True)
+    for client in clients:
+        client.close()
+
+
+def test_a_quick_end_resets_and_counts_every_unfinished_connection(office: Office) -> None:
+    with office.connect() as one, office.connect() as other, office.say(b"Alice"):
+        office.burst(3, incomplete={0, 1})
+        office.handler.abandon()
+        for client in (one, other):
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        assert not office.handler.idle, "what is greeted is written yet"
+        office.serve()
+    assert balance(office.row) == {"greetings": 1, "reset": 2}
+    assert office.greeted() == ["Alice"]
+
+
+def test_a_connection_is_open_until_its_line_is_written(office: Office) -> None:
+    with office.say(b"Alice"), office.connect():
+        office.burst(2, incomplete={1})
+        with largest_file(0):
+            for errors in (1, 2):
+                assert not office.handler.end_turn()
+                assert office.row[counters.LOG_ERRORS] == errors
+                assert balance(office.row) == {"open": 2}
+                assert not office.handler.idle
+                assert office.handler.room == 98
+        assert office.handler.end_turn()
+        assert balance(office.row) == {"greetings": 1, "open": 1}
+        assert office.row[counters.LOG_ERRORS] == 2
+    assert office.greeted() == ["Alice"]
+
+
+def test_a_name_is_limited_by_its_bytes_however_it_comes(office: Office) -> None:
+    with office.connect() as client:
+        office.burst(1, incomplete={0})
+        client.sendall(b"x" * 1000)
+        client.sendall(b"\r\n")
+        client.shutdown(socket.SHUT_WR)
+        office.serve()
+    with office.connect() as client:
+        office.burst(1, incomplete={0})
+        client.sendall(b"x" * 1003)
+        office.serve()
+        assert balance(office.row) == {"greetings": 1, "oversize": 1}
+    assert office.greeted() == ["x" * 1000]
+
+
+def test_what_reads_more_than_it_may_is_no_connection_of_ours(office: Office) -> None:
+    assert not office.handler.on_event(office._listener.fileno())
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_gate_of_an_unfinished_connection_is_opened_while_there_are_gates(
+    office: Office, *, gated: bool
+) -> None:
+    accept = office.source.accept
+
+    def accept_as_gated() -> tuple[int, object]:
+        fd, peer = accept()
+        minimum_ttl(fd, SHUT)
+        return fd, peer
+
+    office.source.accept = accept_as_gated
+    office.handler.open_gates()
+    if not gated:
+        office.handler.stop_opening_gates()
+    with office.connect():
+        [fd] = office.burst(1, incomplete={0})
+        assert not os.get_blocking(fd), "a read must not wait for the client"
+        assert minimum_ttl(fd) == (0 if gated else SHUT)
+        office.handler.abandon()
+
+
+def test_an_exit_is_reported_and_closed_without_a_reply(tmp_path: Path) -> None:
+    address = parse_address("127.0.0.1:0")
+    with (
+        closing(Office(tmp_path, address=address, reply=True)) as office,
+        office.say(b"exit") as client,
+    ):
+        office.burst(1)
+        assert office.warnings == ["exit"]
+        office.serve()
+        assert client.recv(1) == b""
+        assert balance(office.row) == {"exit": 1}

@@ -1,5 +1,6 @@
 """The dispatcher of mode handoff, with a real listener and real pairs."""
 
+import errno
 import os
 import select
 import socket
@@ -9,13 +10,15 @@ from typing import NamedTuple
 import pytest
 
 from greeterd.sockets.address import parse_address
-from greeterd.sockets.fd_passing import HandoffPair, taker, waiting
+from greeterd.sockets.fd_passing import HandoffPair, hand_over, taker, waiting
 from greeterd.sockets.listener import local_address, open_shared
 from greeterd.worker import counters
 from greeterd.worker.acceptor import Acceptor
 from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.dispatcher import Dispatcher
 from tests.integration.sockets.pairs import fill
+
+IP_MINTTL = 21  # linux/in.h
 
 
 @pytest.fixture
@@ -236,3 +239,155 @@ def test_what_is_held_is_reset_by_a_quick_end(office: Office) -> None:
     client.close()
     assert office.dispatcher.idle
     assert office.row[counters.RESET] == 1
+
+
+def minimum_ttl(fd: int, value: int | None = None) -> int:
+    """Look at what a gate leaves on a connection, or set it as a connection would inherit it."""
+    with socket.socket(fileno=os.dup(fd)) as accepted:
+        if value is not None:
+            accepted.setsockopt(socket.IPPROTO_IP, IP_MINTTL, value)
+        return accepted.getsockopt(socket.IPPROTO_IP, IP_MINTTL)
+
+
+def test_the_gate_of_a_held_connection_is_opened_when_it_is_known(office: Office) -> None:
+    office.dispatcher.open_gates()  # with none held
+    office.dispatcher.stop_opening_gates()
+    clients = office.connect(1)
+    office.burst()
+    assert office.dispatcher._held is not None
+    fd, _ = office.dispatcher._held
+    minimum_ttl(fd, 255)
+    office.dispatcher.open_gates()
+    assert minimum_ttl(fd) == 0
+    close_all(clients)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_gate_of_each_connection_is_opened_while_there_are_gates(
+    office: Office, pairs: list[HandoffPair], *, gated: bool
+) -> None:
+    [source] = office.acceptor.sources.values()
+    accept = source.accept
+
+    def accept_as_gated() -> tuple[int, object]:
+        fd, peer = accept()
+        minimum_ttl(fd, 255)
+        return fd, peer
+
+    source.accept = accept_as_gated
+    office.dispatcher.open_gates()
+    if not gated:
+        office.dispatcher.stop_opening_gates()
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    clients = office.connect(1)
+    office.burst()
+    fd, _ = taker(pairs[0].exit)()
+    assert minimum_ttl(fd) == (0 if gated else 255)
+    os.close(fd)
+    close_all(clients)
+
+
+@pytest.mark.parametrize(("error", "number"), [(errno.EMFILE, errno.EMFILE), (None, errno.EIO)])
+def test_an_error_of_accept_is_counted_and_what_came_before_is_handed_on(
+    office: Office, pairs: list[HandoffPair], error: int | None, number: int
+) -> None:
+    [source] = office.acceptor.sources.values()
+    accepts = [source.accept]
+
+    def accept_once() -> tuple[int, object]:
+        if accepts:
+            return accepts.pop()()
+        raise OSError("no number") if error is None else OSError(error, os.strerror(error))
+
+    source.accept = accept_once
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    clients = office.connect(2)
+    assert office.burst() == 1
+    assert office.dispatcher.accept_error == number
+    assert office.row[counters.ACCEPT_ERRORS] == 1
+    assert office.row[counters.CONNECTIONS] == office.row[counters.HANDED_OVER] == 1
+    accepts.append(lambda: (_ for _ in ()).throw(BlockingIOError))
+    assert office.burst() == 0
+    assert office.dispatcher.accept_error == 0
+    close_all(clients)
+
+
+def test_a_held_connection_is_counted_as_open_until_it_is_handed_on(
+    office: Office, pairs: list[HandoffPair]
+) -> None:
+    clients = office.connect(1)
+    office.burst()
+    assert office.dispatcher.room == 0
+    assert office.dispatcher.end_turn()
+    assert office.row[counters.OPEN] == 1
+    assert (office.burst(), office.dispatcher.accept_error) == (0, 0)
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    assert office.dispatcher.end_turn()
+    assert office.row[counters.OPEN] == 0
+    assert office.dispatcher.room > 10**9
+    assert office.room == [1]
+    close_all(clients)
+
+
+def test_a_turn_tries_again_what_is_held(
+    office: Office, pairs: list[HandoffPair], connection: socket.socket
+) -> None:
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    fill(pairs[0], connection)
+    clients = office.connect(1)
+    office.burst()
+    drain(pairs[0])
+    assert office.dispatcher.end_turn()
+    assert drain(pairs[0]) == ["{}:{}".format(*clients[0].getsockname())]
+    assert office.row[counters.HANDED_OVER] == 1
+    close_all(clients)
+
+
+def test_a_new_pair_takes_the_place_of_a_slots_former_one(
+    office: Office, pairs: list[HandoffPair]
+) -> None:
+    former = copy(pairs[0])
+    office.dispatcher.add_route(1, former)
+    office.dispatcher.add_route(1, copy(pairs[1]))
+    assert former.entry.fileno() == -1
+    clients = office.connect(2)
+    office.burst()
+    assert [waiting(pair.exit) for pair in pairs[:2]] == [0, 2]
+    assert len(office.dispatcher._slots) == len(office.dispatcher._turns) == 1
+    close_all(clients)
+
+
+def test_a_descriptor_of_no_pair_is_not_handled(office: Office) -> None:
+    assert not office.dispatcher.on_event(office.listener.fileno())
+
+
+def test_a_pair_that_lives_is_kept_when_it_is_reported(
+    office: Office, pairs: list[HandoffPair]
+) -> None:
+    office.dispatcher.add_route(1, copy(pairs[0]))
+    [fd] = office.dispatcher._slots
+    assert office.dispatcher.on_event(fd)
+    assert list(office.dispatcher._routes) == [1]
+
+
+@pytest.mark.parametrize("office", ["least-busy"], indirect=True)
+def test_the_load_of_a_slot_is_its_queue_and_what_its_worker_has_open(
+    office: Office, pairs: list[HandoffPair], connection: socket.socket
+) -> None:
+    row = spare_row()
+    row[counters.OPEN] = 2
+    office.dispatcher.add_route(1, copy(pairs[0]), row)
+    hand_over(pairs[0].entry, connection.fileno(), "someone")
+    office.dispatcher.add_route(2, copy(pairs[1]))
+    routes = office.dispatcher._routes
+    assert [routes[slot].load() for slot in (1, 2)] == [3, 0]
+    assert not routes[2].paused
+    clients = office.connect(4)
+    office.burst()
+    assert [waiting(pair.exit) for pair in pairs[:2]] == [2, 3], "3 to 3: slot 2 has had its turn"
+    close_all(clients)
+
+
+def test_a_dispatcher_without_a_connection_abandons_nothing(office: Office) -> None:
+    office.dispatcher.abandon()
+    assert office.row[counters.RESET] == 0

@@ -125,9 +125,38 @@ def test_the_oldest_of_two_replies_times_out_first(worker: LoopInTest, clock: Cl
 def test_a_client_that_resets_its_reply_is_closed(worker: LoopInTest) -> None:
     client = say_long(worker)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert worker.loop._connections is not None
+    [fd] = worker.loop._connections._replies.unsent
     client.close()
-    worker.turn_until(lambda: is_idle(worker))
+    poll = select.poll()
+    poll.register(fd, 0)
+    assert poll.poll(10_000) == [(fd, select.POLLERR | select.POLLHUP)]
+    assert worker.loop._handler.on_event(fd), "it was one of ours"
+    worker.turn()
+    assert is_idle(worker)
     assert worker.counted() == {"connections": 1, "greetings": 1}
+
+
+def test_a_socket_without_any_room_is_waited_for(
+    start_loop: StartLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start_loop(reply=True)
+    client = worker.say(b"Alice")
+    [fd] = worker.loop._acceptor.sources
+    worker.loop._burst(fd, worker.loop._acceptor.sources[fd], 1)
+    refused: list[int] = []
+    write = os.write
+
+    def refuse_once(fd: int, data: bytes) -> int:
+        if data.startswith(b"Hello") and not refused:
+            refused.append(fd)
+            raise BlockingIOError
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", refuse_once)
+    worker.turn_until(lambda: worker.row[counters.REPLIES])
+    assert read_all(client) == b"Hello, Alice\n"
+    assert len(refused) == 1
 
 
 def test_a_report_without_room_sends_nothing_and_waits_on(worker: LoopInTest) -> None:
