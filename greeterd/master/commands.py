@@ -67,7 +67,7 @@ class CommandHandler:
         return None if request is None or request.gone else request.fd
 
     def handle(self, request: Request) -> None:
-        """Carry a request out: `on_reload` for `reload`, and so on; each answers, now or later."""
+        """Carry out a request: `on_reload` for `reload`, and so on; each answers, now or later."""
         getattr(self, f"on_{request.command}")(request)
 
     # The commands of greeterctl -------------------------------------------------------------

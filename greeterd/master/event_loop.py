@@ -1,4 +1,4 @@
-"""Turns the master's loop: waits for descriptors, and calls who is registered for those.
+"""The master's event loop: waits for descriptors, and calls what is registered for them.
 
 What is registered is a callable(mask).  A turn that has taken long leaves the rest of its events to
 the next one, where the selector reports them again, so that deadlines are kept.
@@ -14,7 +14,7 @@ events that the selector will report again."""
 
 
 class EventLoop:
-    """One selector, and how late its turns are."""
+    """One selector, and how late its turns have been."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
@@ -25,7 +25,7 @@ class EventLoop:
         """The descriptors whose events were left to the next turn."""
 
     def begin(self) -> None:
-        """Let the first turn be due now."""
+        """Count lateness from now on."""
         self._due = time.monotonic()
 
     @property

@@ -1,8 +1,8 @@
-"""Keeps the configuration of each generation of workers, and knows which is in force.
+"""The configuration of each generation of workers, and the one in force.
 
-A reload begins a generation, whose workers are forked with its configuration; that comes into force
-when the reload has succeeded.  One of which no slot or worker is any more is forgotten then, and
-not before, since a reload that fails goes back to those before.
+A reload begins a generation: its workers are forked with the new configuration, which comes into
+force when the reload has succeeded.  Only then are generations forgotten that have no slot and no
+worker any more, because a reload that fails goes back to those before.
 """
 
 import time
@@ -35,7 +35,7 @@ class Generations:
     ) -> None:
         """`load` reads the configuration anew; `last` is the latest generation that was begun."""
         self.current = config
-        """In force."""
+        """The configuration in force."""
         self.last = last
         self.result: ReloadResult | None = None
         self._load = load
@@ -47,18 +47,18 @@ class Generations:
         return self._configs[generation]
 
     def adopt(self, generations: Iterable[int]) -> None:
-        """Take what is in force for the configuration of a predecessor's generations.
+        """Take the configuration in force for that of a predecessor's generations.
 
-        What they were told is not known here.
+        Their own is not part of the upgrade state.
         """
         for each in generations:
             self._configs[Generation(each)] = self.current
 
     def read(self) -> Config:
-        """Read the configuration anew, and make ready what it names.
+        """Read the configuration anew, and prepare the files and limits that it needs.
 
         Raises:
-            GreeterdError: it is wrong, or cannot be had.
+            GreeterdError: it is wrong, or what it names is not available.
 
         """
         config = self._load()
@@ -68,10 +68,10 @@ class Generations:
         return config
 
     def prepare(self) -> None:
-        """Make ready what the configuration in force names, as `read` does.
+        """Make the log directory of the configuration in force.
 
         Raises:
-            GreeterdError: it cannot be had.
+            GreeterdError: it cannot be made.
 
         """
         prepare_log_dir(self.current, self._identity)
@@ -85,7 +85,7 @@ class Generations:
         return generation
 
     def conclude(self, supervisor: Supervisor, reason: str, at: float) -> Config | None:
-        """Note how a reload has ended; return what comes into force by that, None if nothing does.
+        """Note how a reload has ended; return the configuration that comes into force, or None.
 
         `reason` is empty when it has succeeded; `at` is the wall clock.
         """
@@ -106,7 +106,7 @@ class Generations:
         return config
 
     def _forget(self, supervisor: Supervisor) -> None:
-        """Forget those of which no slot or worker is, when no reload may go back to them."""
+        """Forget the generations without slot and worker: no reload can go back to them now."""
         used = {slot.generation for slot in supervisor.slots.values()}
         used.update(worker.generation for worker in supervisor.workers)
         first = supervisor.generation
@@ -116,7 +116,7 @@ class Generations:
 
 
 def policy_of(config: Config, most_slots: int | None) -> Policy:
-    """Return what the supervisor is to know of a configuration."""
+    """Return the part of a configuration that the supervisor decides by."""
     files = most_files(config.max_files)
     addresses = len(config.bind)
     return Policy(
@@ -140,7 +140,7 @@ def policy_of(config: Config, most_slots: int | None) -> Policy:
 
 
 def may_exit(slot: int, config: Config) -> bool:
-    """Tell whether clients of this slot's worker can ask it to exit."""
+    """Return whether clients can have this slot's worker exit."""
     return config.allow_exit and slot != DISPATCHER
 
 
@@ -160,10 +160,10 @@ def prepare_log_dir(config: Config, identity: Identity | None) -> None:
 
 
 def require_files(config: Config) -> None:
-    """See to it that a configuration can have the descriptors that it takes.
+    """Require that the limit of open files allows what a configuration needs.
 
     Raises:
-        GreeterdError: it cannot, now.
+        GreeterdError: it does not.
 
     """
     workers, addresses = config.worker_count, len(config.bind)
@@ -173,6 +173,6 @@ def require_files(config: Config) -> None:
 
 
 def set_limits(config: Config) -> None:
-    """Limit the master itself as a configuration says."""
+    """Set the master's own limits to those of a configuration."""
     limit_files(config.max_files)
     limit_core_dumps(allowed=config.core_dumps)

@@ -1,8 +1,8 @@
-"""Keeps the daemon log for the master: opens it, reopens it, changes it at a reload.
+"""The master's daemon log: opened at the start, reopened on request, changed by a reload.
 
-A log file belongs to the user that workers become, since they reopen it, too: it is opened as that
-user, in whose directory it lies, and never given to him.
-A file that was moved or removed is opened anew at the latest at the next `look`.
+A log file belongs to the user that workers become, because they reopen it, too.  It is opened as
+that user and never chowned: the user owns the directory, and could put anything in its place.
+A file that was moved or removed is reopened at the latest by the next `look`.
 """
 
 import os
@@ -16,12 +16,12 @@ from greeterd.system.files import Identity
 
 
 class MasterLog:
-    """The daemon log of the configuration in force, and the latest failure that it tells of."""
+    """The daemon log of the configuration in force, and the latest failure in it."""
 
     def __init__(
         self, config: Config, identity: Identity | None, inherited: int | None = None
     ) -> None:
-        """Open it; if it cannot be had, go on with the descriptor that a predecessor has left.
+        """Open it; if that fails, go on with the descriptor that a predecessor has left.
 
         Raises:
             GreeterdError: as `open`, and there is none.
@@ -30,13 +30,13 @@ class MasterLog:
         self._identity = identity
         self._config = config
         self._failure = ""
-        """Why the file could not be opened anew, once that was told."""
+        """Why the file could not be reopened, as it was logged last."""
         self.last_error: str | None = None
-        """In one line, for the status."""
+        """In one line, for the status; others set it, too."""
         self.file = self._open_or_inherit(config, inherited)
-        """What workers inherit."""
+        """The log that workers inherit."""
         self.logger = self._bind()
-        """The master's own; another one after `change`."""
+        """The master's logger; another one after `change`."""
 
     def open(self, config: Config) -> DaemonLog:
         """Open the log that a configuration names, which need not be the one in force.
@@ -54,8 +54,8 @@ class MasterLog:
     def of(self, config: Config) -> DaemonLog:
         """Return the log for a worker of this configuration.
 
-        It is one of its own in a reload that is under way: the master goes over to it when that has
-        succeeded.
+        While a reload is under way its workers have one of their own: the master changes to it when
+        the reload has succeeded.
 
         Raises:
             GreeterdError: as `open`.
@@ -64,7 +64,7 @@ class MasterLog:
         return self.file if _place(config) == _place(self._config) else self.open(config)
 
     def reopen(self) -> str:
-        """Open its file anew; return why that failed, or nothing."""
+        """Reopen its file; return why that failed, or nothing."""
         try:
             self.file.reopen()
         except OSError as error:
@@ -73,7 +73,7 @@ class MasterLog:
         return ""
 
     def look(self) -> None:
-        """Open its file anew if it was moved or removed; a failure is told once."""
+        """Reopen its file if it was moved or removed; log a failure once."""
         try:
             if self.file.reopen_if_moved():
                 self.logger.info("log reopened", reason="its file was moved or removed")
@@ -83,7 +83,7 @@ class MasterLog:
                 self._fail(error)
 
     def change(self, config: Config) -> None:
-        """Write where and what a reload says; go on as before where that cannot be had any more."""
+        """Follow a reload; if the new log cannot be opened, go on with the old one."""
         self._config = config
         before = self.file
         try:

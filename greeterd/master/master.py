@@ -1,8 +1,8 @@
-"""Does what the supervisor decides.
+"""The master process: does what the supervisor decides.
 
-One loop, no threads: it waits, turns what happened into events, asks the supervisor, and performs
-its actions.  Events are queued, never nested, so that the actions of one are all performed before
-the next is handled.
+One loop, no threads.  A turn waits for descriptors; what comes in (signals, requests, workers'
+messages and ends) is fed to the supervisor as events; its actions are performed.  Events are
+queued, never nested: all actions of one are performed before the next is handled.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Final
 
 from greeterd import __version__
 from greeterd.config.schema import Config
-from greeterd.control import ControlServer, Request
+from greeterd.control import ControlServer
 from greeterd.master.actions import ActionRunner
 from greeterd.master.children import any_ended
 from greeterd.master.commands import CommandHandler
@@ -50,7 +50,7 @@ from greeterd.sockets.address import Address
 from greeterd.sockets.listener import effective_backlog
 from greeterd.supervisor.actions import Exit
 from greeterd.supervisor.events import Event, Scale, Tick
-from greeterd.supervisor.ids import DrainMode, Ticket
+from greeterd.supervisor.ids import DrainMode, Ticket, WorkerId
 from greeterd.supervisor.supervisor import MAX_SLOTS, Supervisor
 from greeterd.system import signals
 from greeterd.system.daemonize import Readiness
@@ -70,19 +70,19 @@ RESCUE_TICK: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class ConfigSource:
-    """Where the configuration comes from, and listeners that are there already."""
+    """Where the configuration comes from, and the listeners that are open already."""
 
     load: Callable[[], Config]
     file: Path | None
     directory: Path
-    """In which the daemon was started, and relative names are looked up."""
+    """Where the daemon was started: relative names begin there."""
     sockets: SocketAssignment
     resolved: Mapping[str, Address]
-    """The addresses that names in `bind` stand for, of those that are to be opened."""
+    """The addresses behind the names in `bind` that are to be opened."""
 
 
 class Master:
-    """The daemon's one process that is not a worker: its parts, its events, and its time."""
+    """The parts of the master, the events between them, and their deadlines."""
 
     def __init__(  # noqa: PLR0913 - what a start has got, each needed
         self,
@@ -96,34 +96,24 @@ class Master:
     ) -> None:
         self._source = source
         self._lock = lock
+        self._readiness = readiness
         self._since, self._began = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
         self._events: deque[Event] = deque()
         self._handling = False
         self._next_tick = 0.0
-        self._pipe = signals.SignalPipe(signals.MASTER_SIGNALS)
         self._loop = EventLoop()
-        self._context = self._open_context(config, identity, predecessor)
-        self._workers = Workers(self._context)
-        settled = DrainMessage(DrainMode.SWEEP.value, settled=True)
-        self._sweeps = Sweeps(
-            self._context.escrow.addresses, lambda worker: self._workers.send(worker, settled)
-        )
-        self._spawner = Spawner(self._context, self._workers)
-        self._outdated = OutdatedWorkers(self._context)
-        self._mender = Mender(self._context, self._outdated)
-        self._reloader = Reloader(self._context, self._mender)
-        self._control = ControlServer(
-            config.run_dir / CONTROL_SOCKET,
-            self._loop.selector,
-            self._on_request,
-            allowed_uids=frozenset({os.geteuid()}),
-            log=self._context.logger,
-            listener=socket.socket(fileno=predecessor.control_fd) if predecessor else None,
-            file=predecessor.control_file if predecessor else None,
-        )
-        self._names = Names(self._context, lock, self._control, self._outdated)
+        self._context = context = self._open_context(config, identity, predecessor)
+        self._pipe = signals.SignalPipe(signals.MASTER_SIGNALS)
+        self._workers = Workers(context)
+        self._spawner = Spawner(context, self._workers)
+        self._sweeps = Sweeps(context.escrow.addresses, self._end_sweep)
+        self._outdated = OutdatedWorkers(context)
+        self._mender = Mender(context, self._outdated)
+        self._reloader = Reloader(context, self._mender)
+        self._control = self._open_control(config.run_dir / CONTROL_SOCKET, predecessor)
+        self._names = Names(context, lock, self._control, self._outdated)
         self._commands = CommandHandler(
-            self._context,
+            context,
             self._control,
             workers=self._workers,
             mender=self._mender,
@@ -132,16 +122,16 @@ class Master:
             reloader=self._reloader,
             status=self._status,
         )
-        SignalHandler(self._context, self._pipe, self._commands)
+        SignalHandler(context, self._pipe, self._commands)
         self._upgrader = Upgrader(
             source.directory,
             state=self._upgrade_state,
             pipe=self._pipe,
-            log=self._context.log,
+            log=context.log,
             feed=self._feed,
         )
         self._actions = ActionRunner(
-            self._context,
+            context,
             workers=self._workers,
             spawner=self._spawner,
             sweeps=self._sweeps,
@@ -149,7 +139,6 @@ class Master:
             upgrader=self._upgrader,
             readiness=readiness,
         )
-        self._readiness = readiness
         if predecessor is not None:
             self._succeed(predecessor)
 
@@ -174,6 +163,17 @@ class Master:
             identity=identity,
             selector=self._loop.selector,
             feed=self._feed,
+        )
+
+    def _open_control(self, path: Path, predecessor: UpgradeState | None) -> ControlServer:
+        return ControlServer(
+            path,
+            self._loop.selector,
+            lambda request: self._commands.handle(request),  # noqa: PLW0108 - made later
+            allowed_uids=frozenset({os.geteuid()}),
+            log=self._context.logger,
+            listener=socket.socket(fileno=predecessor.control_fd) if predecessor else None,
+            file=predecessor.control_file if predecessor else None,
         )
 
     def run(self) -> int:
@@ -201,22 +201,22 @@ class Master:
                 "backlog is capped", backlog=config.backlog, somaxconn=backlog
             )
         self._loop.begin()
-        # What was sent since our pid is known, or to our predecessor, is handled now.
+        # Signals that came since others know our pid, or came to our predecessor, are handled now.
         signals.release()
         while self._actions.exit is None:
             self._tick()
             if self._spawner:
-                self._names.look()  # a worker is to find the log directory
+                self._names.look()  # a worker needs the log directory
                 self._spawner.fork_pending(self._loop.until)
             self._loop.turn(self._timeout())
         return self._end(self._actions.exit)
 
     def log_crash(self, error: Exception) -> None:
-        """Tell of an error that nobody foresaw: detached, there is nobody else to be told."""
+        """Log an exception that ends the master: detached, it has no other way to show it."""
         self._context.logger.error("master crashed", exc_info=error)
 
     def close(self) -> None:
-        """Release everything, without waiting for anyone."""
+        """Release everything, without waiting."""
         self._control.close()
         self._context.escrow.close()
         self._pipe.close()
@@ -289,8 +289,9 @@ class Master:
                 self._actions.perform(action)
         self._handling = False
 
-    def _on_request(self, request: Request) -> None:
-        self._commands.handle(request)
+    def _end_sweep(self, worker: WorkerId) -> None:
+        """Have a worker close its listeners: the handshakes that began before are over."""
+        self._workers.send(worker, DrainMessage(DrainMode.SWEEP.value, settled=True))
 
     # The whole ------------------------------------------------------------------------------
 
@@ -320,7 +321,7 @@ class Master:
         )
 
     def _upgrade_state(self, ticket: Ticket) -> UpgradeState:
-        """Return all that a new image takes over; `ticket` is of who waits for that."""
+        """Return all that a new image takes over; `ticket` is that of the request for it."""
         return UpgradeState(
             program=__version__,
             fixed=dict(fixed_settings(self._context.config)),

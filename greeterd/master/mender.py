@@ -1,11 +1,11 @@
-"""Looks after the listeners: what a worker has done to them is undone, told, and made good.
+"""Repairs listeners: a worker shares its listener with the master, and can change or shut it.
 
-At each look listeners are inspected (`inspection`): all of them or, of many, some by turns.  What
-was changed is set right; what was shut down listens again, and the workers that hold the old one
-are replaced, as by `restart`, because they have let go of it.  What cannot be mended is tried again
-at each look, and is in the status, in the answer to `ping` and to whatever would report success.
-When nothing at all accepts for GIVE_UP_AFTER, the daemon ends, so that its service manager starts
-it anew.
+Each look inspects listeners (`inspection`): all of them or, if there are many, some by turns.
+Options that were changed are set again.  A listener that was shut down listens again, or is opened
+anew, and the workers that hold the old one are replaced (`outdated`).  A repair that fails is tried
+again at the next look; until it succeeds the status, `ping` and every command that starts workers
+report the address.  When no listener has accepted for GIVE_UP_AFTER, the daemon ends, so that its
+service manager starts it again.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from greeterd.system.ratelimit import RateLimit
 INSPECTED_AT_ONCE: Final = 64
 """Listeners in one look: some 3 ms."""
 SPOILED_EVERY: Final = 1.0
-"""Seconds between two questions of the kernel which listeners are spoiled."""
+"""Seconds between two questions to the kernel which listeners are spoiled."""
 WARNING_PERIOD: Final = 10.0
-"""Seconds in which the same is told once."""
+"""Seconds in which the same warning is logged once."""
 GIVE_UP_AFTER: Final = 10.0
 """Seconds without any listener that accepts."""
 
 
 class Mender:
-    """What is wrong with the listeners, and who still holds one that is gone."""
+    """The listeners as they should be, and what could not be repaired."""
 
     def __init__(self, context: MasterContext, outdated: OutdatedWorkers) -> None:
         config = context.config
@@ -61,9 +61,9 @@ class Mender:
         return "; ".join(f"{address} does not accept: {why}" for address, why in whys.items())
 
     def look(self, *, everywhere: bool = True) -> None:
-        """Look once, mend, and have done what follows from that.
+        """Inspect listeners and repair them; end the daemon when nothing accepts any more.
 
-        `everywhere`: not by turns, however many listeners there are.
+        `everywhere`: inspect all now, not some by turns.
         """
         now = monotonic()
         renewed = False
@@ -71,7 +71,8 @@ class Mender:
         first, self._turn = self._turn, self._turn + INSPECTED_AT_ONCE
         if self._turn >= len(places):
             self._turn = 0
-            # Whether a worker has attached another selection to its group, no socket option tells.
+            # No socket option shows whether a worker has attached another selection to its group,
+            # so attach ours again.
             with contextlib.suppress(OSError):
                 self._context.escrow.groups.steer()
         if now >= self._next_spoiled:
@@ -94,7 +95,7 @@ class Mender:
     # One listener ---------------------------------------------------------------------------
 
     def _inspect(self, place: Place) -> bool:
-        """Look at a listener, and mend it; tell whether another one is in its place now."""
+        """Inspect a listener and repair it; return whether another socket is in its place now."""
         slot, sock = place.slot, place.sock
         address = self._context.escrow.addresses[place.address]
         terms = self._terms_of(sock)
@@ -129,9 +130,10 @@ class Mender:
         return True
 
     def _terms_of(self, sock: socket.socket) -> Terms:
-        """Return how a listener is to be.
+        """Return the options that a listener is to have.
 
-        That of a socket unit: as it was before a worker had it.  Ours: as one that nobody has had.
+        For that of a socket unit: those that it had before a worker got it.  For ours: those of a
+        fresh socket.
         """
         if sock not in self._terms:
             terms = terms_of(sock)
@@ -154,7 +156,7 @@ class Mender:
     def _report(
         self, slot: SlotIndex | None, address: str, what: str, trouble: str | None = None
     ) -> None:
-        """Tell what was done to a listener; `trouble` is why it could not be undone."""
+        """Log what was done to a listener; `trouble` is why it could not be repaired."""
         suppressed = self._warnings.admit(f"{slot} {address} {what} {trouble}", monotonic())
         if suppressed is None:
             return

@@ -1,14 +1,14 @@
-"""Looks after the names of what the master holds by descriptor, and makes those anew that are lost.
+"""Restores the file names of what the master holds by descriptor: pid file, sockets, log directory.
 
-A name can be taken away from under a living daemon: by `rm`, or by what cleans /tmp. What is held
-goes on working, but nobody finds it any more. So each is looked at every `PERIOD`, by an lstat(2),
-as the postmaster of PostgreSQL does. A name that is gone is made anew where that can be done, and
-one that a living daemon has taken is left to it. Each change is told once in the daemon log, and
-what is lost is in the status while it lasts. Names that are ours get their times set to now every
-`TOUCH_AFTER`, so that they do not look forgotten.
+`rm`, or a cleaner of /tmp, can remove a name while the daemon runs.  What is held goes on working,
+but clients do not find it any more.  So each name is checked every `PERIOD` by an lstat(2), as
+PostgreSQL's postmaster does for its lock file.  A name that is gone is restored where that is
+possible; one that another living daemon has taken is left alone.  Each change is logged once, and
+the status shows a lost name while it is lost.  The times of our files are set to now every
+`TOUCH_AFTER`, so that a cleaner does not take them for forgotten.
 
-Workers hold the unix listeners, too: when one is opened anew, those that were there before are
-replaced.
+Workers hold the unix listeners, too: when one is opened anew, the workers that have the old one
+are replaced (`outdated`).
 """
 
 from collections.abc import Callable, Iterator
@@ -35,14 +35,14 @@ TAKEN: Final = "another file has its name"
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name that is to lead to what the master holds."""
+    """A file name that is to lead to what the master holds."""
 
     what: str
     path: Path
     file: FileId | None
-    """What is held; None for a directory, of which any will do."""
+    """Device and inode of what is held; None for a directory, of which any will do."""
     renew: Callable[[], None]
-    """Make the name anew; GreeterdError when it cannot be had."""
+    """Restore the name.  Raises: GreeterdError, OSError if that is impossible."""
 
     def look(self) -> str:
         """Return what is wrong, empty when nothing is."""
@@ -56,14 +56,14 @@ class Name:
         return "" if found == self.file else TAKEN
 
     def touch(self) -> None:
-        """Let the name not look forgotten."""
+        """Set the file's times to now if they are old."""
         if self.file is not None:
             with suppress(OSError), place_of(self.path) as place:
                 place.refresh(self.file, TOUCH_AFTER)
 
 
 class Names:
-    """The names, which of them are lost, and the workers that are older than a listener."""
+    """The names, and which of them are lost."""
 
     def __init__(
         self,
@@ -77,22 +77,22 @@ class Names:
         self._lock = lock
         self._control = control
         self._lost: dict[tuple[str, Path], str] = {}
-        """Why, as it was told last."""
+        """The reason, as it was logged last."""
         self._next_look = 0.0
 
     @property
     def lost(self) -> list[str]:
-        """What could not be made anew and why, a line each."""
+        """The names that could not be restored, with the reason, a line each."""
         return [f"{what} {path}: {reason}" for (what, path), reason in self._lost.items()]
 
     def attend(self, now: float) -> None:
-        """Look when it is time to."""
+        """Check every name if PERIOD is over."""
         if now >= self._next_look:
             self._next_look = now + PERIOD
             self.look()
 
     def look(self) -> None:
-        """Look at every name, and do what can be done about those that are lost."""
+        """Check every name, and restore those that are lost."""
         before, self._lost = self._lost, {}
         for name in self._all():
             key = (name.what, name.path)
@@ -107,10 +107,10 @@ class Names:
                 name.touch()
 
     def require_listeners(self) -> None:
-        """Look, since workers are to be started: they are to serve every address.
+        """Check that workers that are started now can be reached at every address.
 
         Raises:
-            ListenError: nobody could reach them at one, whose name is lost.
+            ListenError: the name of a unix listener is lost, and cannot be restored.
 
         """
         self.look()
@@ -127,7 +127,7 @@ class Names:
             yield Name("unix listener", path, file, partial(self._reopen, path))
 
     def _renew(self, name: Name, reason: str, told: str) -> str:
-        """Make a name anew; return why that cannot be done, empty when it is."""
+        """Restore a name; return why that is impossible, empty when it is done."""
         path = str(name.path)
         try:
             name.renew()
@@ -140,7 +140,7 @@ class Names:
         return ""
 
     def _remake_log_dir(self) -> None:
-        """Make the log directory, but no parent: a release that was removed is not to come back."""
+        """Make the log directory, but no parent: a release that was removed must not come back."""
         parent = self._context.config.log_dir.parent
         if not parent.is_dir():
             raise ResourceError(f"{parent} is gone, too")

@@ -1,4 +1,4 @@
-"""Describes the daemon: the supervisor's records and the shared counters, as one Status."""
+"""Makes the status: the supervisor's records, the scoreboard and the listeners as one Status."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ from greeterd.worker.scoreboard import Scoreboard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusInputs:
-    """What the master knows besides: instants are monotonic but for `since` (wall clock)."""
+    """The master's own part of it.  Instants are monotonic but for `since`, the wall clock."""
 
     pid: int
     since: float
