@@ -5,7 +5,7 @@ import pytest
 from greeterd.config.schema import FIXED, Config
 from greeterd.master.generations import Generations, fixed_settings, may_exit, policy_of
 from greeterd.supervisor.actions import Finished, Spawn
-from greeterd.supervisor.events import Exited, Ready, Reload, Spawned, SpawnFailed
+from greeterd.supervisor.events import Closed, Exited, Ready, Reload, Spawned, SpawnFailed
 from greeterd.supervisor.ids import DISPATCHER, NO_TICKET, Generation, Pid
 from greeterd.supervisor.policy import Policy
 from tests.unit.master.parts import Parts
@@ -21,15 +21,16 @@ def reload(parts: Parts, generations: Generations, config: Config) -> Generation
 
 
 def roll(parts: Parts, *, old_ends: bool = True) -> None:
-    """Have each new worker ready, and the old one end."""
+    """Have each new worker ready, and the old one end, or accept no more."""
     while spawned := parts.take(Spawn):
         for each in spawned:
             old = [worker.id for worker in parts.supervisor.slots[each.slot].workers]
             parts.feed(Spawned(each.worker, Pid(1000 + each.worker)))
             parts.feed(Ready(each.worker, rss_bytes=0))
             for ident in old:
-                if ident != each.worker and old_ends:
-                    parts.feed(Exited(ident, "exit status 0", 0))
+                if ident != each.worker:
+                    end = Exited(ident, "exit status 0", 0) if old_ends else Closed(ident)
+                    parts.feed(end)
 
 
 def started() -> tuple[Parts, Generations]:
@@ -70,7 +71,7 @@ def test_a_generation_of_which_a_worker_still_leaves_is_known_until_the_next_rel
     reload(parts, generations, Config(workers=2, max_age=9))
     roll(parts, old_ends=False)
     generations.conclude(parts.supervisor, "", 0.0)
-    assert sorted(generations._configs) == [1, 2]
+    assert (parts.supervisor.generation, sorted(generations._configs)) == (2, [1, 2])
     for worker in list(parts.supervisor.workers):
         if worker.generation == 1:
             parts.feed(Exited(worker.id, "exit status 0", 0))
