@@ -5,12 +5,12 @@ upgrade state as at the exec that is to follow.  `run_preflight` is what that ch
 code is the answer, and the last line of its standard error is the reason.
 """
 
-import ctypes
 import os
 import selectors
 import signal
 import subprocess
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from greeterd.config.schema import Config
@@ -25,6 +25,7 @@ from greeterd.master.upgrade.state import UpgradeState, write_state
 from greeterd.sockets import rights
 from greeterd.supervisor.actions import Spawn
 from greeterd.supervisor.ids import DISPATCHER, Generation, SlotIndex, WorkerId, name_of
+from greeterd.system import signals
 from greeterd.system.daemon_log import DaemonLog, open_daemon_log
 from greeterd.system.files import open_memory
 from greeterd.system.inheritance import PREFLIGHT
@@ -38,7 +39,6 @@ from greeterd.worker.counters import spare_row
 from greeterd.worker.messages import FailedMessage, Message, ReadyMessage
 
 MAX_REASON_BYTES: Final = 4096
-PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 class PreflightProcess:
@@ -53,7 +53,6 @@ class PreflightProcess:
         self.stderr = ""
         """The end of what it has written to standard error, once there is a verdict."""
         self._program = program
-        libc = ctypes.CDLL(None)
         with ExitStack() as undo:
             self._stderr_fd = open_memory("greeterd-preflight")
             undo.callback(os.close, self._stderr_fd)
@@ -70,7 +69,7 @@ class PreflightProcess:
                     stderr=self._stderr_fd,
                     process_group=0,
                     # Safe here: the master has no threads, whose locks the child could find taken.
-                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
+                    preexec_fn=partial(signals.die_with_parent, signal.SIGKILL, os.getpid()),  # noqa: PLW1509
                 )
             finally:
                 os.close(state_fd)

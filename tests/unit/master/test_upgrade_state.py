@@ -84,6 +84,21 @@ def test_state_of_an_older_build_is_read_with_defaults_for_what_it_lacks() -> No
     assert found.fds() == {20, 21, 30, 31, 32, 33}
 
 
+def test_state_has_defaults_under_which_an_older_build_goes_on_as_it_was() -> None:
+    found = msgspec.json.decode(OLD, type=UpgradeState)
+    least = msgspec.json.decode(
+        b'{"worker":1,"pid":2,"place":0,"generation":1,"life":"ready","since":0,'
+        b'"channel_fd":3,"stack_fd":4}',
+        type=InheritedWorker,
+    )
+    assert (least.accepts, least.deadline, least.leaving) == (True, None, None)
+    listeners = InheritedListeners()
+    assert (listeners.passed, listeners.gated) == (False, False)
+    row = msgspec.json.decode(b'{"slot":1,"place":0,"fd":5,"believed":[]}', type=InheritedRow)
+    assert (row.offset, row.own, row.greetings_before) == (0, True, 0)
+    assert (state().highest_slot, state().version) == (found.highest_slot, found.version) == (0, 1)
+
+
 def test_state_of_a_newer_build_is_read_without_what_is_not_known() -> None:
     newer = msgspec.json.decode(OLD)
     newer["colour"] = newer["slots"][0]["colour"] = newer["listeners"]["colour"] = {"any": 1}

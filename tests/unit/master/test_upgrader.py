@@ -122,6 +122,7 @@ def test_upgrader_feeds_why_a_preflight_cannot_be_executed(stage: Stage) -> None
 def test_upgrader_has_signals_wait_for_the_new_image(stage: Stage) -> None:
     stage.upgrader.replace(Ticket(3))
     assert stage.steps == ["hold", "put back", "execute with state of 3"]
+    assert stage.logged == [("becoming the new image", {})]
 
 
 def test_upgrader_hears_signals_again_when_the_exec_has_failed(stage: Stage) -> None:
