@@ -1,5 +1,7 @@
 """The names of descriptors in the service manager's store."""
 
+from hashlib import sha256
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,14 @@ def test_names_can_be_read_by_people() -> None:
     assert Stored(label=label).name == "escrow/shared/[%3A%3A1]%3A80"
     assert Stored(label=label, guard=True).name == "escrow/guard/[%3A%3A1]%3A80"
     assert Stored(label=label, slot=3, index=0).name == "escrow/slot-3-index-0/[%3A%3A1]%3A80"
+
+
+def test_fdstore_names_entries_as_other_versions_do() -> None:
+    longest = "unix:/" + "a" * 140
+    assert label_of(longest) == "unix%3A%2F" + "a" * 140
+    assert label_of(longest + "a") == ("sha256-" + sha256((longest + "a").encode()).hexdigest()), (
+        "a store outlives the version that has filled it"
+    )
 
 
 def test_long_entries_have_names_of_their_own() -> None:

@@ -173,3 +173,25 @@ def test_no_time_is_asked_for_when_a_reload_has_ended_and_a_worker_is_missing() 
     world.look()
     world.notices.end("")
     assert "EXTEND_TIMEOUT_USEC" not in world.words(after=60.0, ready=3)
+
+
+def test_notifications_are_due_at_once_also_on_a_machine_that_has_just_booted() -> None:
+    world = World(watchdog=WATCHDOG)
+    world.now = 0.0
+    everything = ["STATUS", "EXTEND_TIMEOUT_USEC", "WATCHDOG"]
+    assert world.words(started=False, ready=0) == everything
+    assert world.words(after=0.1) == ["READY", "STATUS"]
+    world.notices.begin(1)
+    assert world.words(after=0.1) == ["STATUS", "EXTEND_TIMEOUT_USEC"]
+    assert world.words(after=0.1, stopping=True) == ["STOPPING", "STATUS", "EXTEND_TIMEOUT_USEC"]
+
+
+def test_notifications_of_a_failed_reload_do_not_wait_for_another_that_goes_on() -> None:
+    world = ready()
+    world.notices.begin(1)
+    world.notices.begin(2)
+    world.look()
+    world.notices.end("why")
+    assert world.look(after=1.0) == [("STATUS=reloading: figures; why",)]
+    assert world.notices.next_deadline() == world.now + 4.0, "then more time is asked for again"
+    assert world.words(after=4.0) == ["EXTEND_TIMEOUT_USEC"]

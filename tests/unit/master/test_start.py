@@ -38,7 +38,7 @@ class Steps(list[str]):
         monkeypatch.setattr(start, "receive", self._receive)
         monkeypatch.setattr(start, "resolve_address", lambda address: address)
         monkeypatch.setattr(start, "launch", self._launch)
-        monkeypatch.setattr(os, "chdir", self._note("chdir"))
+        monkeypatch.setattr(os, "chdir", lambda path: self.append(f"chdir {path}"))
         for name in (
             "require_files", "run_preflight", "prepare_run_dir", "prepare_log_dir", "resolve",
         ):  # fmt: skip
@@ -119,7 +119,7 @@ def test_start_takes_its_steps_in_order(steps: Steps) -> None:
 def test_start_detaches_as_configured(steps: Steps) -> None:
     steps.run(replace(CONFIG, daemonize=True))
     assert "launch True 37" in steps
-    assert "chdir" not in steps, "that is done after it has read its files"
+    assert "chdir /" not in steps, "that is done after it has read its files"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_start_of_a_new_image_that_is_detached_already_does_not_detach(steps: St
     config = replace(CONFIG, daemonize=True)
     steps.state = inherited(config)
     steps.run(config)
-    assert steps[:2] == ["chdir", "launch False 37"]
+    assert steps[:2] == ["chdir /", "launch False 37"]
 
 
 @pytest.mark.parametrize("step", ["prepare_log_dir", "publish"])
@@ -178,8 +178,8 @@ def test_start_of_a_new_image_is_not_stopped_by_what_workers_can_do_without(
 def test_start_of_a_new_image_with_other_fixed_settings_is_refused(
     steps: Steps, preflight: bool
 ) -> None:
-    steps.state, steps.preflight = inherited(replace(CONFIG, mode="handoff")), preflight
-    with pytest.raises(ConfigError, match=r"^only a restart changes mode$"):
+    steps.state, steps.preflight = inherited(replace(CONFIG, mode="handoff", backlog=7)), preflight
+    with pytest.raises(ConfigError, match=r"^only a restart changes backlog, mode$"):
         steps.run(replace(CONFIG, mode="inherit"))
     assert steps == []
 
