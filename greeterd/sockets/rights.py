@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from greeterd.system import signals
@@ -28,10 +28,10 @@ class Parcel:
 
     data: bytes
     """Empty at the end of the stream."""
-    fds: list[int] = field(default_factory=list)
-    cut: bool = False
+    fds: list[int]
+    cut: bool
     """It was longer than expected; the rest is lost."""
-    lost: bool = False
+    lost: bool
     """It has more descriptors than were taken; none of them is open here."""
 
 

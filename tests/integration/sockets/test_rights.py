@@ -91,6 +91,17 @@ def test_more_than_are_taken_are_none(pair: Pair, sent: int, most: int) -> None:
     assert open_fds() == before
 
 
+def test_credentials_are_not_taken_for_descriptors(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    rights.send(theirs, b"data", [0])
+    parcel = rights.receive(ours, 100)
+    assert (parcel.data, len(parcel.fds), parcel.lost) == (b"data", 1, False)
+    rights.close_all(parcel.fds)
+    theirs.send(b"none")
+    assert rights.receive(ours, 100) == rights.Parcel(b"none", [], cut=False, lost=False)
+
+
 @pytest.mark.parametrize("room", [0, 1, 4])
 def test_those_that_find_no_room_take_the_others_with_them(pair: Pair, room: int) -> None:
     ours, theirs = pair

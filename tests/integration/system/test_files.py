@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,16 @@ def his(place: Path) -> Path:
 # Who acts
 
 
+def test_an_identity_is_shown_by_its_numbers() -> None:
+    assert str(Identity(1, 2)) == "uid 1, gid 2"
+
+
 @needs_root
-def test_who_acts_as_somebody_is_checked_as_he_is_and_comes_back(his: Path) -> None:
+def test_who_acts_as_somebody_is_checked_as_he_is_and_comes_back(
+    his: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(partial(os.setgroups, os.getgroups()))
+    os.setgroups([0, ANOTHER.gid])
     before = (os.getresuid(), os.getresgid(), os.getgroups())
     with acting_as(HIM):
         (his / "file").touch()
@@ -118,8 +127,10 @@ def test_what_is_no_file_of_one_name_is_refused_without_waiting(tmp_path: Path, 
     other.write_text("other")
     put, reason = UNFIT[kind]
     put(path, other)
+    before = names("/proc/self/fd")
     with pytest.raises(OSError, match=re.escape(f"{reason}: '{path}'")):
         open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    assert names("/proc/self/fd") == before
     assert other.read_text() == "other"
     assert not (tmp_path / "missing").exists()
 

@@ -79,3 +79,46 @@ def test_an_older_daemon_tells_no_longest_queue_and_no_drops() -> None:
     plain = sent(a_status()) | {"listeners": [told]}
     (listener,) = from_plain(plain).listeners
     assert (listener.queued_max, listener.drops) == (0, None)
+
+
+def test_fields_that_an_older_daemon_does_not_send_have_defaults() -> None:
+    required = {
+        "version": "1.2.3", "pid": 1, "mode": "inherit", "wait": "rotate", "state": "starting",
+        "generation": 1, "since": 1.0, "uptime": 2.0, "addresses": [], "counters": {}, "totals": {},
+        "workers": [{"slot": 1, "generation": 1, "state": "ready"}],
+    }  # fmt: skip
+    status = from_plain(required)
+    every = {name: getattr(status, name) for name in Status.__struct_fields__}
+    assert {name: value for name, value in every.items() if name not in required} == {
+        "passed": False, "dispatcher": [], "handed": SlotCounters(), "listeners": [],
+        "restarts_in_window": 0, "max_restarts": 0, "restart_window": 0.0, "longest_stall": 0.0,
+        "trouble": None, "last_error": None, "warnings": [], "reload": None, "log_dir": "",
+        "run_dir": "", "config": None,
+    }  # fmt: skip
+    (worker,) = status.workers
+    assert sent(a_status(workers=[worker]))["workers"][0] == {
+        "slot": 1, "generation": 1, "state": "ready", "pid": None, "age": 0.0,
+        "heartbeat_age": None, "restarts": 0, "backoff": None, "lent_to": None, "title": "",
+        "leaving": False, "log": None,
+    }  # fmt: skip
+    assert set(sent(a_status(totals=SlotCounters()))["totals"].values()) == {0}
+
+
+@pytest.mark.parametrize("state", ["starting", "running", "reloading", "stopping"])
+def test_a_daemon_is_in_one_of_four_states(state: str) -> None:
+    assert from_plain(sent(a_status()) | {"state": state}).state == state
+    with pytest.raises(ValueError, match="state"):
+        from_plain(sent(a_status()) | {"state": f"{state}x"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [a_status(), *a_status().workers, SlotCounters(),
+     ListenerStatus(address="", queued=0, limit=1),
+     ReloadResult(ok=True, generation=1, at=0.0, took=0.0)],
+)  # fmt: skip
+def test_what_is_sent_cannot_be_changed(value: msgspec.Struct) -> None:
+    with pytest.raises(AttributeError):
+        setattr(value, value.__struct_fields__[0], None)
+    with pytest.raises(TypeError):
+        type(value)(*[None] * len(value.__struct_fields__))

@@ -1,5 +1,6 @@
 """Texts become addresses, and addresses become the same texts."""
 
+import re
 import string
 from contextlib import suppress
 
@@ -93,6 +94,30 @@ def test_the_three_forms_are_understood(text: str, address: Address, normal: str
 def test_anything_else_is_refused_with_its_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a:65536", "the port must be 0 to 65535, not '65536'"),
+        ("a", "it has no port: write host:port, [v6]:port or unix:/path"),
+        ("a b:1", "'a b' is not a host name"),
+        ("1:1", "'1' is not an IPv4 address"),
+        ("[1]:1", "'1' is not an IPv6 address"),
+        (":1", "the host is missing: 0.0.0.0 or [::] is every interface"),
+        ("::1", "an IPv6 host goes in brackets: [::1]:12345"),
+        ("unix:/" + "a" * 107, "the path of a unix socket has 108 bytes, the kernel takes 107"),
+    ],
+)
+def test_a_reason_is_a_whole_message(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}$"):
+        parse_address(text)
+
+
+def test_a_path_has_neither_host_nor_port() -> None:
+    address = parse_address("unix:/a")
+    assert (address.host, address.port, address.path) == ("", 0, "/a")
+    assert parse_address("a:1").path == ""
 
 
 def test_the_longest_path_that_the_kernel_takes_is_an_address() -> None:

@@ -3,11 +3,12 @@
 import json
 import unicodedata
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greeterd.system.escape import escape, escape_lines, to_ascii_json
+from greeterd.system.escape import escape, escape_lines, to_ascii, to_ascii_json
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,18 @@ def test_ascii_json_is_printable_and_parses_back(text: str) -> None:
     assert line.isascii()
     assert line.isprintable()
     assert json.loads(line) == text
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_json_says_the_same_in_ascii(value: dict[str, str]) -> None:
+    encoded = msgspec.json.encode(value)
+    line = to_ascii(encoded)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line) == value
+    assert len(line) >= len(encoded.decode())
+
+
+def test_printable_ascii_stays_as_it_is() -> None:
+    encoded = msgspec.json.encode({"a ~": ["!", 1, None], "\u00e9\x7f": "\U0001f600"})
+    assert to_ascii(encoded) == (r'{"a ~":["!",1,null],"\u00e9\u007f":"\ud83d\ude00"}')
