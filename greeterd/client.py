@@ -63,7 +63,7 @@ class Result(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Delivery:
     """How to send: where to, what counts as sent, seconds for each, how many at once."""
 
     address: Address
@@ -98,7 +98,7 @@ class _Flight:
     reply: bytes = b""
 
 
-def send_all(names: Iterable[bytes], order: Order) -> Generator[Result, None, None]:
+def send_all(names: Iterable[bytes], delivery: Delivery) -> Generator[Result, None, None]:
     """Send every name on a connection of its own; yield a Result for each as it ends.
 
     Blocks while it waits. Closing the generator closes what is still in flight.
@@ -107,11 +107,11 @@ def send_all(names: Iterable[bytes], order: Order) -> Generator[Result, None, No
         UnreachableError: the address cannot be connected to and no connection succeeded before;
             once one did, a refusal is one greeting's result.
     """
-    burst = _Burst(order)
+    sender = _Sender(delivery)
     try:
-        yield from burst.run(names)
+        yield from sender.run(names)
     finally:
-        burst.close()
+        sender.close()
 
 
 def resolve(address: Address) -> tuple[socket.AddressFamily, str | tuple[object, ...]]:
@@ -144,12 +144,12 @@ def explain(error: OSError) -> tuple[Failure, str]:
             return Failure.ERROR, str(error.strerror)
 
 
-class _Burst:
+class _Sender:
     """The loop: the connections in flight by descriptor, in the order of their deadlines."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._family, self._target = resolve(order.address)
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._family, self._target = resolve(delivery.address)
         self._epoll = select.epoll()
         self._flights: dict[int, _Flight] = {}
         self._queueing: dict[int, _Flight] = {}  # those of the flights that a full queue refused
@@ -164,7 +164,7 @@ class _Burst:
         source = iter(names)
         more = True
         while more or self._flights:
-            while more and len(self._flights) < self._order.concurrency:
+            while more and len(self._flights) < self._delivery.concurrency:
                 name = next(source, None)
                 if name is None:
                     more = False
@@ -198,7 +198,7 @@ class _Burst:
                 break
             overdue.append(flight)
         for flight in overdue:
-            reason = f"{flight.phase.value} within {self._order.timeout:g} s"
+            reason = f"{flight.phase.value} within {self._delivery.timeout:g} s"
             yield self._end(flight, Failure.TIMEOUT, reason)
 
     def _start(self, name: bytes) -> Result | None:
@@ -207,7 +207,7 @@ class _Burst:
         except OSError as error:
             failure, reason = self._judge(error)
             return Result(name, failure, reason)
-        flight = _Flight(name, sock, monotonic() + self._order.timeout, memoryview(name))
+        flight = _Flight(name, sock, monotonic() + self._delivery.timeout, memoryview(name))
         self._flights[sock.fileno()] = flight
         return self._connect(flight)
 
@@ -235,7 +235,7 @@ class _Burst:
             if flight.phase is _Phase.SENDING:
                 while flight.unsent:
                     flight.unsent = flight.unsent[sock.send(flight.unsent) :]
-                if self._order.until is Until.HANDED_OVER:
+                if self._delivery.until is Until.HANDED_OVER:
                     return self._end(flight)
                 sock.shutdown(socket.SHUT_WR)
                 flight.phase = _Phase.READING
@@ -252,7 +252,7 @@ class _Burst:
             if len(flight.reply) > MAX_REPLY_BYTES:
                 # Also where no reply is waited for: an endless stream would keep the loop here.
                 return self._end(flight, Failure.ERROR, "the reply does not end")
-        if self._order.until is Until.REPLY and not flight.reply.endswith(b"\n"):
+        if self._delivery.until is Until.REPLY and not flight.reply.endswith(b"\n"):
             reason = "the reply was cut short" if flight.reply else "closed without a reply"
             return self._end(flight, Failure.NO_REPLY, reason)
         return self._end(flight)
@@ -272,7 +272,7 @@ class _Burst:
         failure, reason = explain(error)
         if self._reached or failure in (Failure.RESET, Failure.TIMEOUT):
             return failure, reason  # a server that resets or is slow is there
-        address = self._order.address
+        address = self._delivery.address
         if failure is Failure.REFUSED:
             raise UnreachableError(f"nobody listens on {address}") from error
         raise UnreachableError(f"cannot connect to {address}: {reason}") from error

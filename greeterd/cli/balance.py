@@ -54,7 +54,7 @@ class _Greeting(Struct, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class GreetingCounts:
     """Greetings by worker, and where they were counted."""
 
     heading: str
@@ -67,7 +67,7 @@ class Tally:
     """Last lines without their end."""
 
 
-def count_daemon(status: Status) -> Tally:
+def count_daemon(status: Status) -> GreetingCounts:
     """Take the greetings of each slot from a daemon's counters, since its start."""
     workers = {
         slot: each.greetings
@@ -77,10 +77,10 @@ def count_daemon(status: Status) -> Tally:
     heading = (
         f"greeterd pid {status.pid}, {status.mode} ({status.wait}), up {duration(status.uptime)}: "
     )
-    return Tally(heading + _sum(workers), "daemon", workers)
+    return GreetingCounts(heading + _sum(workers), "daemon", workers)
 
 
-def count_logs(paths: Sequence[Path]) -> Tally:
+def count_logs(paths: Sequence[Path]) -> GreetingCounts:
     """Count the greeting records of each worker in logs.
 
     Raises:
@@ -100,10 +100,10 @@ def count_logs(paths: Sequence[Path]) -> Tally:
         raise LogError(f"no greeting record among {_number(foreign + torn, 'line')}")
     workers = dict(sorted(counts.items()))
     heading = f"{_number(len(paths), 'log')}: {_sum(workers)}"
-    return Tally(heading, "logs", workers, foreign, torn)
+    return GreetingCounts(heading, "logs", workers, foreign, torn)
 
 
-def to_plain(tally: Tally) -> dict[str, Any]:
+def to_plain(tally: GreetingCounts) -> dict[str, Any]:
     """Return what --json prints; an infinite max/min is null."""
     told = balance(tally.greetings)
     workers = [
@@ -124,7 +124,7 @@ def to_plain(tally: Tally) -> dict[str, Any]:
     }
 
 
-def render(tally: Tally, file: TextIO) -> str:
+def render(tally: GreetingCounts, file: TextIO) -> str:
     """Return the text that shows a balance on `file`, by its width and encoding."""
     told = balance(tally.greetings)
     console = Screen(file)
@@ -234,7 +234,7 @@ def _figure(value: float, form: str) -> str:
     return f"< {shown[:-1]}1" if value and not float(shown) else shown
 
 
-def _remarks(tally: Tally) -> list[str]:
+def _remarks(tally: GreetingCounts) -> list[str]:
     found = []
     if tally.foreign:
         found.append(f"not counted: {_number(tally.foreign, 'line')} that hold no greeting record")

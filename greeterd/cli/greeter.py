@@ -25,7 +25,7 @@ from cyclopts.validators import Number
 from greeterd import __version__
 from greeterd.cli.program import EX_INTERRUPTED, complain, run_program
 from greeterd.cli.usage import epilogue, expand_help, print_usage, refusal
-from greeterd.client import Failure, Order, Result, Until, send_all
+from greeterd.client import Delivery, Failure, Result, Until, send_all
 from greeterd.errors import GreeterdError, UsageError
 from greeterd.sockets.address import Address, parse_address
 from greeterd.system.escape import escape
@@ -178,38 +178,38 @@ def send(
     if options.wait_reply and options.no_wait:
         raise UsageError("--wait-reply and --no-wait exclude each other")
     address = _address(first_bound(options.address))
-    order = Order(address, options.until, options.timeout, options.concurrency)
+    delivery = Delivery(address, options.until, options.timeout, options.concurrency)
     _allow_descriptors(options.concurrency)
     source = _names(names)
     if options.count is not None or options.concurrency > 1:
         every = list(source)
         source = iter(every if options.count is None else islice(cycle(every), options.count))
-    return _run(source, order, options)
+    return _run(source, delivery, options)
 
 
-def _run(names: Iterable[bytes], order: Order, options: SendOptions) -> int:
+def _run(names: Iterable[bytes], delivery: Delivery, options: SendOptions) -> int:
     """Send, report failures and the summary, and return the exit code."""
-    tally = Tally()
+    counts = SendCounts()
     try:
-        for result in send_all(names, order):
-            tally.add(result)
+        for result in send_all(names, delivery):
+            counts.add(result)
             if result.failure is None:
                 if options.wait_reply:
                     _print_reply(result.reply)
-            elif tally.failed <= MAX_SHOWN:
+            elif counts.failed <= MAX_SHOWN:
                 tell(f"{show_name(result.name)}: {result.reason}")
     except KeyboardInterrupt:
-        tell(f"interrupted: {tally.summary()}" if tally.total else "interrupted")
+        tell(f"interrupted: {counts.summary()}" if counts.total else "interrupted")
         return EX_INTERRUPTED
-    if not tally.total:
+    if not counts.total:
         raise UsageError("there are no names on standard input")
-    if (options.count or 0) > 1 or (tally.failed and tally.total > 1):
-        tell(tally.summary())
-    return EX_FAILED if tally.failed else 0
+    if (options.count or 0) > 1 or (counts.failed and counts.total > 1):
+        tell(counts.summary())
+    return EX_FAILED if counts.failed else 0
 
 
 @dataclass(slots=True)
-class Tally:
+class SendCounts:
     """The greetings that have ended so far, by kind of end."""
 
     sent: int = 0

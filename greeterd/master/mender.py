@@ -21,7 +21,7 @@ from greeterd.master.context import MasterContext
 from greeterd.master.escrow import BLOCKING_TIMEOUT, Place
 from greeterd.master.outdated import OutdatedWorkers
 from greeterd.sockets import listener
-from greeterd.sockets.inspection import Terms, listens, set_right, terms_of
+from greeterd.sockets.inspection import ListenerTerms, listens, set_right, terms_of
 from greeterd.sockets.sockdiag import spoiled_listeners
 from greeterd.supervisor.events import Unreachable
 from greeterd.supervisor.ids import SlotIndex
@@ -46,7 +46,7 @@ class Mender:
         self._outdated = outdated
         self._backlog = config.backlog
         self._blocking = config.wait_strategy == "blocking"
-        self._terms: WeakKeyDictionary[socket.socket, Terms] = WeakKeyDictionary()
+        self._terms: WeakKeyDictionary[socket.socket, ListenerTerms] = WeakKeyDictionary()
         self._turn = 0
         self._spoiled: set[int] = set()
         self._next_spoiled = 0.0
@@ -129,7 +129,7 @@ class Mender:
         self._renewed(slot, str(address), what)
         return True
 
-    def _terms_of(self, sock: socket.socket) -> Terms:
+    def _terms_of(self, sock: socket.socket) -> ListenerTerms:
         """Return the options that a listener is to have.
 
         For that of a socket unit: those that it had before a worker got it.  For ours: those of a

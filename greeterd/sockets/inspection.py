@@ -64,7 +64,7 @@ _OPTIONS: Final[dict[int, dict[str, _Option]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ListenerTerms:
     """The state that a listener should have."""
 
     blocking: bool
@@ -73,13 +73,13 @@ class Terms:
     options: dict[str, bytes]
 
 
-def terms_of(sock: socket.socket) -> Terms:
+def terms_of(sock: socket.socket) -> ListenerTerms:
     """Return the present state of a listener."""
     try:
         backlog = queue_length(sock).limit
     except OSError:
         backlog = None
-    return Terms(_blocks(sock), backlog, dict(_options_of(sock)))
+    return ListenerTerms(_blocks(sock), backlog, dict(_options_of(sock)))
 
 
 def listens(sock: socket.socket) -> bool:
@@ -90,7 +90,7 @@ def listens(sock: socket.socket) -> bool:
     return sock.family != socket.AF_UNIX or not receives_no_more(sock)
 
 
-def set_right(sock: socket.socket, terms: Terms) -> list[str]:
+def set_right(sock: socket.socket, terms: ListenerTerms) -> list[str]:
     """Undo what was changed about a listener that listens; return the names of the changes.
 
     Raises:

@@ -98,7 +98,7 @@ def refuse_second(path: Path) -> None:
         raise AlreadyRunningError(f"already running{who} (it answers at {path})")
 
 
-class Place:
+class SocketFile:
     """The place of a socket's file: a name in a directory that is kept open."""
 
     def __init__(self, directory: int, path: Path) -> None:
@@ -150,10 +150,10 @@ class Place:
 
 
 @contextmanager
-def place_of(path: Path) -> Iterator[Place]:
+def place_of(path: Path) -> Iterator[SocketFile]:
     """Give the place that a path names now.  Raises: OSError: there is no such directory."""
     with _directory_of(path) as directory:
-        yield Place(directory, path)
+        yield SocketFile(directory, path)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import pytest
 
 import greeterd
 from greeterd.cli.greeter import EXIT_CODES, main, show_name
-from greeterd.client import Failure, Order, Result, UnreachableError, Until, send_all
+from greeterd.client import Delivery, Failure, Result, UnreachableError, Until, send_all
 from greeterd.sockets.address import Address
 from tests.support import until
 
@@ -142,12 +142,12 @@ def closed() -> Iterator[Address]:
         yield Address(*bound.getsockname())
 
 
-def send(names: list[bytes], order: Order) -> list[Result]:
-    return list(send_all(names, order))
+def send(names: list[bytes], delivery: Delivery) -> list[Result]:
+    return list(send_all(names, delivery))
 
 
-def failures(names: list[bytes], order: Order) -> list[tuple[Failure | None, str]]:
-    return [(result.failure, result.reason) for result in send(names, order)]
+def failures(names: list[bytes], delivery: Delivery) -> list[tuple[Failure | None, str]]:
+    return [(result.failure, result.reason) for result in send(names, delivery)]
 
 
 # What arrives
@@ -158,26 +158,26 @@ def failures(names: list[bytes], order: Order) -> list[tuple[Failure | None, str
 )
 def test_a_name_arrives_byte_for_byte(name: bytes) -> None:
     with serving(take) as server:
-        assert send([name], Order(server.address)) == [Result(name)]
+        assert send([name], Delivery(server.address)) == [Result(name)]
     assert server.names == [name]
 
 
 def test_an_empty_name_is_a_connection_without_a_byte() -> None:
     with serving(take) as server:
-        assert send([b""], Order(server.address)) == [Result(b"")]
+        assert send([b""], Delivery(server.address)) == [Result(b"")]
     assert server.names == [b""]
 
 
 def test_a_reply_comes_with_its_result() -> None:
     with serving(reply) as server:
-        results = send([b"Alice", b"Bob"], Order(server.address, Until.REPLY))
+        results = send([b"Alice", b"Bob"], Delivery(server.address, Until.REPLY))
     assert [result.reply for result in results] == [b"Hello, Alice\n", b"Hello, Bob\n"]
 
 
 def test_greetings_go_over_a_unix_socket(tmp_path: Path) -> None:
     with serving(reply, socket.AF_UNIX, str(tmp_path / "socket")) as server:
         assert server.address.is_unix
-        assert send([b"Alice"], Order(server.address, Until.REPLY))[0].reply == b"Hello, Alice\n"
+        assert send([b"Alice"], Delivery(server.address, Until.REPLY))[0].reply == b"Hello, Alice\n"
 
 
 def test_greetings_go_over_ipv6() -> None:
@@ -187,12 +187,12 @@ def test_greetings_go_over_ipv6() -> None:
         except OSError as error:
             pytest.skip(f"no IPv6 here: {error}")
         assert server.address.is_v6
-        assert send([b"Alice"], Order(server.address, Until.REPLY))[0].reply == b"Hello, Alice\n"
+        assert send([b"Alice"], Delivery(server.address, Until.REPLY))[0].reply == b"Hello, Alice\n"
 
 
 def test_a_host_name_is_resolved() -> None:
     with serving(take) as server:
-        assert send([b"Alice"], Order(Address("localhost", server.address.port))) == [
+        assert send([b"Alice"], Delivery(Address("localhost", server.address.port))) == [
             Result(b"Alice")
         ]
 
@@ -203,7 +203,7 @@ def test_a_host_name_is_resolved() -> None:
 def test_two_thousand_at_concurrency_fifty_all_arrive() -> None:
     names = [b"%d" % number for number in range(2000)]
     with serving(reply) as server:
-        results = send(names, Order(server.address, Until.REPLY, concurrency=50))
+        results = send(names, Delivery(server.address, Until.REPLY, concurrency=50))
     assert [result for result in results if result.failure] == []
     assert sorted(server.names) == sorted(names)
     assert {result.reply for result in results} == {b"Hello, %d\n" % n for n in range(2000)}
@@ -227,12 +227,12 @@ def test_as_many_as_asked_are_in_flight_and_never_more() -> None:
             server.held.clear()
 
     with serving(hold_five) as server:
-        for result in send_all(names(), Order(server.address, Until.HANDED_OVER, concurrency=1)):
+        for result in send_all(names(), Delivery(server.address, Until.HANDED_OVER, concurrency=1)):
             assert result.failure is None
             ended += 1
         assert most == 1
         taken = ended = most = 0
-        for _ in send_all(names(), Order(server.address, timeout=5, concurrency=5)):
+        for _ in send_all(names(), Delivery(server.address, timeout=5, concurrency=5)):
             ended += 1
     assert (ended, most) == (20, 5)
 
@@ -246,7 +246,7 @@ def test_a_name_is_awaited_only_when_nothing_is_in_flight() -> None:
             yield name
 
     with serving(take) as server:
-        ends = send_all(names(), Order(server.address))
+        ends = send_all(names(), Delivery(server.address))
         log.extend(f"end {result.name.decode()}" for result in ends)
     assert log == ["take Alice", "end Alice", "take Bob", "end Bob"]
 
@@ -254,14 +254,14 @@ def test_a_name_is_awaited_only_when_nothing_is_in_flight() -> None:
 def test_a_silent_connection_delays_no_other() -> None:
     with serving(hold_mute) as server:
         names = [b"mute", b"Alice", b"Bob", b"Carol"]
-        results = send(names, Order(server.address, Until.REPLY, timeout=0.3, concurrency=2))
+        results = send(names, Delivery(server.address, Until.REPLY, timeout=0.3, concurrency=2))
     assert [result.name for result in results] == [b"Alice", b"Bob", b"Carol", b"mute"]
     assert [result.failure for result in results] == [None, None, None, Failure.TIMEOUT]
 
 
 def test_a_full_unix_queue_is_waited_for(tmp_path: Path) -> None:
     with serving(take, socket.AF_UNIX, str(tmp_path / "socket"), backlog=0) as server:
-        results = send([b"x"] * 100, Order(server.address, concurrency=20))
+        results = send([b"x"] * 100, Delivery(server.address, concurrency=20))
     assert [result.failure for result in results] == [None] * 100
 
 
@@ -284,8 +284,8 @@ def test_room_in_a_full_unix_queue_is_noticed_long_before_the_deadline(
         first.connect(path)
         monkeypatch.setattr("greeterd.client.socket.socket", Refused)
         results: list[Result] = []
-        order = Order(Address(path=path), Until.HANDED_OVER, timeout=20)
-        sending = threading.Thread(target=lambda: results.extend(send([b"Alice"], order)))
+        delivery = Delivery(Address(path=path), Until.HANDED_OVER, timeout=20)
+        sending = threading.Thread(target=lambda: results.extend(send([b"Alice"], delivery)))
         sending.start()
         assert refused.wait(5)
         listener.accept()[0].close()
@@ -296,7 +296,7 @@ def test_room_in_a_full_unix_queue_is_noticed_long_before_the_deadline(
 def test_waiting_costs_no_processor_time() -> None:
     with serving(hold) as server:
         before = time.process_time()
-        send([b"Alice"], Order(server.address, timeout=0.5))
+        send([b"Alice"], Delivery(server.address, timeout=0.5))
         assert time.process_time() - before < 0.2
 
 
@@ -304,7 +304,7 @@ def test_nothing_stays_open_when_the_caller_stops_early() -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     with serving(hold_mute) as server:
         names = [b"mute", b"mute", b"Alice"]
-        results = send_all(names, Order(server.address, Until.REPLY, concurrency=3))
+        results = send_all(names, Delivery(server.address, Until.REPLY, concurrency=3))
         assert next(results).name == b"Alice"
         results.close()
     assert sorted(Path("/proc/self/fd").iterdir()) == before
@@ -315,8 +315,8 @@ def test_nothing_stays_open_when_the_caller_stops_early() -> None:
 
 def test_a_reset_is_a_failure() -> None:
     with serving(reset) as server:
-        order = Order(server.address, concurrency=2)
-        assert failures([b"xx"] * 3, order) == [(Failure.RESET, "reset by the server")] * 3
+        delivery = Delivery(server.address, concurrency=2)
+        assert failures([b"xx"] * 3, delivery) == [(Failure.RESET, "reset by the server")] * 3
 
 
 def test_a_reset_before_the_first_byte_is_not_taken_for_nobody_listening() -> None:
@@ -330,15 +330,15 @@ def test_a_reset_before_the_first_byte_is_not_taken_for_nobody_listening() -> No
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             connection.close()
 
-        order = Order(Address(*listener.getsockname()), concurrency=2)
-        assert [result.failure for result in send_all(names(), order)] == [Failure.RESET]
+        delivery = Delivery(Address(*listener.getsockname()), concurrency=2)
+        assert [result.failure for result in send_all(names(), delivery)] == [Failure.RESET]
 
 
 def test_silence_ends_with_the_timeout_and_says_what_was_awaited() -> None:
     with serving(hold) as server:
-        order = Order(server.address, timeout=0.1)
-        assert failures([b"Alice"], order) == [(Failure.TIMEOUT, "no end-of-stream within 0.1 s")]
-        assert failures([b"x" * 30_000_000], order) == [
+        slow = Delivery(server.address, timeout=0.1)
+        assert failures([b"Alice"], slow) == [(Failure.TIMEOUT, "no end-of-stream within 0.1 s")]
+        assert failures([b"x" * 30_000_000], slow) == [
             (Failure.TIMEOUT, "the name was not taken within 0.1 s")
         ]
 
@@ -356,7 +356,7 @@ def test_a_queue_that_stays_full_ends_with_the_timeout(tmp_path: Path) -> None:
             until(lambda: time.monotonic() > half)
             yield b"Bob"  # so its turns go on when Alice's time is over
 
-        results = list(send_all(names(), Order(Address(path=path), timeout=0.1, concurrency=2)))
+        results = list(send_all(names(), Delivery(Address(path=path), timeout=0.1, concurrency=2)))
     assert results == [
         Result(name, Failure.TIMEOUT, "no connection within 0.1 s") for name in (b"Alice", b"Bob")
     ]
@@ -373,18 +373,18 @@ def test_a_queue_that_stays_full_ends_with_the_timeout(tmp_path: Path) -> None:
 )
 def test_a_reply_that_is_no_reply_is_a_failure(data: bytes, failure: Failure, reason: str) -> None:
     with serving(answer(data)) as server:
-        assert failures([b"Alice"], Order(server.address, Until.REPLY)) == [(failure, reason)]
+        assert failures([b"Alice"], Delivery(server.address, Until.REPLY)) == [(failure, reason)]
 
 
 def test_a_reply_that_nobody_asked_for_is_no_failure() -> None:
     with serving(answer(b"Hello, Al")) as server:
-        assert failures([b"Alice"], Order(server.address)) == [(None, "")]
+        assert failures([b"Alice"], Delivery(server.address)) == [(None, "")]
 
 
 def test_handing_over_does_not_wait_for_the_server() -> None:
     with serving(hold) as server:
-        order = Order(server.address, Until.HANDED_OVER, timeout=5)
-        assert failures([b"Alice"] * 3, order) == [(None, "")] * 3
+        delivery = Delivery(server.address, Until.HANDED_OVER, timeout=5)
+        assert failures([b"Alice"] * 3, delivery) == [(None, "")] * 3
         until(lambda: len(server.held) == 3)
         assert [read(connection) for connection in server.held] == [b"Alice"] * 3
 
@@ -392,10 +392,10 @@ def test_handing_over_does_not_wait_for_the_server() -> None:
 def test_nobody_listening_stops_the_burst_at_once(closed: Address, tmp_path: Path) -> None:
     names = iter([b"x"] * 1000)
     with pytest.raises(UnreachableError, match=f"^nobody listens on {closed}$"):
-        list(send_all(names, Order(closed, concurrency=10)))
+        list(send_all(names, Delivery(closed, concurrency=10)))
     assert len(list(names)) >= 990
     with pytest.raises(UnreachableError, match=r"^nobody listens on unix:"):
-        send([b"x"], Order(Address(path=str(tmp_path / "none"))))
+        send([b"x"], Delivery(Address(path=str(tmp_path / "none"))))
 
 
 def test_a_refusal_after_a_success_is_one_failure_among_others() -> None:
@@ -404,8 +404,8 @@ def test_a_refusal_after_a_success_is_one_failure_among_others() -> None:
         take(server, connection)
 
     with serving(close_shop) as server:
-        order = Order(server.address)
-        assert failures([b"Alice", b"Bob", b"Carol"], order) == [
+        delivery = Delivery(server.address)
+        assert failures([b"Alice", b"Bob", b"Carol"], delivery) == [
             (None, ""),
             (Failure.REFUSED, "refused: nobody listens"),
             (Failure.REFUSED, "refused: nobody listens"),
@@ -427,7 +427,7 @@ def test_running_out_of_ports_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PortlessSocket, "left", 2)
     with serving(take) as server:
         monkeypatch.setattr("greeterd.client.socket.socket", PortlessSocket)
-        results = send([b"x"] * 4, Order(server.address))
+        results = send([b"x"] * 4, Delivery(server.address))
     assert [result.failure for result in results] == [None, None, *[Failure.NO_PORT] * 2]
     assert "EADDRNOTAVAIL" in results[-1].reason
 

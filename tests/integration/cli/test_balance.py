@@ -10,7 +10,14 @@ import pytest
 
 from greeterd.balance import measure
 from greeterd.cli import balance, greeterctl
-from greeterd.cli.balance import LogError, Tally, count_daemon, count_logs, render, to_plain
+from greeterd.cli.balance import (
+    GreetingCounts,
+    LogError,
+    count_daemon,
+    count_logs,
+    render,
+    to_plain,
+)
 from greeterd.control.status import SlotCounters, Status, total
 
 
@@ -20,7 +27,7 @@ def record(worker: object, name: str = "Alice") -> str:
     return json.dumps(told) + "\n"
 
 
-def shown(tally: Tally, encoding: str = "utf-8") -> list[str]:
+def shown(tally: GreetingCounts, encoding: str = "utf-8") -> list[str]:
     """Return the lines of a balance in a pipe."""
     return render(tally, io.TextIOWrapper(io.BytesIO(), encoding=encoding)).splitlines()
 
@@ -135,7 +142,7 @@ def test_the_slot_that_hands_connections_on_is_no_worker() -> None:
 
 def test_a_balance_is_a_table_the_figures_and_a_sentence() -> None:
     chance = measure([250, 1000]).chance
-    assert shown(Tally("here", "daemon", {1: 250, 2: 1000})) == [
+    assert shown(GreetingCounts("here", "daemon", {1: 250, 2: 1000})) == [
         "here",
         "",
         "worker greetings share of fair",
@@ -155,37 +162,37 @@ def test_a_balance_is_a_table_the_figures_and_a_sentence() -> None:
 
 
 def test_a_p_value_is_never_nothing() -> None:
-    lines = shown(Tally("here", "daemon", {1: 10**9, 2: 0}))
+    lines = shown(GreetingCounts("here", "daemon", {1: 10**9, 2: 0}))
     (line,) = (line for line in lines if line.startswith("p-value"))
     assert line.split() == ["p-value", "<", "0.0001", "at", "least", "0.0500"]
 
 
 def test_an_infinite_ratio_is_a_word() -> None:
-    lines = shown(Tally("here", "daemon", {1: 0, 2: 100}))
+    lines = shown(GreetingCounts("here", "daemon", {1: 0, 2: 100}))
     assert lines[7].startswith("max/min                  infinite at most 1.")
 
 
 @pytest.mark.parametrize("greetings", [{1: 0, 2: 0}, {1: 9}])
 def test_figures_that_say_nothing_are_left_out(greetings: dict[int, int]) -> None:
-    lines = shown(Tally("here", "daemon", greetings))
+    lines = shown(GreetingCounts("here", "daemon", greetings))
     assert not [line for line in lines if "Jain" in line]
     assert lines[-1] in {"nothing was counted", "one worker has all"}
 
 
 def test_bars_are_ascii_where_nothing_else_can_be_written() -> None:
-    lines = shown(Tally("here", "daemon", {1: 50, 2: 100}), encoding="ascii")
+    lines = shown(GreetingCounts("here", "daemon", {1: 50, 2: 100}), encoding="ascii")
     assert lines[3].endswith(" " + "#" * 15)
     assert "\n".join(lines).isascii()
 
 
 def test_a_balance_in_a_pipe_is_no_wider_than_80_columns_and_has_no_colours() -> None:
-    lines = shown(Tally("here", "daemon", {1: 10**12, 512: 1}))
+    lines = shown(GreetingCounts("here", "daemon", {1: 10**12, 512: 1}))
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if "\x1b" in line]
 
 
 def test_json_has_all_that_the_text_has() -> None:
-    tally = Tally("here", "logs", {3: 0, 4: 100}, foreign=2, torn=1)
+    tally = GreetingCounts("here", "logs", {3: 0, 4: 100}, foreign=2, torn=1)
     told = json.loads(msgspec.json.encode(to_plain(tally)))
     assert told["source"] == "logs"
     assert told["total"] == 100

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from greeterd.sockets import bpf, inspection, steering
-from greeterd.sockets.inspection import Terms, listens, set_right, terms_of
+from greeterd.sockets.inspection import ListenerTerms, listens, set_right, terms_of
 
 SECOND = struct.pack("@ll", 1, 0)
 TCP = ["127.0.0.1", "::1"]
@@ -133,7 +133,7 @@ def test_an_option_that_an_older_kernel_has_not_is_left_out(
             return super().getsockopt(level, option, *size)
 
     with Older(fileno=os.dup(listener.fileno())) as older:
-        terms: Terms = terms_of(older)
+        terms: ListenerTerms = terms_of(older)
         assert "SO_BINDTOIFINDEX" not in terms.options
         assert set_right(older, terms) == []
         monkeypatch.setattr(errno, "ENOPROTOOPT", -1)

@@ -24,7 +24,7 @@ from greeterd.sockets.listener import (
 )
 from greeterd.sockets.sockdiag import queue_length
 from greeterd.system import socket_file
-from greeterd.system.socket_file import Place, answerer
+from greeterd.system.socket_file import SocketFile, answerer
 from tests.integration.sockets.groups import (
     ANY_PORT,
     connected,
@@ -439,9 +439,9 @@ def swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     shown, other = tmp_path / "shown", tmp_path / "other"
     shown.mkdir()
     other.mkdir()
-    clear = Place.clear
+    clear = SocketFile.clear
 
-    def clear_and_swap(place: Place) -> None:
+    def clear_and_swap(place: SocketFile) -> None:
         clear(place)
         if not shown.is_symlink():
             shown.rename(tmp_path / "away")
@@ -452,7 +452,7 @@ def swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
         shown.symlink_to(other)
         answerer(path)
 
-    monkeypatch.setattr(Place, "clear", clear_and_swap)
+    monkeypatch.setattr(SocketFile, "clear", clear_and_swap)
     monkeypatch.setattr(socket_file, "answerer", swap_and_ask)
     return shown, other
 
