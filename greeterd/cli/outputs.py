@@ -1,9 +1,8 @@
-"""Writes the files of a report: what cannot be written is found before there is anything to write.
+"""Writes the files of a report; finds out before a measurement whether they can be written.
 
-A file is written whole under another name and then renamed, so that no failure costs what was there
-before; a device or a pipe is written as it is.  No file of a report takes the place of another, or
-of what the command reads or keeps.
-Messages go to standard error.
+A file is written whole under another name and then renamed, so that a failure leaves the old file
+as it was; a device or a pipe is written directly. No file of a report replaces another one of it,
+or a file that the command reads or keeps. Messages go to standard error.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from greeterd.errors import UsageError
 @Parameter(name="*", negative=(), show_default=False)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Where a report goes, beside the terminal."""
+    """The files that a report is written to, beside the terminal."""
 
     html: Path | None = None
     "Write the report as one HTML file."
@@ -42,9 +41,9 @@ class Outputs:
         return any((self.html, self.json, self.csv))
 
     def require(self, others: Mapping[str, Path | None] | None = None) -> None:
-        """Find out whether all can be written, and made.
+        """Make sure that every file can be written, and its content made.
 
-        `others` are the files that the command reads or keeps, by how they were given.
+        `others` are the files that the command reads or keeps, by their options.
 
         Raises:
             UsageError: two are the same file.
@@ -63,7 +62,7 @@ class Outputs:
             require("jinja2", "matplotlib")
 
     def write(self, results: Results, verdicts: Sequence[Verdict] = ()) -> None:
-        """Write what is asked for.
+        """Write the files that were asked for.
 
         Raises:
             StoreError: a file cannot be written.
@@ -87,7 +86,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _require_writable(path: Path) -> None:
-    """Find out by opening what will be opened; nothing is left behind."""
+    """Open what will be opened, and leave nothing behind."""
     try:
         if path.exists():
             path.open("ab").close()
@@ -111,7 +110,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _is_replaced(path: Path) -> bool:
-    """Whether it is, or will be, a file of its own; not a device, a pipe or a directory."""
+    """Whether this is, or will be, a regular file; not a device, a pipe or a directory."""
     return path.is_file() or not path.exists()
 
 
@@ -135,7 +134,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def tell(message: str) -> None:
-    """Say something on standard error."""
+    """Write a message to standard error."""
     complain("greeter", message)
 
 

@@ -93,3 +93,68 @@ os.waitpid(pid, 0)
 print(names(ours))
 """)
     assert said == "SIGTERM\nSIGCHLD\n"
+
+
+def test_prodding_interrupts_a_wait_and_then_ends() -> None:
+    said = run("""
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+pipe = signals.SignalPipe(signals.MASTER_SIGNALS)
+with signals.prodded():
+    print(signal.getitimer(signal.ITIMER_REAL)[1], select.select([pipe], [], [], 20)[0] == [pipe])
+print(names(pipe) or "nothing")
+print(signal.getitimer(signal.ITIMER_REAL))
+print(signal.getsignal(signal.SIGALRM).name)
+print(signal.SIGALRM in signal.pthread_sigmask(signal.SIG_BLOCK, {}))
+""")
+    assert said == "0.02 True\nnothing\n(0.0, 0.0)\nSIG_IGN\nTrue\n"
+
+
+def test_a_program_that_cleans_up_is_interrupted_by_each_signal_that_ends_it() -> None:
+    said = run("""
+signals.terminate_as_interrupt()
+for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+    try:
+        me(number)
+    except KeyboardInterrupt:
+        print(number.name)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signals.terminate_as_interrupt()
+me(signal.SIGHUP)
+print("ignored")
+""")
+    assert said == "SIGTERM\nSIGQUIT\nSIGHUP\nignored\n"
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    said = run("""
+ready, ready_writer = os.pipe()
+alive, alive_writer = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        signals.die_with_parent(signal.SIGKILL)
+        os.write(ready_writer, b"x")
+        signal.pause()
+    os.read(ready, 1)
+    os._exit(0)
+os.close(alive_writer)  # the child's child holds the last one
+print(os.read(alive, 1) or "ended")
+orphan = os.fork()
+if orphan == 0:
+    signals.die_with_parent(signal.SIGKILL, os.getpid())
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(orphan, 0)[1]))
+""")
+    assert said == "ended\n-9\n"
+
+
+def test_closing_a_pipe_leaves_nothing_open() -> None:
+    said = run("""
+before = os.listdir("/proc/self/fd")
+pipe = signals.SignalPipe(signals.MASTER_SIGNALS)
+print(len(pipe.fds), pipe.fds[0] == pipe.fileno())
+pipe.close()
+print(os.listdir("/proc/self/fd") == before)
+me(signal.SIGHUP)
+""")
+    assert said == "2 True\nTrue\n"
