@@ -1,7 +1,7 @@
 """Logs a worker's greetings: a structlog pipeline from each loop turn to the worker's own file.
 
 log_dir/worker-<slot>.log holds greetings and nothing else, one JSON object a line. Only the
-workers of that slot write it: one, or during a reload two (see linefile). Opened after the fork.
+workers of that slot write it: one, or during a reload two (see line_file). Opened after the fork.
 Order within a turn: greet() for each, then commit(), and only then the answers.
 `seq` is gap-free per (worker, pid), from 1, in the file's order.
 """

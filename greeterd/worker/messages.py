@@ -73,7 +73,7 @@ class GoMessage(Struct, frozen=True, tag="go"):
 
 
 class DrainMessage(Struct, frozen=True, tag="drain"):
-    """Master: leave; `how` is the value of a `core.events.How`.
+    """Master: leave; `how` is the value of a `DrainMode`.
 
     `settled` is of a sweep: whether no handshake is in flight any more.  After False the same
     message comes with True; None, by an earlier version: find that out yourself.
