@@ -4,7 +4,7 @@ Instants are seconds of one monotonic clock, durations are seconds.
 A `WorkerId` is never used twice; a pid is only an attribute of a worker.
 """
 
-from enum import Enum
+from enum import Enum, auto
 from typing import NewType
 
 SlotIndex = NewType("SlotIndex", int)
@@ -37,9 +37,9 @@ class WorkerState(Enum):
 class Signal(Enum):
     """Ends a worker that does not end by itself."""
 
-    ABORT = "abort"
+    ABORT = auto()
     """It hangs: let it write its stack first."""
-    KILL = "kill"
+    KILL = auto()
 
 
 class DrainMode(Enum):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.actions import CloseSlot, Drain, Exit, GateAll, Started
+from greeterd.supervisor.actions import CloseSlot, Drain, Exit, GateAll, Say, Started
 from greeterd.supervisor.events import Leaving, Stop, Tick
 from greeterd.supervisor.ids import DISPATCHER, DrainMode, WorkerId, WorkerState
 from greeterd.supervisor.policy import Policy
@@ -115,7 +115,8 @@ def test_a_worker_that_is_stuck_is_rescued_by_another_worker() -> None:
 
 def test_no_client_can_retire_it() -> None:
     daemon = started(1)
-    assert daemon.tell(asked_to_exit(1)) == []
+    told = (("what", "ExitRequested"), ("state", "ready"), ("worker", 0))
+    assert daemon.hear(asked_to_exit(1)) == [Say("warning", "unexpected event", told)]
     assert daemon.states(0) == [WorkerState.READY]
 
 

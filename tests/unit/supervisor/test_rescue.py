@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from greeterd.supervisor.actions import Action, CloseSlot, SteerAway
-from greeterd.supervisor.ids import SlotIndex
+from greeterd.supervisor.events import LoanRefused
+from greeterd.supervisor.ids import SlotIndex, WorkerId
 from greeterd.supervisor.policy import Policy
 from tests.unit.supervisor.supervised import (
     Daemon,
@@ -73,6 +74,14 @@ def test_a_worker_that_is_stuck_again_waits_until_its_listener_was_given_back() 
     daemon.tell(look(turns(1)), after=0.2)
     assert is_stuck(daemon, 1) == []
     assert daemon.tell(returned(1, 2)) == [lend(1, 2)]
+
+
+def test_a_worker_that_has_refused_a_loan_is_not_asked_again_for_five_seconds() -> None:
+    daemon = started(2, policy=OWN)
+    is_stuck(daemon, 1)
+    assert daemon.tell(LoanRefused(SlotIndex(1), WorkerId(2))) == []
+    assert daemon.tell(look(stalls(1), turns(2)), after=4.9) == []
+    assert daemon.tell(look(stalls(1), turns(2)), after=0.2) == [lend(1, 2)]
 
 
 def test_a_worker_that_turns_is_not_stuck_however_much_waits() -> None:
