@@ -92,6 +92,7 @@ class Group:
         """Run the pairs that are missing; return the seconds of those that were not fixed."""
         plan = self.store.header.plan
         try:
+            self._start([one for one in self.members if self._is_open(one)])
             while open_ := [one for one in self.members if self._is_open(one)]:
                 for one in self.chance.sample(open_, len(open_)):
                     began = monotonic()
@@ -102,6 +103,14 @@ class Group:
         finally:
             self._close()
         return self._spent
+
+    def _start(self, members: Sequence[int]) -> None:
+        """Start the servers before the time of pairs counts; a trial tells why one does not."""
+        comparisons = self.store.header.plan.comparisons
+        for case in dict.fromkeys(case for one in members for case in comparisons[one].cases):
+            self.tell(Progress(self._progress(), next=case))
+            with contextlib.suppress(GreeterdError):
+                self._subject(case)
 
     def _is_open(self, index: int) -> bool:
         """Tell whether a comparison has another pair."""
