@@ -6,8 +6,8 @@ limits the name, not the stream: a name of exactly the limit may be followed by 
 
 A greeting is its name as `str`, anything else a `Refusal`: the worker's turn decides by one
 identity test and allocates nothing but the name. Undecodable bytes become the text `\xNN`, so a
-name can always be encoded as UTF-8 again; a client that sends that text itself cannot be told
-from one that sent the byte.
+name can always be encoded as UTF-8 again; whether a client has sent that text or the byte is not
+kept.
 
 `classify` (all bytes at once) and `NameReader` (any number of reads) agree for every split of
 every input: the reader only collects and bounds, `classify` decides.
@@ -32,7 +32,7 @@ Outcome: TypeAlias = str | Refusal
 
 
 def classify(data: bytes, max_name_bytes: int, allow_exit: bool) -> Outcome:
-    """Return the name that `data`, a whole stream, greets, or why it greets nobody.
+    """Return the name in `data`, a whole stream, or why it is not greeted.
 
     Every greeting passes here (0.13 µs, with a newline 0.23 µs, on CPython 3.11): the last byte is
     compared as an int because `endswith` is a method call, and the empty stream needs no early

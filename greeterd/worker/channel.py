@@ -1,9 +1,9 @@
 """The socketpair between the master and one worker: messages, with descriptors.
 
-One message is one SOCK_SEQPACKET record, so nothing is ever half read.  Closing it is a message,
-too: the worker that reads end-of-file knows that the master is gone, and drains.  Neither side
-ever blocks: a worker that does not read its few, small messages is hung, and is ended by its
-heartbeat; what the worker sends is looked at before it is taken, and closed in bounded time.
+One message is one SOCK_SEQPACKET record, so no message is ever half read.  The end of the stream is
+a message, too: a worker that reads it knows that the master has gone, and drains.  Neither side
+ever blocks: a worker that does not read its few, small messages is hung, and the supervisor ends it
+for its heartbeat; descriptors that a worker sends are closed in bounded time.
 """
 
 import errno
@@ -20,14 +20,14 @@ from greeterd.worker.messages import MAX_MESSAGE_BYTES, Breach, Message, decode
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What has come."""
+    """One record that was received."""
 
     message: Message | Breach | None
-    """None: end-of-file."""
+    """None: the end of the stream."""
     fds: list[int] = field(default_factory=list)
-    """Are the receiver's to close."""
+    """Open descriptors, for the receiver to close."""
     lost: bool = False
-    """It had descriptors that found no room in this process; none of them is open."""
+    """It had more descriptors than this process could open; none of them is open."""
 
     def take(self) -> list[int]:
         """Return the descriptors.  Raises: OSError when they were lost."""
@@ -54,9 +54,9 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: Message, fds: list[int] | None = None) -> str:
-        """Send a message; return why it cannot be sent, nothing if it was.
+        """Send a message; return why that failed, or nothing.
 
-        The peer may be gone, not read, or have too many descriptors on their way.
+        The peer may be gone or not reading, or too many descriptors may be in flight.
         """
         try:
             rights.send(self._socket, msgspec.json.encode(message), fds or ())
@@ -65,9 +65,9 @@ class Channel:
         return ""
 
     def receive(self, most_fds: int = rights.MAX_FDS) -> Received | None:
-        """Return what has come, None for nothing; so many descriptors may come with it at most.
+        """Return the next record, or None; with it come `most_fds` descriptors at most.
 
-        A breach is left where it was, or was taken; whoever gets one reads no more.
+        After a Breach read no more: the record may still be in the queue.
         """
         try:
             if most_fds == 0:
@@ -89,6 +89,6 @@ class Channel:
         return Received(message, parcel.fds, parcel.lost)
 
     def close(self) -> None:
-        """Close this end, and what waits in it unread."""
+        """Close this end, with the descriptors that wait in it unread."""
         with signals.prodded():
             self._socket.close()

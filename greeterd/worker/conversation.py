@@ -1,9 +1,9 @@
-"""What a worker may say next: whatever else it says is a breach, for which the master ends it.
+"""Which messages a worker may send next: the master ends a worker that sends any other.
 
-A worker is a stranger: it has read what clients sent. So all that it may say is counted, and for
-most of it the master has to have asked. Nothing is left that could be a flood.
+A worker is not trusted: it has read what clients sent. So each message that it may send is counted,
+and most are answers to a message of the master's. No worker can flood the master.
 
-says          how often
+message       how often
 ready         once, before all else, with the listeners that it was to open
 failed        once, instead of that
 exit          MAX_EXITS times once it is ready, if its configuration allows that at all
@@ -40,13 +40,13 @@ from greeterd.worker.messages import (
 )
 
 MAX_EXITS: Final = 512
-"""As many as there can be slots: each retires one. More say nothing."""
+"""As many as there can be slots, since each makes one retire; more would have no effect."""
 STRANGERS_CREDIT: Final = 64
-"""Of each answer, for a worker of whom the version before has not told what it was asked."""
+"""Answers of each kind, for a worker whose predecessor did not pass on what it had asked."""
 
 
 class Conversation:
-    """What one worker may still say; `listeners` are how many it opens itself."""
+    """What one worker may still send; `listeners` is how many it opens itself."""
 
     def __init__(self, *, listeners: int = 0, may_exit: bool = False) -> None:
         self._listeners = listeners
@@ -59,17 +59,17 @@ class Conversation:
     def go_on(
         cls, credit: Mapping[str, int] | None, *, may_exit: bool, slots: Iterable[int]
     ) -> "Conversation":
-        """Return that of a worker that a predecessor has started, and what `credit` it left."""
-        heir = cls(may_exit=may_exit)
+        """Continue that of a worker that a predecessor has started; `credit` is what that left."""
+        continued = cls(may_exit=may_exit)
         if credit is not None:
-            heir._credit = Counter(credit)
-            return heir
-        # Version 0.1 kept no books, and its workers' settings are not known here.
+            continued._credit = Counter(credit)
+            return continued
+        # Version 0.1 did not count, and its workers' settings are not known here.
         keys = ["leaving", "closed", "reopened", *(f"returned {slot}" for slot in slots)]
-        heir._credit = Counter(dict.fromkeys(keys, STRANGERS_CREDIT))
-        heir._credit["exit"] = MAX_EXITS if may_exit else 0
-        heir.answers_routes = False
-        return heir
+        continued._credit = Counter(dict.fromkeys(keys, STRANGERS_CREDIT))
+        continued._credit["exit"] = MAX_EXITS if may_exit else 0
+        continued.answers_routes = False
+        return continued
 
     @property
     def credit(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ class Conversation:
         return self._listeners if self._credit["ready"] else 0
 
     def told(self, message: FromMaster) -> None:
-        """Note what the worker was sent."""
+        """Note a message to the worker: it may send the answer."""
         match message:
             case DrainMessage(DrainMode.HAND_OVER.value):
                 self._credit["closed"] += 1
@@ -98,7 +98,7 @@ class Conversation:
                 pass
 
     def heard(self, message: Message, descriptors: int) -> str:
-        """Note what it has said, and with how many; return what is wrong with that, or nothing."""
+        """Note a message from the worker; return why it may not send that, or nothing."""
         key = _key(message)
         if not isinstance(message, FromWorker):
             return f"{key!r} is for the master to say"

@@ -6,19 +6,19 @@ Order within a turn: greet() for each, then commit(), and only then the answers.
 `seq` is gap-free per (worker, pid), from 1, in the file's order.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import FilteringBoundLogger
 
 from greeterd.worker.line_file import LineFile
 from greeterd.worker.record import render_turn
 
 
-def open_greeting_log(  # noqa: PLR0913  a log has these facts, and they are keywords
+def open_greeting_log(  # noqa: PLR0913 - what a record says of its writer, by keywords
     log_dir: Path,
     *,
     lock: int,
@@ -27,12 +27,10 @@ def open_greeting_log(  # noqa: PLR0913  a log has these facts, and they are key
     pid: int,
     fsync: bool,
     repair: bool = True,
-    processors: Sequence[Processor] = (),
 ) -> "GreetingLog":
-    """Open log_dir/worker-<worker>.log for appending; create it; cut a torn tail off (`repair`).
+    """Open log_dir/worker-<worker>.log for appending, or create it; with `repair` cut a torn tail.
 
     `lock` is a descriptor of the file that the slot's workers lock while they write.
-    `processors` see each turn's event before it is rendered: batch is a list of (name, client).
 
     Raises:
         OSError: the file cannot be opened or repaired, or is not a regular file.
@@ -42,13 +40,13 @@ def open_greeting_log(  # noqa: PLR0913  a log has these facts, and they are key
     file = LineFile(path, durable=fsync, lock=lock, repair=repair)
     logger: FilteringBoundLogger = structlog.wrap_logger(
         file,
-        processors=[structlog.processors.add_log_level, _add_timestamp, *processors, _render],
+        processors=[structlog.processors.add_log_level, _add_timestamp, _render],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         context_class=dict,
         worker=worker,
         generation=generation,
         pid=pid,
-    ).bind()  # without bind() it is a proxy that assembles a logger at every call
+    ).bind()  # without bind() it is a proxy that builds a logger at every call
     return GreetingLog(file, logger)
 
 
@@ -74,23 +72,18 @@ class GreetingLog:
         return self._file.path
 
     @property
-    def fd(self) -> int:
-        """The descriptor; the same number for the log's whole life."""
-        return self._file.fd
-
-    @property
     def blocked(self) -> OSError | None:
-        """Why the last commit() was not completed, or none would be: the file has no name left."""
+        """Why the last commit() failed, or the next one will: the file has no name left."""
         return self._file.blocked
 
     @property
     def astray(self) -> OSError | None:
-        """Why the file is not at its path any more, and was not opened there anew."""
+        """Why the file is not at its path any more, and could not be reopened there."""
         return self._file.astray
 
     @property
     def repaired_bytes(self) -> int:
-        """How much torn tail has been cut off so far, at the opening or later; worth a warning."""
+        """Bytes of torn records that were cut off so far, at the opening or later."""
         return self._file.repaired_bytes
 
     def greet(self, name: str, client: str) -> None:
@@ -98,10 +91,10 @@ class GreetingLog:
         self._batch.append((name, client))
 
     def commit(self) -> bool:
-        """Write all that is pending, by one write(2); tell whether it is written (and synced).
+        """Write all that is pending, by one write(2); return whether it is written (and synced).
 
-        False keeps everything for a later call; `blocked` says why. Blocks for the disk, and at
-        most 50 ms for the slot's other worker.
+        After False it stays pending, and `blocked` says why. Blocks for the disk, and at most 50 ms
+        for the slot's other worker.
         """
         batch = self._batch
         if batch:
@@ -111,19 +104,19 @@ class GreetingLog:
         return self._file.flush()
 
     def reopen(self) -> None:
-        """Open the path anew under the same descriptor; what is pending goes to the new file.
+        """Open the path again under the same descriptor; what is pending goes to the new file.
 
         Raises:
-            OSError: the path cannot be opened, or the old file not be left; it stays in use.
+            OSError: the path cannot be opened, or the old file not completed; it stays in use.
 
         """
         self._file.reopen()
 
     def look(self) -> bool:
-        """Reopen if the path no longer leads to the open file; tell whether that was done.
+        """Reopen if the path no longer leads to the open file; return whether that was done.
 
-        Where it cannot be, `astray` says why, and greetings go on to the old file; or `blocked`
-        does when that has no name left. Also writes what was carried over from a removed file.
+        If reopening fails, `astray` says why, and greetings go on to the old file; if that has no
+        name left, `blocked` says why. Also writes what is pending.
         """
         return self._file.look()
 

@@ -3,9 +3,9 @@
 Closing a listener loses them, and those that begin later go elsewhere.  So: a grace, in which most
 end by themselves; one dump of the kernel's table, which finds those that are left; then a lookup of
 each until it is over.  All of it is cut into steps of some milliseconds, for a loop that has more
-to do, and ends at a limit whatever the kernel tells.
-The master does this once for all workers that are to sweep; a worker for itself only when nobody
-else does: when the master has gone, or was sent TERM past it.
+to do, and ends at a limit whatever the kernel answers.
+The master does this once for all workers that are to sweep.  A worker does it for itself only when
+the master has gone, or when the worker was sent TERM directly.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +20,12 @@ LIMIT: Final = 5.0
 """Seconds that are waited at most, after the grace.  A client's lost ACK is repeated after a
 second, then after two more: two losses in a row are covered."""
 SHARE: Final = 0.25
-"""Of `graceful_timeout`, if that is less: what is queued is to be served in the rest, and of a
-dispatcher in half of it."""
+"""Of `graceful_timeout`, if that is less than LIMIT: the queue has to be served in the rest, and a
+dispatcher's in half of the rest."""
 POLL: Final = 0.1
 """Seconds between two lookups of a handshake that lasts."""
 LOOKUPS: Final = 100
-"""In one step."""
+"""Handshakes that one step looks up at most."""
 
 
 def limit_of(config: Config) -> float:
@@ -35,26 +35,26 @@ def limit_of(config: Config) -> float:
 
 
 class Settling:
-    """One wait, by steps."""
+    """One wait, cut into steps."""
 
     def __init__(self, addresses: Iterable[Address], config: Config, now: float) -> None:
         """Begin; the gate is shut, or the steering in force.  Unix sockets have no handshakes."""
         self.due = now + config.drain_grace
-        """When `over` is to be called at the latest."""
+        """When to call `over` next."""
         self._limit = now + limit_of(config)
         self._look = handshakes(each for each in addresses if not each.is_unix)
         self._looking = True
         self._left: list[Handshake] = []
 
     def over(self, now: float) -> bool:
-        """Take a step if it is time for one; tell whether there is nothing to wait for any more."""
+        """Take a step if it is due; return whether the wait is over."""
         if now < self.due:
             return False
         try:
             if now < self._limit and self._lasts(now):
                 return False
         except OSError:
-            pass  # the kernel does not tell: the grace has to do
+            pass  # the kernel does not answer: the grace has to do
         self._look.close()
         return True
 
@@ -76,10 +76,10 @@ class Settling:
 
 
 class Sweeps:
-    """The workers that wait for a word before they sweep, and one wait for all that came together.
+    """The workers that the master tells when to sweep: one wait for all that were added together.
 
-    Each may have begun at another time, with its own gate or steering, so a worker never joins a
-    wait that has begun.
+    Each batch has its own gate or steering from another time, so a worker never joins a wait that
+    has begun.
     """
 
     def __init__(self, addresses: Sequence[Address], tell: Callable[[WorkerId], object]) -> None:
@@ -90,15 +90,15 @@ class Sweeps:
         self._waits: list[tuple[Settling, list[WorkerId]]] = []
 
     def add(self, ident: WorkerId) -> None:
-        """Note that this worker was told to sweep when it hears a word."""
+        """Include this worker in the next wait; it sweeps when that is over."""
         self._new.append(ident)
 
     def next_deadline(self) -> float | None:
-        """Return when `attend` is to be called at the latest; None for no such."""
+        """Return when to call `attend` next, or None if there is no wait."""
         return min((settling.due for settling, _ in self._waits), default=None)
 
     def attend(self, config: Config, now: float) -> None:
-        """Begin a wait for those that are new, and take a step in each wait."""
+        """Begin a wait for the workers that were added, and take a step in each wait."""
         if self._new:
             self._waits.append((Settling(self._addresses, config, now), self._new))
             self._new = []

@@ -1,7 +1,8 @@
-"""What the master and a worker say to each other: one JSON object a message, told apart by `type`.
+"""The messages between the master and a worker: one JSON object each, distinguished by `type`.
 
 `decode` never raises, whatever comes. A later version may add a field, with a default, or a message
-that is only sent to who understands it: at an upgrade the workers of the version before live on.
+that is only sent to processes that understand it: after an upgrade the workers of the version
+before live on.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from msgspec import Meta, Struct
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_BREACH: Final = 100
-"""Characters of what a breach is told by, since the sender may have chosen them."""
+"""Characters of a breach's reason, since the sender may have chosen them."""
 
 Slot = Annotated[int, Meta(ge=0, le=65535)]
 Reason = Annotated[str, Meta(max_length=8192)]
@@ -35,15 +36,15 @@ class ExitMessage(Struct, frozen=True, tag="exit"):
 
 
 class LeavingMessage(Struct, frozen=True, tag="leaving"):
-    """Worker: was sent TERM, and leaves without having been told by the master."""
+    """Worker: was sent TERM, and drains although the master did not ask for it."""
 
 
 class ClosedMessage(Struct, frozen=True, tag="closed"):
-    """Worker: accepts no more, as it was told to hand over; what it has accepted it serves."""
+    """Worker: has closed its listeners to hand over, and serves what it has accepted."""
 
 
 class ReopenedMessage(Struct, frozen=True, tag="reopened"):
-    """Worker: has opened its log files anew; `reason` tells why not, if it could not."""
+    """Worker: has reopened its log files; `reason` says why not, if it failed."""
 
     reason: Reason
 
@@ -62,21 +63,21 @@ class RefusedMessage(Struct, frozen=True, tag="refused"):
 
 
 class RoutedMessage(Struct, frozen=True, tag="routed"):
-    """Dispatcher: hands on to this slot from now on; `reason` tells why not, if it cannot."""
+    """Dispatcher: hands on to this slot from now on; `reason` says why not, if it failed."""
 
     slot: Slot
     reason: Reason = ""
 
 
 class GoMessage(Struct, frozen=True, tag="go"):
-    """Master: your listeners listen."""
+    """Master: the listeners that the worker has opened listen now."""
 
 
 class DrainMessage(Struct, frozen=True, tag="drain"):
-    """Master: leave; `how` is the value of a `DrainMode`.
+    """Master: drain; `how` is the value of a DrainMode.
 
-    `settled` is of a sweep: whether no handshake is in flight any more.  After False the same
-    message comes with True; None, by an earlier version: find that out yourself.
+    `settled` is for a sweep: no handshake is in flight any more.  After False the same message
+    comes with True.  None, from an earlier version: the worker waits for handshakes itself.
     """
 
     how: str
@@ -127,7 +128,7 @@ _DECODER: Final = msgspec.json.Decoder(Message)
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """Something that nobody sends who keeps the protocol, and what is wrong with it."""
+    """A record that violates the protocol, and why."""
 
     reason: str
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greeterd.errors import reason_of
-from greeterd.worker import line_file
+from greeterd.worker import greeting_log, line_file
 from greeterd.worker.greeting_log import GreetingLog, open_greeting_log
 from greeterd.worker.line_file import LOOK_AFTER
 from tests.integration.worker.loops import largest_file
@@ -118,14 +118,18 @@ def test_nothing_is_written_before_commit(open_log: OpenLog) -> None:
     assert log.path.read_bytes() == b""
 
 
-def test_greetings_go_through_a_structlog_pipeline(open_log: OpenLog) -> None:
+def test_greetings_go_through_a_structlog_pipeline(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, Any]] = []
+    add_timestamp = greeting_log._add_timestamp
 
-    def spy(_logger: object, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    def spy(logger: object, method: str, event: dict[str, Any]) -> Any:
         seen.append({"method": method, **event})
-        return {**event, "generation": 9}
+        return add_timestamp(logger, method, {**event, "generation": 9})
 
-    log = open_log(processors=[spy])
+    monkeypatch.setattr(greeting_log, "_add_timestamp", spy)
+    log = open_log()
     turn(log, "a", "b")
     assert len(seen) == 1
     assert seen[0]["method"] == seen[0]["level"] == "info"
@@ -156,9 +160,9 @@ def test_the_file_is_private_and_not_inherited(open_log: OpenLog) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE(log.path.stat().st_mode) == 0o640
-    assert not os.get_inheritable(log.fd)
+    assert not os.get_inheritable(log._file.fd)
     log.reopen()
-    assert not os.get_inheritable(log.fd)
+    assert not os.get_inheritable(log._file.fd)
 
 
 # Torn tails.
@@ -463,7 +467,7 @@ while sent < 10000:
         log.greet("n" * random.randrange(200), "c")
     room = random.choice([None, 0, 1, 200, 1000])
     if room is not None:
-        size = os.fstat(log.fd).st_size + room
+        size = os.fstat(log._file.fd).st_size + room
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, inf))
         short += not log.commit()
         resource.setrlimit(resource.RLIMIT_FSIZE, (inf, inf))
@@ -701,12 +705,12 @@ def test_a_file_whose_lines_are_not_synced_is_not_left(
 def test_reopening_after_a_rename_goes_on_in_a_new_file(open_log: OpenLog, tmp_path: Path) -> None:
     log = open_log()
     turn(log, "a")
-    fd = log.fd
+    fd = log._file.fd
     log.path.rename(tmp_path / "old")
     turn(log, "b")
     log.reopen()
     turn(log, "c")
-    assert log.fd == fd
+    assert log._file.fd == fd
     assert names(tmp_path / "old") == ["a", "b"]
     assert [(r["name"], r["seq"]) for r in records(log.path)] == [("c", 3)]
 

@@ -193,4 +193,4 @@ def test_closing_closes_the_greeting_log(open_logs: OpenLogs) -> None:
     one = open_logs()
     one.logs.close()
     assert one.greetings is not None
-    assert one.greetings.fd == -1
+    assert one.greetings._file.fd == -1

@@ -571,7 +571,7 @@ def test_a_worker_runs_until_it_is_drained(start_loop: StartLoop, tmp_path: Path
     assert worker.daemon_log.looked_at == before + 1, "a last time"
     assert worker.events() == ["log reopened"]
     assert worker.greetings is not None
-    assert worker.greetings.fd == -1
+    assert worker.greetings._file.fd == -1
 
 
 @pytest.mark.parametrize("left", ["listener", "client", "mode"])
