@@ -11,7 +11,6 @@ lives.  A reader cannot hold one (fcntl(2)).
 import errno
 import os
 import struct
-import time
 from contextlib import suppress
 from fcntl import (
     F_OFD_GETLK,
@@ -25,6 +24,7 @@ from fcntl import (
     fcntl,
     flock,
 )
+from time import monotonic
 from typing import Final
 
 PATIENCE: Final = 0.05
@@ -54,12 +54,12 @@ def wait_for_writer_lock(fd: int) -> None:
         BlockingIOError: another writer held it for PATIENCE.
 
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = monotonic() + PATIENCE
     while True:
         with suppress(BlockingIOError):
             flock(fd, EXCLUSIVE)
             return
-        if time.monotonic() > deadline:
+        if monotonic() > deadline:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked by the slot's other worker")
         os.sched_yield()  # the holder may be waiting for this very processor
 

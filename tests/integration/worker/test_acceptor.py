@@ -197,10 +197,11 @@ def test_peers_are_named_by_their_family(
         names = [source.name_peer for source in acceptor.sources.values()]
         assert names[0](("192.0.2.1", 5)) == "192.0.2.1:5"
         assert names[1](("2001:db8::1", 5, 0, 0)) == "[2001:db8::1]:5"
-        assert names[2]("") == UNNAMED
+        assert names[2]("") == UNNAMED == "unix"
         assert names[3]("192.0.2.2:6") == "192.0.2.2:6"
         assert [source.ends for source in acceptor.sources.values()] == [False] * 3 + [True]
-        assert {source.lender for source in acceptor.sources.values()} == {None}
+        sources = acceptor.sources.values()
+        assert {(source.lender, source.taken) for source in sources} == {(None, 0)}
     pair.close()
 
 
