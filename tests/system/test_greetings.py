@@ -5,6 +5,7 @@ such that do not.
 """
 
 import re
+import socket
 import subprocess
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ from tests.system.books import (
     outcomes,
     quiet_totals,
 )
-from tests.system.clients import fire, greet
+from tests.system.clients import fire, greet, socket_for
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, clean_environment, program
 from tests.system.sizes import sized
@@ -160,3 +161,25 @@ def test_fewer_exits_than_workers_leave_a_daemon_that_greets(
     wait_workers(one, 1)
     assert greet(one.address, "Alice") == "Hello, Alice\n"
     assert one.process.poll() is None
+
+
+@both_modes
+def test_a_reply_of_four_mebibytes_reaches_a_client_that_reads_slowly(
+    daemon: StartDaemon, mode: str
+) -> None:
+    """A reply can be four times its name; it counts when the last byte is sent, and not before."""
+    most = 2**20
+    server = daemon("--mode", mode, "--reply", f"--max-name-bytes={most}", "--client-timeout=60")
+    sock, where = socket_for(server.address)
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(60.0)
+        sock.connect(where)
+        sock.sendall(b"\xff" * most)
+        sock.shutdown(socket.SHUT_WR)
+        until(lambda: server.status()["totals"]["greetings"] == 1)
+        assert greet(server.address, "Bob") == "Hello, Bob\n", "it delays no other"
+        assert server.status()["totals"]["replies"] == 1, "the long one is not sent yet"
+        with sock.makefile("rb") as stream:
+            assert stream.read() == b"Hello, " + rb"\xff" * most + b"\n"
+    assert quiet_totals(server, connections=2)["replies"] == 2

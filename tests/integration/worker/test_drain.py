@@ -8,7 +8,7 @@ from greeterd.sockets.fd_passing import HandoffPair, hand_over
 from greeterd.supervisor.ids import DrainMode
 from greeterd.worker import counters, drain
 from greeterd.worker.acceptor import Source
-from greeterd.worker.drain import PATIENCE, Drainer
+from greeterd.worker.drain import Drainer
 from greeterd.worker.handshakes import limit_of
 from tests.integration.worker.conftest import StartLoop
 from tests.integration.worker.loops import Clock, LoopInTest
@@ -102,7 +102,7 @@ def test_who_sweeps_at_the_masters_word_waits_for_no_handshakes_itself(
     drainer = worker.loop._drainer
     drainer.begin(DrainMode.SWEEP, settled=False)
     assert settlings == []
-    last = clock.now + limit_of(worker.config) + PATIENCE
+    last = clock.now + limit_of(worker.config) + 1.0
     assert drainer.deadlines() == [last]
     drainer.do_due(last - 0.001)
     assert worker.loop._acceptor.sources

@@ -103,6 +103,14 @@ def test_a_torn_record_is_reported_when_a_look_cuts_it(open_logs: OpenLogs, tmp_
         ("torn record removed", 4),
     ]
     assert one.records.entries[1]["log_level"] == "warning"
+    with largest_file(0):
+        one.greetings.greet("Bob", "c")
+        assert not one.greetings.commit()
+        (tmp_path / "worker-1.log").rename(tmp_path / "moved again")
+        (tmp_path / "worker-1.log").write_bytes(b"")
+    (tmp_path / "worker-1.log").write_bytes(b"torn again")
+    one.logs.check(paused=False)
+    assert one.records.entries[-1]["bytes"] == 10, "of this one only"
 
 
 @pytest.mark.parametrize("paused", [False, True])

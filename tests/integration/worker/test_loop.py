@@ -171,6 +171,15 @@ def test_a_worker_without_room_pauses_until_there_is_some(
     assert pausing(worker) == (counters.NOT_BLOCKED, 1)
 
 
+def test_a_pause_is_shorter_than_a_turn_without_events(start_loop: StartLoop, clock: Clock) -> None:
+    worker = start_loop(max_connections=1, client_timeout=60.0, worker_timeout=60.0)
+    worker.turn()
+    worker.connect()
+    worker.turn()
+    assert pausing(worker) == (counters.BLOCKED_BY_LIMIT, 1)
+    assert worker.loop._next_upkeep == clock.now + RETRY_AFTER
+
+
 def test_room_that_one_listener_has_taken_is_freed_for_the_next(start_loop: StartLoop) -> None:
     worker = start_loop(listeners=2, max_connections=1)
     worker.say(b"Alice", 0)
@@ -201,6 +210,8 @@ def test_a_connection_that_is_handed_over_finds_a_descriptor(
     assert start_loop(max_connections=100, listeners=1).loop._handler.room == 100
     worker = start_loop(max_connections=100, listeners=0, exits=[pair.exit.dup()])
     assert worker.loop._handler.room == 5
+    worker = start_loop(max_connections=100, listeners=1, exits=[pair.exit.dup()])
+    assert worker.loop._handler.room == 5, "though a listener loses nothing"
     worker = start_loop(max_connections=3, listeners=1, exits=[pair.exit.dup()])
     assert worker.loop._handler.room == 3
     monkeypatch.setattr(loop, "spare_files", lambda: 0)
