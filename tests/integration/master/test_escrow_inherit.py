@@ -98,6 +98,7 @@ def test_escrow_inherit_gates_every_listener_and_takes_its_unix_file_away(tmp_pa
             with pytest.raises(TimeoutError):
                 connect(escrow, timeout=0.2)
         assert not path.exists()
+        assert escrow.shared.unix_files == {}, "its name is not looked after any more"
         assert escrow.accepting() == []
         assert len(escrow.listeners()) == 2
 
@@ -155,16 +156,16 @@ def test_escrow_inherit_renews_a_unix_listener_by_another_socket(tmp_path: Path)
 def test_escrow_inherit_opens_a_unix_listener_anew_at_its_path_however_it_is_written(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "socket"
-    bind = ("127.0.0.1:0", f"unix:{tmp_path}//socket")
+    path, other = tmp_path / "socket", tmp_path / "other"
+    bind = ("127.0.0.1:0", f"unix:{tmp_path}//socket", f"unix:{other}")
     with closing(Escrow(Config(mode="inherit", bind=bind, unix_mode=0o640))) as escrow:
         before = list(escrow.listeners())
         path.unlink()
         escrow.shared.reopen(path)
         after = escrow.listeners()
-        assert after[0] is before[0]
+        assert (after[0], after[2]) == (before[0], before[2])
         assert (before[1].fileno(), stat.S_IMODE(path.stat().st_mode)) == (-1, 0o640)
-        assert escrow.shared.unix_files == {path: file_at(path)}
+        assert escrow.shared.unix_files == {path: file_at(path), other: file_at(other)}
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
     assert not path.exists()

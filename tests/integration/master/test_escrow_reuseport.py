@@ -119,6 +119,15 @@ def test_escrow_reuseport_steers_away_from_a_slot_and_back(
     assert {*connect_some(escrow, clients)} == {ONE, TWO, FOUR}
 
 
+def test_escrow_reuseport_sends_clients_to_a_new_slot_of_a_number_that_has_retired(
+    escrow: Escrow, clients: ExitStack
+) -> None:
+    escrow.steer_away(TWO)
+    escrow.close_slot(TWO)
+    admit(escrow, TWO)
+    assert {*connect_some(escrow, clients)} == {*SLOTS}
+
+
 @pytest.mark.parametrize("slot", SLOTS)
 def test_escrow_reuseport_opens_a_slots_listeners_anew_and_follows_the_kernels_order(
     escrow: Escrow, clients: ExitStack, slot: SlotIndex
@@ -196,6 +205,8 @@ def test_escrow_reuseport_steers_as_the_configuration_in_force_says(
     cpus = [cpu_of(slot, pinned.pinned_cpus) for slot in SLOTS]
     assert None not in cpus
     assert asked[1:] == [("cpu", cpus, {1})]
+    escrow.arrange()
+    assert asked[2:] == asked[1:2], "what was taken over may be steered otherwise"
 
 
 def test_escrow_reuseport_is_taken_over_as_it_is(escrow: Escrow, clients: ExitStack) -> None:
@@ -277,6 +288,18 @@ def test_escrow_reuseport_follows_a_passed_socket_that_listens_again(
     assert {*connect_some(passed, clients)} == {ONE, TWO}
     passed.steer_away(TWO)
     assert {*connect_some(passed, clients, 20)} == {ONE}
+
+
+def test_escrow_reuseport_leaves_no_steering_on_passed_sockets(
+    passed: Escrow, clients: ExitStack
+) -> None:
+    passed.steer_away(TWO)
+    where = passed.addresses[0]
+    theirs = [clients.enter_context(sock.dup()) for sock in passed.listeners()]
+    passed.close()
+    for _ in range(CLIENTS):
+        clients.enter_context(socket.create_connection((where.host, where.port), timeout=5.0))
+    assert all(queue_length(sock).now for sock in theirs), "the kernel's hash again"
 
 
 def test_escrow_reuseport_opens_no_passed_socket_anew(passed: Escrow) -> None:

@@ -4,16 +4,17 @@ from types import SimpleNamespace
 from typing import cast
 
 import msgspec
+import pytest
 
 from greeterd.master.upgrade.serialize import adopt_supervisor, dump_slots
 from greeterd.master.upgrade.state import InheritedListeners, InheritedSlot, UpgradeState
 from greeterd.master.workers import Workers
 from greeterd.supervisor.actions import Action, Kill, Spawn
 from greeterd.supervisor.events import Tick
-from greeterd.supervisor.ids import SlotIndex, WorkerId
+from greeterd.supervisor.ids import DrainMode, SlotIndex, WorkerId
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
-from tests.unit.supervisor.supervised import died, ready, reload, spawn, started
+from tests.unit.supervisor.supervised import closed, died, ready, reload, spawn, started
 
 POLICY = Policy(graceful_timeout=7.0, start_timeout=5.0)
 
@@ -88,6 +89,22 @@ def test_serialize_keeps_the_deadline_of_a_worker_that_leaves() -> None:
     assert not any(isinstance(each, Kill) for each in told(after, leaver.deadline - 0.001))
     kills = [each for each in told(after, leaver.deadline) if isinstance(each, Kill)]
     assert [each.worker for each in kills] == [leaver.id]
+
+
+@pytest.mark.parametrize("has_closed", [False, True])
+def test_serialize_keeps_how_a_worker_leaves_and_whether_it_still_accepts(
+    has_closed: bool,
+) -> None:
+    daemon = started(1, policy=POLICY)
+    daemon.tell(reload(2, 1, policy=POLICY), ready(2))
+    if has_closed:
+        daemon.tell(closed(1))
+    leaver = upgraded(daemon.supervisor).worker(WorkerId(1))
+    assert leaver is not None
+    assert (leaver.leaving, leaver.accepts) == (DrainMode.HAND_OVER, not has_closed)
+    successor = upgraded(daemon.supervisor).worker(WorkerId(2))
+    assert successor is not None
+    assert (successor.leaving, successor.accepts) == (None, True)
 
 
 def test_serialize_is_the_same_after_two_upgrades() -> None:
