@@ -568,6 +568,12 @@ def test_paths_are_relative_to_where_the_daemon_was_started(
 # What a reload may change
 
 
+def test_the_greatest_identity_of_the_kernel_is_taken(tmp_path: Path) -> None:
+    """One more is (uid_t) -1, which means: leave it as it is."""
+    loaded = load_in(tmp_path, ["--user=4294967294", "--group=4294967294"])
+    assert (loaded.config.user, loaded.config.group) == ("4294967294", "4294967294")
+
+
 def test_a_reload_may_not_change_what_was_made_at_the_start() -> None:
     made = {"mode", "bind", "backlog", "wait", "daemonize", "run_dir", "user", "group"}
     assert made | {"umask", "unix_mode"} == FIXED

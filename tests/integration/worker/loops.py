@@ -30,6 +30,8 @@ from greeterd.worker.messages import Message
 INTERVAL = 0.02
 """Seconds that a turn waits at most: a quarter of the tests' worker_timeout."""
 
+IP_MINTTL = 21  # linux/in.h
+
 T = TypeVar("T")
 
 
@@ -227,6 +229,14 @@ class LoopInTest:
                 self.loop._dispatcher._drop(slot)
         self.loop._epoll.close()
         self._stack.close()
+
+
+def minimum_ttl(fd: int, value: int | None = None) -> int:
+    """Look at what a gate leaves on a connection, or set it as a connection would inherit it."""
+    with socket.socket(fileno=os.dup(fd)) as accepted:
+        if value is not None:
+            accepted.setsockopt(socket.IPPROTO_IP, IP_MINTTL, value)
+        return accepted.getsockopt(socket.IPPROTO_IP, IP_MINTTL)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from greeterd.sockets.fd_passing import HandoffPair
-from greeterd.worker.acceptor import ROTATE_AFTER, UNNAMED, Acceptor
+from greeterd.worker.acceptor import UNNAMED, Acceptor
 from tests.integration.worker.loops import FullEpoll
 
 
@@ -106,7 +106,7 @@ def test_only_rotate_goes_to_the_tail_after_some_accepts(
     [(fd, source)] = acceptor.sources.items()
     del recorder.calls[:]
     found = []
-    for taken in (ROTATE_AFTER - 1, 1, ROTATE_AFTER - 1, ROTATE_AFTER):
+    for taken in (15, 1, 15, 16):
         acceptor.note(fd, source, taken)
         found.append([call for call, _, _ in recorder.calls])
         del recorder.calls[:]
@@ -118,7 +118,7 @@ def test_what_is_not_watched_does_not_rotate(listeners: list[socket.socket]) -> 
     recorder = Recorder()
     acceptor = made(recorder, "rotate", listeners[:1])  # type: ignore[arg-type]
     [(fd, source)] = acceptor.sources.items()
-    acceptor.note(fd, source, ROTATE_AFTER)
+    acceptor.note(fd, source, 100)
     assert recorder.calls == []
 
 

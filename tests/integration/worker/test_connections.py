@@ -22,9 +22,8 @@ from greeterd.worker.acceptor import Acceptor, Source
 from greeterd.worker.connections import FIRST_READ, ConnectionHandler, _close_all
 from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.greeting_log import open_greeting_log
-from tests.integration.worker.loops import FullEpoll, largest_file
+from tests.integration.worker.loops import FullEpoll, largest_file, minimum_ttl
 
-IP_MINTTL = 21  # linux/in.h
 SHUT = 255
 
 
@@ -136,14 +135,6 @@ def unix_office(tmp_path: Path) -> Iterator[Office]:
     address = parse_address(f"unix:{tmp_path}/socket")
     with closing(Office(tmp_path, address=address, reply=False)) as office:
         yield office
-
-
-def minimum_ttl(fd: int, value: int | None = None) -> int:
-    """Look at what a gate leaves on a connection, or set it as a connection would inherit it."""
-    with socket.socket(fileno=os.dup(fd)) as accepted:
-        if value is not None:
-            accepted.setsockopt(socket.IPPROTO_IP, IP_MINTTL, value)
-        return accepted.getsockopt(socket.IPPROTO_IP, IP_MINTTL)
 
 
 def balance(row: Row) -> Counter[str]:

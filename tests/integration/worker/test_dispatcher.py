@@ -17,8 +17,7 @@ from greeterd.worker.acceptor import Acceptor
 from greeterd.worker.counters import Row, spare_row
 from greeterd.worker.dispatcher import Dispatcher
 from tests.integration.sockets.pairs import fill
-
-IP_MINTTL = 21  # linux/in.h
+from tests.integration.worker.loops import minimum_ttl
 
 
 @pytest.fixture
@@ -239,14 +238,6 @@ def test_what_is_held_is_reset_by_a_quick_end(office: Office) -> None:
     client.close()
     assert office.dispatcher.idle
     assert office.row[counters.RESET] == 1
-
-
-def minimum_ttl(fd: int, value: int | None = None) -> int:
-    """Look at what a gate leaves on a connection, or set it as a connection would inherit it."""
-    with socket.socket(fileno=os.dup(fd)) as accepted:
-        if value is not None:
-            accepted.setsockopt(socket.IPPROTO_IP, IP_MINTTL, value)
-        return accepted.getsockopt(socket.IPPROTO_IP, IP_MINTTL)
 
 
 def test_the_gate_of_a_held_connection_is_opened_when_it_is_known(office: Office) -> None:

@@ -12,7 +12,7 @@ from greeterd.sockets.fd_passing import HandoffPair, hand_over
 from greeterd.sockets.listener import set_blocking_accept
 from greeterd.supervisor.ids import DrainMode, SlotIndex
 from greeterd.worker import counters, loop
-from greeterd.worker.loop import BURST, HEARTBEAT, RETRY_AFTER
+from greeterd.worker.loop import BURST, RETRY_AFTER
 from greeterd.worker.messages import DrainMessage, ExitMessage, LendMessage
 from tests.integration.worker.conftest import StartLoop
 from tests.integration.worker.loops import INTERVAL, Clock, LoopInTest, largest_file
@@ -131,7 +131,7 @@ def test_a_turn_without_events_ends_with_its_interval(start_loop: StartLoop, clo
 @pytest.mark.parametrize(
     ("settings", "interval"),
     [
-        ({"worker_timeout": 60.0, "client_timeout": 60.0}, HEARTBEAT),
+        ({"worker_timeout": 60.0, "client_timeout": 60.0}, 1.0),
         ({"worker_timeout": 60.0, "client_timeout": 0.5}, 0.5),
         ({"worker_timeout": 2.0, "client_timeout": 60.0}, 0.5),
     ],
@@ -411,7 +411,7 @@ def test_logs_are_looked_after_once_a_second(start_loop: StartLoop, clock: Clock
     worker = start_loop()
     worker.turn()
     assert worker.daemon_log.looked_at == 1
-    clock.now += HEARTBEAT - INTERVAL
+    clock.now += 1.0 - INTERVAL
     worker.turn(2)
     assert worker.daemon_log.looked_at == 1
     clock.now += INTERVAL
@@ -426,7 +426,7 @@ def test_a_log_without_a_name_stops_an_idle_worker(
     worker.turn()
     (tmp_path / "worker-1.log").unlink()
     (tmp_path / "worker-1.log").mkdir()
-    clock.now += HEARTBEAT
+    clock.now += 1.0
     worker.turn(2)
     assert pausing(worker) == (counters.BLOCKED_BY_LOG, 1)
     assert worker.events() == ["cannot write greetings"]
@@ -435,7 +435,7 @@ def test_a_log_without_a_name_stops_an_idle_worker(
     worker.turn(2)
     assert worker.row[counters.CONNECTIONS] == 0
     (tmp_path / "worker-1.log").rmdir()
-    clock.now += HEARTBEAT
+    clock.now += 1.0
     worker.turn(3)
     assert worker.greeted() == ["Alice"]
     assert pausing(worker) == (counters.NOT_BLOCKED, 1)
@@ -450,7 +450,7 @@ def test_a_draining_worker_is_not_stopped_by_a_log_that_it_has_nothing_for(
     (tmp_path / "worker-1.log").mkdir()
     worker.send(DrainMessage(DrainMode.SWEEP.value, settled=False))
     worker.turn()
-    clock.now += HEARTBEAT
+    clock.now += 1.0
     worker.turn(2)
     assert pausing(worker) == (counters.NOT_BLOCKED, 0)
 
@@ -466,7 +466,7 @@ def test_a_connection_that_no_worker_was_woken_for_is_taken_at_the_next_check(
     worker.say(b"Alice")
     worker.turn(2)
     assert worker.row[counters.CONNECTIONS] == 0
-    clock.now += HEARTBEAT
+    clock.now += 1.0
     worker.turn()
     assert worker.greeted() == ["Alice"]
 
