@@ -101,3 +101,10 @@ def worker_of(daemon: Daemon, slot: int) -> int:
     workers = daemon.status()["workers"]
     ready = (one["pid"] for one in workers if one["slot"] == slot and one["state"] == "ready")
     return next(ready, 0)
+
+
+def serving(daemon: Daemon) -> dict[int, tuple[int, int]]:
+    """Return pid and generation of each slot's serving worker."""
+    workers = [one for one in daemon.status()["workers"] if not one["leaving"]]
+    assert {one["state"] for one in workers} == {"ready"}
+    return {one["slot"]: (one["pid"], one["generation"]) for one in workers}

@@ -10,18 +10,12 @@ import time
 import pytest
 
 from tests.support import until
+from tests.system.books import serving
 from tests.system.clients import connect, greet, run_load
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
 
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
-
-
-def serving(server: Daemon) -> dict[int, tuple[int, int]]:
-    """Return pid and generation of each slot's serving worker."""
-    workers = [one for one in server.status()["workers"] if not one["leaving"]]
-    assert {one["state"] for one in workers} == {"ready"}
-    return {one["slot"]: (one["pid"], one["generation"]) for one in workers}
 
 
 def succeed(server: Daemon, *arguments: str) -> str:

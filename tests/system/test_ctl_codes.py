@@ -17,6 +17,7 @@ from greeterd.cli.greeterctl import EXIT_CODES
 from greeterd.control.protocol import COMMANDS
 from tests.support import until
 from tests.system.asking import Ask, answer
+from tests.system.books import serving
 from tests.system.clients import connect, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, clean_environment, program
@@ -93,20 +94,71 @@ def check_json(done: subprocess.CompletedProcess[str], code: int, reason: str = 
 # 0
 
 
+ANSWERS = {
+    "ping": "greeterd answers: pid ",
+    "status": "greeterd ",
+    "balance": "greeterd pid ",
+    "reload": "reloaded: generation 2\n",
+    "scale 2": "workers: 2\n",
+    "restart": "restarted: every slot\n",
+    "restart 1": "restarted: slot 1\n",
+    "reopen": "reopened: every log\n",
+    "upgrade": "upgraded: generation 2 serves\n",
+    "stop --now": "stopped\n",
+    "stop": "stopped\n",
+}
+"""How what is printed of each command begins, or all of it where it ends with a line."""
+
+
+def check_effect(server: Daemon, line: tuple[str, ...], before: dict[int, tuple[int, int]]) -> None:
+    """Assert that a command has done to a daemon of three workers what it is for, and no more."""
+    if line[0] == "stop":
+        assert server.wait() == 0
+        return
+    assert server.status()["state"] == "running"
+    after = serving(server)
+    replaced = {slot for slot in before if after.get(slot) != before[slot]}
+    generations = {generation for _, generation in after.values()}
+    pids = {pid for pid, _ in before.values()} & {pid for pid, _ in after.values()}
+    match line:
+        case ("reload",) | ("upgrade",):
+            assert (sorted(after), generations, pids) == ([1, 2, 3], {2}, set())
+        case ("scale", _):
+            assert after == {slot: before[slot] for slot in (1, 2)}
+        case ("restart",):
+            assert (sorted(after), generations, pids) == ([1, 2, 3], {1}, set())
+        case ("restart", _):
+            assert (sorted(after), generations, replaced) == ([1, 2, 3], {1}, {1})
+        case _:
+            assert after == before
+    assert len(server.events("logs reopened")) == (line[0] == "reopen")
+
+
 @EACH
 def test_what_was_done_exits_with_0(daemon: StartDaemon, line: tuple[str, ...]) -> None:
-    server = daemon("--workers", "2")
-    check(server.ctl(*line, "--timeout", "30"), DONE)
-    if line[0] == "stop":
-        assert not psutil.pid_exists(server.process.pid) or server.process.wait(5.0) == 0
-    else:
-        assert server.status()["state"] == "running"
+    server = daemon("--workers", "3")
+    before = serving(server)
+    done = server.ctl(*line, "--timeout", "30")
+    check(done, DONE)
+    expected = ANSWERS[" ".join(line)]
+    assert done.stdout == expected if expected.endswith("\n") else done.stdout.startswith(expected)
+    check_effect(server, line, before)
 
 
 @EACH
 def test_what_was_done_is_told_as_json(daemon: StartDaemon, line: tuple[str, ...]) -> None:
-    server = daemon("--workers", "2")
-    check_json(server.ctl("--json", *line), DONE)
+    server = daemon("--workers", "3")
+    before = serving(server)
+    done = server.ctl("--json", *line)
+    check_json(done, DONE)
+    told = json.loads(done.stdout)
+    if line[0] == "ping":
+        assert told["pid"] == server.pid
+    elif line[0] in {"reload", "scale", "restart", "upgrade"}:
+        after = serving(server)
+        assert {told["generation"]} == {generation for _, generation in after.values()}
+        assert told["workers"] == len(after)
+    check_effect(server, line, before)
 
 
 # 1
