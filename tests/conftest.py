@@ -40,11 +40,13 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 SHARING = (
+    "tests/integration/test_package",
     "tests/system/test_container",
+    "tests/system/test_hostile_worker",
     "tests/system/test_logrotate",
     "tests/system/test_systemd",
 )
-"""Where a container is booted for a whole module."""
+"""Where a fixture of the module costs more than most tests: a container, an environment, a load."""
 PROCESSES_PER_CPU = 3
 """Most of a test's time is waiting for processes."""
 
@@ -90,14 +92,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Send each test where there is room, but the tests that share a container to one process.
+    """Send each test where there is room, but the tests that share a fixture to one process.
 
     Not by xdist's own groups: pytest 9 does not take the names by which xdist 3.8 forms them.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return file if file.startswith(SHARING) else nodeid
+        if not file.startswith(SHARING):
+            return nodeid
+        mode = nodeid.partition("[")[2].partition("-")[0]
+        return file + mode if "hostile_worker" in file else file
 
 
 @pytest.hookimpl(optionalhook=True)

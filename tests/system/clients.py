@@ -20,10 +20,16 @@ from typing import IO, Self
 from greeterd.sockets.address import parse_address
 from tests.support import until
 from tests.system.harness import ROOT
+from tests.system.sizes import sized
 
 KINDS = ("ok", "refused", "unreached", "reset", "timeout", "silent", "error")
 """What may become of a connection. Refused and unreached ones were never made (unreached: no answer
 to the connect within the time); silent: end-of-stream without the greeting that was due."""
+
+ENDLESS = 10**9
+"""So many greetings that only stop() ends a load of them."""
+LEISURE = 0.001 * sized(0, 2)
+"""Seconds between two connections of a process, where nothing depends on how many there are."""
 
 Where = str | tuple[str, int]
 
@@ -113,21 +119,24 @@ class Load:
 
     A context manager. `prefix` is put before each client's command, to start it elsewhere. With
     `reply` a connection is ok only if its own greeting came back. `concurrency` is the number of
-    open connections, and `interval` the least time between two starts, of each process.
+    open connections, and `interval` the least time between two starts, of each process; by default
+    a load that lasts until stop() leaves some of the machine to what it is a load for.
     """
 
     def __init__(
         self,
         address: str,
         *,
-        count: int = 100_000,
+        count: int = ENDLESS,
         processes: int = 2,
         concurrency: int = 4,
-        interval: float = 0.0,
+        interval: float | None = None,
         timeout: float = 10.0,
         reply: bool = False,
         prefix: Sequence[str] = (),
     ) -> None:
+        if interval is None:
+            interval = LEISURE if count == ENDLESS else 0.0
         self._clients: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
         for index in range(processes):
             share = count // processes + (index < count % processes)

@@ -1,8 +1,8 @@
 """Many control commands at once, under load: each is answered truthfully, the loop stays awake.
 
 `longest_stall` of the status is the master's own heartbeat: the longest time for which its loop did
-not look at what had happened. Where others use the machine so much that a process which wants 2 ms
-of it has to wait for 50, the master may take longer in proportion.
+not look at what had happened. A turn of it may take TURN of CPU time; where others use the machine
+so much that this takes longer, for anyone, the master may take longer in proportion.
 """
 
 import random
@@ -22,16 +22,21 @@ from tests.support import until
 from tests.system.clients import Load, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, Record
-from tests.system.metronome import metronome
+from tests.system.metronome import WORK, metronome
 from tests.system.sizes import sized
 
 COMMANDS = 200
 CLIENTS = 8
 MOST = 6  # workers
 STALL = 0.1
-NOISE = 2.0  # the bar is this times what the machine costs anyone, if that is more than STALL
+TURN = 0.03
 FORKS = sized(200, 60)
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
+
+
+def bar(anyone: float) -> float:
+    """Return how long a stall may be where anyone has to wait so long for WORK of CPU time."""
+    return max(STALL, TURN / WORK * anyone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +98,14 @@ def assert_truthful(server: Daemon, told: list[Told]) -> None:
     assert len(server.events("logs reopened")) == sum(one.command == "reopen" for one in done)
 
 
+@pytest.mark.alone
 @MODES
 def test_two_hundred_commands_of_eight_clients_are_answered_and_never_stall_the_loop(
     daemon: StartDaemon, mode: str
 ) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply")
     with (
-        Load(server.address, count=10**7, processes=1, concurrency=16, reply=True) as load,
+        Load(server.address, processes=1, concurrency=16, reply=True) as load,
         metronome() as noise,
     ):
         load.wait_going()
@@ -119,7 +125,7 @@ def test_two_hundred_commands_of_eight_clients_are_answered_and_never_stall_the_
     assert len(told) == COMMANDS
     assert_truthful(server, told)
     assert result.lost == {}
-    assert stall < max(STALL, NOISE * anyone)
+    assert stall < bar(anyone)
     workers = ask(server.run_dir / "control.sock", "scale", 60.0, workers=3)
     status = server.status()
     assert (workers["workers"], len(status["counters"])) == (3, 3)
@@ -142,6 +148,7 @@ def test_a_command_shows_in_the_status_as_soon_as_it_is_answered(daemon: StartDa
 # What could keep the loop busy
 
 
+@pytest.mark.alone
 def test_many_forks_at_once_do_not_stall_the_loop(daemon: StartDaemon) -> None:
     server = daemon("--workers", "1")
     path = server.run_dir / "control.sock"
@@ -158,7 +165,7 @@ def test_many_forks_at_once_do_not_stall_the_loop(daemon: StartDaemon) -> None:
     status = server.status()
     print(f"{FORKS} workers; stall {status['longest_stall']:.3f} s, slowest ping {slowest:.3f} s")
     assert len(status["counters"]) == FORKS
-    assert status["longest_stall"] < max(STALL, NOISE * anyone)
+    assert status["longest_stall"] < bar(anyone)
 
 
 def test_workers_that_are_not_forked_yet_are_not_needed_after_a_stop(daemon: StartDaemon) -> None:
@@ -171,6 +178,7 @@ def test_workers_that_are_not_forked_yet_are_not_needed_after_a_stop(daemon: Sta
     assert server.wait() == 0
 
 
+@pytest.mark.alone
 def test_a_thousand_requests_in_one_write_do_not_stall_the_loop(daemon: StartDaemon) -> None:
     server = daemon("--workers", "4")
     deadline = time.monotonic() + 60.0
@@ -188,9 +196,10 @@ def test_a_thousand_requests_in_one_write_do_not_stall_the_loop(daemon: StartDae
         anyone = noise()
     stall = server.status()["longest_stall"]
     print(f"longest stall {stall:.3f} s")
-    assert stall < max(STALL, NOISE * anyone)
+    assert stall < bar(anyone)
 
 
+@pytest.mark.alone
 def test_a_changed_file_is_read_without_a_stall(daemon: StartDaemon, tmp_path: Path) -> None:
     file = tmp_path / "greeterd.toml"
     file.write_text('bind = ["127.0.0.1:0"]\nworkers = 2\n')
@@ -210,7 +219,7 @@ def test_a_changed_file_is_read_without_a_stall(daemon: StartDaemon, tmp_path: P
         anyone = noise()
     stall = server.status()["longest_stall"]
     print(f"longest stall {stall:.3f} s; to read it takes anyone {reading:.3f} s")
-    assert stall < max(STALL, NOISE * max(anyone, reading))
+    assert stall < max(bar(anyone), 2 * reading)
 
 
 def test_a_loop_that_does_not_turn_shows_as_a_stall(daemon: StartDaemon) -> None:

@@ -94,7 +94,7 @@ def test_a_killed_worker_costs_no_more_than_it_had_accepted(
 ) -> None:
     one = daemon(f"--mode={mode}", f"--workers={WORKERS}", "--reply", "--no-rescue", *PATIENT)
     killer = Killer(one, look)
-    with Load(one.address, count=10**9, concurrency=16, reply=True) as load:
+    with Load(one.address, concurrency=16, reply=True) as load:
         load.wait_going()
         for number in range(KILLS):
             killer.kill(number % WORKERS + 1)
@@ -326,7 +326,7 @@ def test_the_master_s_death_costs_no_client_and_a_new_daemon_takes_over(
     arguments = (f"--mode={mode}", f"--workers={WORKERS}", "--reply", "--client-timeout=60")
     one = daemon(*arguments)
     with (
-        Load(one.address, count=10**9, reply=True, concurrency=16) as load,
+        Load(one.address, reply=True, concurrency=16) as load,
         connect(one.address) as slow,
     ):
         slow.sendall(b"half a na")

@@ -264,7 +264,7 @@ def test_rotation_under_load_loses_no_line(
 ) -> None:
     one = daemon(f"--mode={mode}", "--workers=2", "--reply")
     logs = [one.log_dir / f"worker-{slot}.log" for slot in (1, 2)]
-    with Load(one.address, count=10**9, reply=True) as load:
+    with Load(one.address, reply=True) as load:
         load.wait_going()
         for turn in range(turns):
             for log in logs:

@@ -103,7 +103,7 @@ def test_a_disk_that_fills_and_empties_shows_followers_each_line_once(
     )  # fmt: skip
     disk.give(one)
     with follow(disk.log_dir, [1, 2], place, disk.inside(one)) as seen:
-        with Load(one.address, count=10**9, concurrency=50, reply=True, timeout=60.0) as load:
+        with Load(one.address, concurrency=50, reply=True, timeout=60.0) as load:
             load.wait_going()
             fill_and_clear(one, disk, TIMES)
             result = load.stop()
@@ -213,7 +213,7 @@ def test_beside_a_full_disk_a_replaced_worker_leaves_no_torn_or_glued_line(
     )  # fmt: skip
     one.log_dir = disk.seen(one)
     disk.give(one)
-    with Load(one.address, count=10**9, concurrency=50, reply=True, timeout=60.0) as load:
+    with Load(one.address, concurrency=50, reply=True, timeout=60.0) as load:
         load.wait_going()
         for turn in range(REPLACED[kind]):
             disk.fill(one)

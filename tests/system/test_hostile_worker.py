@@ -1,7 +1,7 @@
 """A worker that runs an attacker's code costs itself: not the master, its siblings or the clients.
 
 Each harm of `hostile` is done by a worker of each mode, and by the dispatcher, at its first turn
-and after 1,000 honest greetings. One daemon a mode suffers them all, under load.
+and after HONEST greetings. One daemon a mode suffers them all, under load.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from tests.system.clients import Load, fire, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon, Record, records
 from tests.system.hostile import COMMAND, HARMS, Orders, given_orders
+from tests.system.sizes import sized
 
 if os.geteuid() != 0:
     pytest.skip("needs root, to have workers of another user", allow_module_level=True)
@@ -29,6 +30,8 @@ MORE_BYTES = 5 * 2**20
 MORE_FDS = 10
 MORE_LOG_BYTES = 256 * 1024
 CONCURRENCY = 4
+HONEST = sized(1000, 100)
+"""How many connections a worker has had that turns hostile later."""
 
 OPTIONS = (
     "--workers=2", "--reply", "--user=nobody", "--log-format=json", "--worker-timeout=2",
@@ -105,7 +108,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         with (
             Daemon(*options, command=COMMAND, environment=orders.environment) as daemon,
             Load(
-                daemon.address, processes=1, concurrency=CONCURRENCY, interval=0.005, reply=True
+                daemon.address, processes=1, concurrency=CONCURRENCY, interval=0.02, reply=True
             ) as load,
         ):  # fmt: skip
             load.wait_going()
@@ -124,7 +127,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 
 @pytest.mark.shows("when a worker sends what the master did not ask for")
-@pytest.mark.parametrize("after", [0, 1000], ids=["first-turn", "after-1000"])
+@pytest.mark.parametrize("after", [0, HONEST], ids=["first-turn", "later"])
 @pytest.mark.parametrize("name", HARMS)
 def test_a_hostile_worker_costs_itself(stage: Stage, name: str, after: int) -> None:
     until(stage.worker, what="an honest worker")

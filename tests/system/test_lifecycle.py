@@ -138,7 +138,7 @@ def test_term_to_the_whole_process_group_fails_nobody_who_has_connected(
     daemon: StartDaemon, mode: str
 ) -> None:
     server = daemon("--mode", mode, "--workers", "4", "--reply")
-    with Load(server.address, count=10**7, concurrency=16, reply=True) as load:
+    with Load(server.address, concurrency=16, reply=True) as load:
         load.wait_going()
         began = time.monotonic()
         os.killpg(server.process.pid, signal.SIGTERM)
@@ -152,7 +152,7 @@ def test_term_to_the_whole_process_group_fails_nobody_who_has_connected(
 @MODES
 def test_term_to_one_worker_replaces_it_and_fails_nobody(daemon: StartDaemon, mode: str) -> None:
     server = daemon("--mode", mode, "--workers", "2", "--reply", "--max-restarts", "100")
-    with Load(server.address, count=10**7, concurrency=16, reply=True) as load:
+    with Load(server.address, concurrency=16, reply=True) as load:
         load.wait_going()
         ready = len(server.events("worker ready"))
         for number in range(1, 6):

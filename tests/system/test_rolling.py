@@ -32,7 +32,7 @@ MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
 @contextmanager
 def loaded(server: Daemon) -> Iterator[Load]:
     """Greet all the while, as fast as it goes."""
-    with Load(server.address, count=10_000_000, concurrency=16, timeout=20.0, reply=True) as load:
+    with Load(server.address, concurrency=16, timeout=20.0, reply=True) as load:
         load.wait_going()
         yield load
 

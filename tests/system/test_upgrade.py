@@ -171,7 +171,7 @@ def test_upgrades_under_load_fail_nobody_and_leave_nothing_behind(
     greet(server.address, "Alice")
     before, memory = Footprint.of(server), []
     names = list(BREAKAGES)
-    with Load(server.address, count=10**7, processes=1, concurrency=16, reply=True) as load:
+    with Load(server.address, processes=1, concurrency=16, reply=True) as load:
         load.wait_going()
         for number in range(TIMES):
             if number % EACH == EACH - 1:
