@@ -9,6 +9,7 @@ A harm is a function of the worker, listed in HARMS by `harm`; it may return, en
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -143,8 +144,16 @@ def _socket(worker: WorkerLoop) -> socket.socket:
 
 
 def _send(worker: WorkerLoop, data: bytes, fds: Collection[int] = ()) -> None:
-    with contextlib.suppress(OSError):
-        rights.send(_socket(worker), data, fds)
+    refused = (
+        errno.ETOOMANYREFS
+    )  # one user's descriptors under way are counted, also other daemons'
+    while refused == errno.ETOOMANYREFS:
+        try:
+            rights.send(_socket(worker), data, fds)
+        except OSError as error:
+            refused = error.errno or 0
+        else:
+            return
 
 
 def _say(worker: WorkerLoop, message: Message, fds: list[int] | None = None) -> None:

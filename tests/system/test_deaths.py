@@ -279,7 +279,7 @@ def test_a_worker_that_hangs_is_aborted_and_its_stack_is_in_the_daemon_log(
     assert (exited["worker_pid"], exited["reason"]) == (old, "killed by SIGABRT")
     frames = [line.split(" in ")[-1] for line in exited["stack"].splitlines() if " in " in line]
     assert frames[0] == "burst", exited["stack"]
-    assert {"_turn", "run"} <= set(frames)
+    assert {"turn", "run"} <= set(frames)
     assert [each["signal"] for each in one.events("worker is ended")] == ["SIGABRT"]
     wait_replaced(one, 1, old)
     assert greet(one.address, "Bob") == "Hello, Bob\n"

@@ -85,7 +85,7 @@ BREAKAGES: dict[str, tuple[Spoil, str]] = {
     ),
     "no program": (
         lambda image, _: image.spoil("cli/greeterd.py", r"def main", "def niam"),
-        r"exit status 1\): ImportError: cannot import name 'main'",
+        r"exit status 1\): AttributeError: module 'greeterd.cli.greeterd' has no attribute 'main'",
     ),
     "lost run lock": (
         lambda image, _: image.spoil(
