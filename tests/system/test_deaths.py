@@ -306,7 +306,7 @@ def start_again(daemon: StartDaemon, dead: Daemon, *arguments: str) -> int:
     place = (f"--bind={dead.address}", f"--run-dir={dead.run_dir}", f"--log-dir={dead.log_dir}")
     for attempt in range(1, 20):
         one = daemon(*arguments, *place, wait=False)
-        until(functools.partial(has_begun, one), what="it is ready or has failed")
+        until(functools.partial(has_begun, one), timeout=30.0, what="it is ready or has failed")
         if one.process.poll() is None:
             return attempt
         assert one.process.poll() == 69
