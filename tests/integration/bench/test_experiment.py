@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from greeterd.bench import extras
 from greeterd.bench.experiment import runner
 from greeterd.bench.experiment.environment import describe
 from greeterd.bench.experiment.servers import Setup
-from greeterd.bench.extras import require
 from greeterd.bench.model import Case
 from greeterd.errors import ListenError, MissingPackageError, UsageError
 
@@ -24,10 +24,13 @@ def test_without_a_compiler_the_cases_of_compiled_servers_are_left_out(
     assert "compiler" in reasons["bare"]
 
 
-def test_a_package_that_is_missing_is_named_with_its_extra() -> None:
-    require("json")
-    with pytest.raises(MissingPackageError, match=r"no_such_thing .*greeterd\[bench\]"):
-        require("json", "no_such_thing")
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extras.require("json", "scipy")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "scipy" else name)
+    with pytest.raises(MissingPackageError, match=r"scipy .*greeterd\[bench\]"):
+        extras.require("json", "scipy")
 
 
 def test_an_address_that_is_taken_or_none_is_refused() -> None:
