@@ -16,7 +16,7 @@ _LASTING = frozenset({
 """Errors that mean that a path is wrong, or was not prepared: they do not pass by themselves."""
 
 _PACKAGES: Final = {"daemon": "python-daemon", "hdrh": "hdrhistogram"}
-"""The packages that are not called as their module."""
+"""Names of packages that differ from the name of their module."""
 _BENCH: Final = frozenset({"hdrhistogram", "jinja2", "matplotlib", "psutil", "scipy", "uvloop"})
 """The packages of the extra `bench`, which only measuring needs."""
 
@@ -51,7 +51,7 @@ class MissingPackageError(GreeterdError):
 
 
 class StartError(GreeterdError):
-    """A worker of the first generation never became ready (EX_SOFTWARE)."""
+    """The daemon, or its new image, cannot start to serve (EX_SOFTWARE)."""
 
     exit_code = 70
 

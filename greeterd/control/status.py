@@ -1,4 +1,4 @@
-"""The daemon's status as greeterctl and the metrics read it: Status, and reading one from JSON.
+"""The daemon's status as greeterctl and the bench read it: Status, and reading one from JSON.
 
 The master fills a Status from the supervisor's records and the scoreboard. Counters are cumulative
 unless SlotCounters says otherwise. Durations are seconds; `since` and `at` are wall-clock seconds

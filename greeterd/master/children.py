@@ -110,8 +110,9 @@ class Child:
 
     def listen(self, selector: selectors.BaseSelector, on_message: OnMessage) -> None:
         """Call `on_message` with each message that is due, whenever `selector` finds some."""
-        self._selector, self._on_message = selector, on_message
+        self._on_message = on_message
         selector.register(self.channel, selectors.EVENT_READ, lambda _mask: self.hear())
+        self._selector = selector
 
     def hear(self) -> None:
         """Read what it has sent; harmless when nothing has come, or the channel is closed."""
@@ -251,7 +252,10 @@ def any_ended() -> bool:
 
 
 def reap_strangers(known: Collection[int]) -> None:
-    """As PID 1, reap the orphans that have ended; `known` are children that others reap."""
+    """Reap children that have ended and are not ours; `known` are children that others reap.
+
+    PID 1 is given all orphans, and who executes the daemon may leave it children.
+    """
     while True:
         try:
             info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -283,11 +283,13 @@ class Master:
         if self._handling:
             return
         self._handling = True
-        while self._events:
-            now = time.monotonic()
-            for action in self._context.supervisor.handle(self._events.popleft(), now):
-                self._actions.perform(action)
-        self._handling = False
+        try:
+            while self._events:
+                now = time.monotonic()
+                for action in self._context.supervisor.handle(self._events.popleft(), now):
+                    self._actions.perform(action)
+        finally:
+            self._handling = False
 
     def _end_sweep(self, worker: WorkerId) -> None:
         """Have a worker close its listeners: the handshakes that began before are over."""

@@ -37,7 +37,9 @@ class OutdatedWorkers:
             slots = [each.index for each in supervisor.live_slots]
         else:
             slots = [DISPATCHER if slot is None else slot]
-        self._marked.update(dict.fromkeys(slots, (supervisor.last_worker, warning)))
+        for index in slots:
+            _, before = self._marked.get(index, (0, ""))
+            self._marked[index] = supervisor.last_worker, warning or before
 
     def attend(self, now: float) -> None:
         """Ask the supervisor for a replacement that is due."""
@@ -45,9 +47,8 @@ class OutdatedWorkers:
         supervisor = self._context.supervisor
         if not due or self._replacing or now < self._retry_at or supervisor.stopping is not None:
             return
-        operation = supervisor.operation
-        if isinstance(operation, Preflight) or (isinstance(operation, Roll) and operation.reload):
-            return  # these replace every worker
+        if isinstance(supervisor.operation, Preflight | Roll):
+            return  # it may replace them itself
         self._replacing = True
         everyone = len(due) == len(supervisor.live_slots) > 1
         self._context.feed(Restart(None if everyone else due[0], MENDING))
@@ -74,6 +75,6 @@ class OutdatedWorkers:
             states = {each.state for each in old} - {WorkerState.DRAINING}
             if not states:
                 del self._marked[index]
-            elif WorkerState.READY in states:
+            elif WorkerState.READY in states and slot and not slot.retiring:
                 due.append(index)
         return due

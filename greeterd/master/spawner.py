@@ -60,7 +60,10 @@ class Spawner:
             self._context.logger.warning("cannot fork", worker=spawn.slot, reason=reason)
             self._context.feed(SpawnFailed(spawn.worker, f"fork: {reason}"))
             return
-        self._workers.enter(child)
+        try:
+            self._workers.enter(child)
+        except OSError as error:  # its end is handled as that of any other
+            child.end(71, f"cannot watch its channel: {reason_of(error)}")
         self._context.feed(Spawned(spawn.worker, child.pid))
 
     def _fork(self, spawn: Spawn) -> Child:

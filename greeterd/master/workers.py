@@ -4,7 +4,6 @@
 scoreboard what it counts, and everything else that the master has of it is its `Child`.
 """
 
-import os
 import signal
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -266,13 +265,12 @@ class Workers:
                 child.end_breach("it has closed its channel")
 
     def reap(self, others: Collection[int]) -> None:
-        """Reap the workers that have ended; `others` are children of the master that are none."""
+        """Reap the workers that have ended; `others` are pids of children that are no workers."""
         for ident, child in list(self._children.items()):
             if ended := child.reap():
                 del self._children[ident]
                 self._note_exit(child, ended)
-        if os.getpid() == 1:
-            reap_strangers({*(child.pid for child in self._children.values()), *others})
+        reap_strangers({*(child.pid for child in self._children.values()), *others})
 
     def _note_exit(self, child: Child, ended: ChildExit) -> None:
         ident, slot = child.spawn.worker, child.spawn.slot

@@ -75,5 +75,5 @@ def _needs_rescue(state: State, slot: Slot, now: float) -> bool:
         return not slot.ready.able
     if slot.borrower is not None or state.leaving:
         return True
-    # A restart within UNSERVED_AFTER is quicker than a loan.
+    # During a back-off at once; else a restart is usually quicker than a loan.
     return now < slot.retry_at or now - slot.unserved_since >= UNSERVED_AFTER

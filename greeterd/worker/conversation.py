@@ -42,7 +42,7 @@ from greeterd.worker.messages import (
 MAX_EXITS: Final = 512
 """As many as there can be slots, since each makes one retire; more would have no effect."""
 STRANGERS_CREDIT: Final = 64
-"""Answers of each kind, for a worker whose predecessor did not pass on what it had asked."""
+"""Answers of each kind, for a worker of an older image that did not pass on what it had asked."""
 
 
 class Conversation:
@@ -64,7 +64,7 @@ class Conversation:
         if credit is not None:
             continued._credit = Counter(credit)
             return continued
-        # Version 0.1 did not count, and its workers' settings are not known here.
+        # An older image did not count, and its workers' settings are not known here.
         keys = ["leaving", "closed", "reopened", *(f"returned {slot}" for slot in slots)]
         continued._credit = Counter(dict.fromkeys(keys, STRANGERS_CREDIT))
         continued._credit["exit"] = MAX_EXITS if may_exit else 0

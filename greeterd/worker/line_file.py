@@ -55,11 +55,11 @@ class LineFile:
         "_head",
         "_lock",
         "_look_at",
-        "_marked_since",
         "_pending",
         "_replaced",
         "_start",
         "_synced_ns",
+        "_torn",
         "_unsynced",
         "astray",
         "blocked",
@@ -93,7 +93,7 @@ class LineFile:
         self._start = _UNKNOWN
         """From here to `_end` is ours, written since we last saw that the file has a name."""
         self._look_at = 0.0
-        self._marked_since = 0.0  # monotonic; when a living writer's torn line was first met
+        self._torn: tuple[int, float] | None = None  # offset, monotonic: met first
         """When to see that again."""
         self._unsynced: tuple[int, bytes] | None = None
         """Offset and lines that are written, and may not be on the disk."""
@@ -222,15 +222,18 @@ class LineFile:
     def _cut_torn_line(self, end: int) -> int:
         """Cut off the torn line of a dead writer from a file of `end` bytes; return its new end."""
         whole = end_of_last_line(self.fd, end)
-        if whole != end:
-            # Not for ever: who holds the mark may want that nothing is logged.  A writer in good
-            # faith finds its torn line gone, and writes it again.
-            self._marked_since = self._marked_since or monotonic()
-            if is_marked(self.fd) and monotonic() - self._marked_since < MARK_PATIENCE:
-                raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing its last line")
-            self._marked_since = 0.0
-            cut(self.fd, whole)
-            self.repaired_bytes += end - whole
+        if whole == end:
+            self._torn = None
+            return end
+        # Not kept for ever: who holds the mark may want that nothing is logged.  A writer in good
+        # faith finds its torn line gone, and writes it again.
+        if self._torn is None or self._torn[0] != whole:
+            self._torn = whole, monotonic()
+        if is_marked(self.fd) and monotonic() - self._torn[1] < MARK_PATIENCE:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing its last line")
+        self._torn = None
+        cut(self.fd, whole)
+        self.repaired_bytes += end - whole
         return whole
 
     def _note_sync(self) -> None:
@@ -301,6 +304,7 @@ class LineFile:
     def _use(self, new: int) -> None:
         os.dup2(new, self.fd, inheritable=False)
         self._start = self._end = _UNKNOWN  # the next write looks at the end
+        self._torn = None
 
     def _leave_whole(self) -> None:
         """Complete the batch in a file that was moved away, or take its torn line along."""

@@ -44,7 +44,7 @@ EVENNESS: Final = {
     "gini": "gini",
     "chi_square": "chi_square",
 }
-"""Metrics of balance, and their names in core.balance: those that chance has a null of."""
+"""Metrics of balance, and their names in greeterd.balance: those that chance has a null of."""
 
 
 def _lost(trial: Trial) -> float | None:

@@ -144,7 +144,7 @@ def _child(
     slot: InheritedSlot, each: InheritedWorker, slots: list[int], generations: Generations
 ) -> Child:
     generation = Generation(each.generation)
-    # Version 0.1 says neither what its workers may send nor with which settings it forked them.
+    # An older image says neither what its workers may send nor with which settings it forked them.
     exits = (
         slot.index != DISPATCHER
         if each.credit is None

@@ -2,6 +2,7 @@
 
 import os
 import selectors
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -255,6 +256,23 @@ def test_a_fork_that_fails_is_the_supervisors_to_know(
     assert (level, event) == ("warning", "cannot fork")
     assert fields == {"worker": 1, "reason": "Resource temporarily unavailable"}
     assert one.workers.get(spawn.worker) is None
+
+
+def test_a_worker_whose_channel_cannot_be_watched_is_ended(
+    spawning: Start, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    live(lambda _context: threading.Event().wait() and 0)
+    one = spawning(workers=1)
+    [spawn] = one.ask()
+    monkeypatch.setattr(one.selector, "register", refuse)
+    one.spawner.fork_pending(until=FAR)
+    child = one.workers.get(spawn.worker)
+    assert child is not None
+    assert child.failure == FailedMessage(71, "cannot watch its channel: No space left on device")
+    one.reap()
 
 
 def test_a_worker_whose_daemon_log_cannot_be_had_says_so(

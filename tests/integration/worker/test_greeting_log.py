@@ -359,6 +359,25 @@ def test_the_torn_line_of_a_stranger_is_cut_when_it_is_not_completed_for_long(
     assert names(heir.path) == ["a", "theirs", "b"]
 
 
+def test_the_time_for_a_torn_line_begins_anew_with_each(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger, other_lock = open_log(pid=1), os.memfd_create("lock of another daemon")
+    heir = open_log(pid=2, lock=other_lock)
+    os.close(other_lock)
+    now = 1000.0
+    monkeypatch.setattr(line_file, "monotonic", lambda: now)
+    for name in ("a", "b"):
+        with largest_file(heir.path.stat().st_size + 60):
+            assert not turn(stranger, name)
+        assert not turn(heir, f"theirs {name}")
+        assert stranger.commit()
+        now += 3600.0
+    assert heir.commit()
+    assert names(heir.path) == ["a", "b", "theirs a", "theirs b"]
+    assert heir.repaired_bytes == 0
+
+
 def test_a_rehearsal_touches_no_torn_line(open_log: OpenLog, tmp_path: Path) -> None:
     path = tmp_path / "worker-3.log"
     path.write_bytes(WHOLE + b"torn")

@@ -11,9 +11,11 @@ from greeterd.supervisor.events import (
     Ready,
     Reload,
     Restart,
+    Scale,
     Spawned,
     SpawnFailed,
     Stop,
+    Tick,
 )
 from greeterd.supervisor.ids import DISPATCHER, NO_TICKET, Generation, Pid, SlotIndex
 from greeterd.supervisor.policy import Policy
@@ -105,16 +107,16 @@ def test_in_mode_handoff_only_the_dispatcher_holds_shared_listeners() -> None:
 
 def test_a_worker_that_starts_is_left_to_become_ready_first() -> None:
     parts = Parts(workers=1)
-    parts.feed(Restart(None))
+    parts.feed(Tick())
     [spawn] = parts.take(Spawn)
     outdated = OutdatedWorkers(parts.context)
     outdated.mark(None, "to be replaced")
     outdated.attend(0.0)
-    assert (restarts(parts), outdated.warnings()) == ([Restart(None)], [])
+    assert (restarts(parts), outdated.warnings()) == ([], [])
     parts.feed(Spawned(spawn.worker, Pid(9)))
     parts.feed(Ready(spawn.worker, rss_bytes=0))
     outdated.attend(0.0)
-    assert restarts(parts)[1:] == [Restart(SlotIndex(1), MENDING)]
+    assert restarts(parts) == [Restart(SlotIndex(1), MENDING)]
 
 
 def test_a_reload_replaces_them_anyway() -> None:
@@ -125,6 +127,38 @@ def test_a_reload_replaces_them_anyway() -> None:
     parts.feed(Reload(Generation(2), 2, Policy(), NO_TICKET, "reload"))
     outdated.attend(0.0)
     assert restarts(parts) == []
+
+
+def test_a_restart_that_is_under_way_is_awaited() -> None:
+    """It may replace them itself."""
+    parts = Parts(workers=2)
+    parts.start()
+    outdated = OutdatedWorkers(parts.context)
+    outdated.mark(SLOT)
+    asked = Restart(None, NO_TICKET)
+    parts.feed(asked)
+    outdated.attend(0.0)
+    assert restarts(parts) == [asked]
+
+
+def test_a_slot_that_retires_is_not_restarted() -> None:
+    parts = Parts(workers=2, policy=Policy(own_listeners=True))
+    parts.start()
+    outdated = OutdatedWorkers(parts.context)
+    outdated.mark(SLOT)
+    parts.feed(Scale(workers=1))
+    assert parts.supervisor.slots[SLOT].retiring
+    outdated.attend(0.0)
+    assert restarts(parts) == []
+
+
+def test_a_warning_stays_when_the_slot_is_marked_again_for_something_else() -> None:
+    parts = Parts(workers=2)
+    parts.start()
+    outdated = OutdatedWorkers(parts.context)
+    outdated.mark(SLOT, "a")
+    outdated.mark(SLOT)
+    assert outdated.warnings() == ["a: worker 2"]
 
 
 def test_a_daemon_that_stops_replaces_none() -> None:
