@@ -57,12 +57,12 @@ def test_a_turn_writes_what_it_has_accepted_and_closes_it(
 
 def test_a_burst_is_limited_and_the_rest_comes_with_the_next_turn(start_loop: StartLoop) -> None:
     worker = start_loop()
-    for number in range(BURST + 1):
+    for number in range(65):
         worker.say(b"%d" % number)
     worker.turn()
-    assert len(worker.greeted()) == BURST
+    assert len(worker.greeted()) == 64
     worker.turn()
-    assert len(worker.greeted()) == BURST + 1
+    assert len(worker.greeted()) == 65
 
 
 def test_others_may_run_before_a_burst_unless_the_last_one_was_full(
@@ -205,7 +205,7 @@ def test_a_paused_worker_takes_nothing_from_any_listener(start_loop: StartLoop) 
 def test_a_connection_that_is_handed_over_finds_a_descriptor(
     start_loop: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "spare_files", lambda: loop.SPARE_FILES + 5)
+    monkeypatch.setattr(loop, "spare_files", lambda: 16 + 5)
     pair = HandoffPair.make()
     assert start_loop(max_connections=100, listeners=1).loop._handler.room == 100
     worker = start_loop(max_connections=100, listeners=0, exits=[pair.exit.dup()])
@@ -498,11 +498,15 @@ def test_a_blocking_worker_waits_by_epoll_while_a_client_is_slow(start_loop: Sta
     worker.turn()
     slow.sendall(b"Alice")
     worker.say(b"Bob")
+    worker.say(b"Carol")
     worker.turn()
     assert worker.loop._acceptor._registered
     assert worker.row[counters.WAKEUPS] == 1
+    assert worker.greeted() == ["Bob"], "a second accept could wait"
+    worker.turn()
+    assert worker.greeted() == ["Bob", "Carol"]
     slow.shutdown(socket.SHUT_WR)
-    worker.turn_until(lambda: worker.row[counters.GREETINGS] == 2)
+    worker.turn_until(lambda: worker.row[counters.GREETINGS] == 3)
     worker.turn()
     assert not worker.loop._acceptor._registered
 
@@ -583,6 +587,15 @@ def test_a_worker_runs_until_it_is_drained(start_loop: StartLoop, tmp_path: Path
     assert worker.events() == ["log reopened"]
     assert worker.greetings is not None
     assert worker.greetings._file.fd == -1
+
+
+def test_a_worker_that_runs_takes_what_waits_before_it_drains(start_loop: StartLoop) -> None:
+    worker = start_loop()
+    worker.loop._acceptor.watch(on=False)  # as it is before a worker runs
+    worker.say(b"Alice")
+    worker.send(DrainMessage(DrainMode.HAND_OVER.value))
+    worker.loop.run()
+    assert worker.greeted() == ["Alice"]
 
 
 @pytest.mark.parametrize("left", ["listener", "client", "mode"])
