@@ -8,14 +8,12 @@ import re
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,51 +25,11 @@ from greeterd.cli import load
 from greeterd.cli.greeter import EXIT_CODES, main, show_name
 from greeterd.client import Delivery, Failure, Result, UnreachableError, Until, send_all
 from greeterd.sockets.address import Address
+from tests.integration.server import RESET_ON_CLOSE, Server, hold, read, reply, reset, serving, take
 from tests.support import until
 
 SOURCE = Path(greeterd.__file__).parents[1]
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
 PROGRAM = "import sys; from greeterd.cli.greeter import main; sys.exit(main())"
-
-
-@dataclass
-class Server:
-    """Accepts one connection after another and does the same with each."""
-
-    listener: socket.socket
-    behave: Callable[["Server", socket.socket], None]
-    names: list[bytes] = field(default_factory=list)
-    held: list[socket.socket] = field(default_factory=list)
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        where = self.listener.getsockname()
-        return Address(path=where) if isinstance(where, str) else Address(where[0], where[1])
-
-    def run(self) -> None:
-        """Serve until the listener is shut down."""
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            with suppress(ConnectionError):
-                self.behave(self, connection)
-
-
-def take(server: Server, connection: socket.socket) -> None:
-    """Read to end-of-stream, note the name, close."""
-    with connection:
-        server.names.append(read(connection))
-
-
-def reply(server: Server, connection: socket.socket) -> None:
-    """Take, and answer."""
-    with connection:
-        name = read(connection)
-        server.names.append(name)
-        connection.sendall(b"Hello, " + name + b"\n")
 
 
 def answer(data: bytes) -> Callable[[Server, socket.socket], None]:
@@ -85,54 +43,12 @@ def answer(data: bytes) -> Callable[[Server, socket.socket], None]:
     return behave
 
 
-def reset(_server: Server, connection: socket.socket) -> None:
-    """Read the name and reset the connection."""
-    with connection:
-        connection.recv(1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-
-
-def hold(server: Server, connection: socket.socket) -> None:
-    """Do nothing at all with it."""
-    server.held.append(connection)
-
-
 def hold_mute(server: Server, connection: socket.socket) -> None:
     """Answer all but who is called mute."""
     if connection.recv(4, socket.MSG_PEEK) == b"mute":
         hold(server, connection)
     else:
         reply(server, connection)
-
-
-def read(connection: socket.socket) -> bytes:
-    """Return the whole stream."""
-    return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-@contextmanager
-def serving(
-    behave: Callable[[Server, socket.socket], None],
-    family: socket.AddressFamily = socket.AF_INET,
-    place: Any = ("127.0.0.1", 0),
-    backlog: int = 128,
-) -> Iterator[Server]:
-    """Run a server until the end of the block."""
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.bind(place)
-        listener.listen(backlog)
-        server = Server(listener, behave)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
-            assert not thread.is_alive()
-            for connection in server.held:
-                connection.close()
 
 
 @pytest.fixture
@@ -176,7 +92,7 @@ def test_a_reply_comes_with_its_result() -> None:
 
 
 def test_greetings_go_over_a_unix_socket(tmp_path: Path) -> None:
-    with serving(reply, socket.AF_UNIX, str(tmp_path / "socket")) as server:
+    with serving(reply, str(tmp_path / "socket")) as server:
         assert server.address.is_unix
         assert send([b"Alice"], Delivery(server.address, Until.REPLY))[0].reply == b"Hello, Alice\n"
 
@@ -184,7 +100,7 @@ def test_greetings_go_over_a_unix_socket(tmp_path: Path) -> None:
 def test_greetings_go_over_ipv6() -> None:
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(serving(reply, socket.AF_INET6, ("::1", 0)))
+            server = stack.enter_context(serving(reply, ("::1", 0)))
         except OSError as error:
             pytest.skip(f"no IPv6 here: {error}")
         assert server.address.is_v6
@@ -261,7 +177,7 @@ def test_a_silent_connection_delays_no_other() -> None:
 
 
 def test_a_full_unix_queue_is_waited_for(tmp_path: Path) -> None:
-    with serving(take, socket.AF_UNIX, str(tmp_path / "socket"), backlog=0) as server:
+    with serving(take, str(tmp_path / "socket"), backlog=0) as server:
         results = send([b"x"] * 100, Delivery(server.address, concurrency=20))
     assert [result.failure for result in results] == [None] * 100
 

@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Self
 
 from greeterd.sockets.address import parse_address
@@ -158,12 +157,7 @@ class Load:
         """Return the load, which already runs."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the clients that still run."""
         for client, out in self._clients:
             client.kill()

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from signal import SIGKILL, SIGQUIT, SIGTERM
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -127,12 +126,7 @@ class Daemon:
         """Return the daemon, which already runs."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         """End it; keep its directory and print its log if the block failed."""
         self.close(failed=kind is not None)
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from tests.system.books import quiet_totals
 from tests.system.clients import greet
 from tests.system.conftest import StartDaemon
 from tests.system.footprint import Footprint
-from tests.system.image import Image, versions
+from tests.system.harness import Daemon
+from tests.system.image import Gate, Image, versions
 from tests.system.test_lifecycle import finish, terminal, unfinished
 
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport"])
@@ -32,6 +34,18 @@ def hang(image: Image) -> None:
         r"\n    log = ",
         "\n    __import__('signal').pause()\n    log = ",
     )
+
+
+def begin_upgrade(server: Daemon, image: Image, ask: Ask) -> tuple[subprocess.Popen[str], Gate]:
+    """Begin an upgrade to version 2; return it when the new image is executed, with what holds it.
+
+    It is deaf until the gate is opened.
+    """
+    image.release("2")
+    gate = image.hold_up()
+    upgrading = ask(server, "upgrade")
+    gate.wait_reached(server)
+    return upgrading, gate
 
 
 def test_two_upgrades_at_once_are_carried_out_or_refused_one_by_one(
@@ -144,10 +158,7 @@ def test_a_storm_of_term_during_the_exec_is_a_graceful_stop(
     arguments = ("--mode", mode, "--workers", "2", "--reply", "--client-timeout", "60")
     server = daemon(*arguments, environment=image.environment)
     with unfinished(server) as client:
-        image.release("2")
-        gate = image.hold_up()
-        upgrading = ask(server, "upgrade")
-        gate.wait_reached(server)
+        upgrading, gate = begin_upgrade(server, image, ask)
         for _ in range(200):
             server.signal(signal.SIGTERM)
         gate.open()
@@ -181,10 +192,7 @@ def test_a_worker_that_dies_during_the_exec_is_replaced(
     arguments = ("--mode", mode, "--workers", "2", "--reply", "--client-timeout", "60")
     server = daemon(*arguments, environment=image.environment)
     with unfinished(server) as client:
-        image.release("2")
-        gate = image.hold_up()
-        upgrading = ask(server, "upgrade")
-        gate.wait_reached(server)
+        upgrading, gate = begin_upgrade(server, image, ask)
         for pid in server.worker_pids():
             os.kill(pid, signal.SIGKILL)
         gate.open()

@@ -4,16 +4,13 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
@@ -29,64 +26,19 @@ from greeterd.bench.model import Arrival, LoadReport
 from greeterd.cli.greeter import main
 from greeterd.client import UnreachableError
 from greeterd.errors import MissingPackageError, UsageError
+from tests.integration.server import (
+    ANY_PORT,
+    Server,
+    hold,
+    read,
+    reply,
+    reset,
+    serving,
+    take,
+)
 from tests.support import until
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): struct linger
 PROGRAM = "import sys; from greeterd.cli.greeter import main; sys.exit(main())"
-ANY_PORT = ("127.0.0.1", 0)
-
-
-@dataclass
-class Server:
-    """Serves in a thread, one connection after the other, and remembers who came."""
-
-    listener: socket.socket
-    behave: Callable[["Server", socket.socket], None]
-    names: list[bytes] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    destinations: list[str] = field(default_factory=list)
-    senders: list[int] = field(default_factory=list)
-    held: list[socket.socket] = field(default_factory=list)
-
-    @property
-    def address(self) -> str:
-        """As the options name it; on every interface it is reached by the first of loopback."""
-        where = self.listener.getsockname()
-        return f"unix:{where}" if isinstance(where, str) else f"127.0.0.1:{where[1]}"
-
-    def run(self) -> None:
-        """Serve until the listener is shut down."""
-        while True:
-            try:
-                connection, peer = self.listener.accept()
-            except OSError:
-                return
-            if self.listener.family == socket.AF_UNIX:
-                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                self.senders.append(struct.unpack("3i", credentials)[0])
-            else:
-                self.sources.append(peer[0])
-                self.destinations.append(connection.getsockname()[0])
-            with suppress(ConnectionError):
-                self.behave(self, connection)
-
-
-def read(connection: socket.socket) -> bytes:
-    """Return the whole stream."""
-    return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-def take(server: Server, connection: socket.socket) -> None:
-    """Read to end-of-stream, note the name, close."""
-    with connection:
-        server.names.append(read(connection))
-
-
-def reply(server: Server, connection: socket.socket) -> None:
-    """Take, and answer."""
-    with connection:
-        server.names.append(read(connection))
-        connection.sendall(b"Hello, " + server.names[-1] + b"\n")
 
 
 def cut_short(_server: Server, connection: socket.socket) -> None:
@@ -104,48 +56,14 @@ def babble(_server: Server, connection: socket.socket) -> None:
             connection.sendall(bytes(65536))
 
 
-def reset(_server: Server, connection: socket.socket) -> None:
-    """Read a part of the name and reset the connection."""
-    with connection:
-        connection.recv(1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-
-
 def close(_server: Server, connection: socket.socket) -> None:
     """Close before anything was said."""
     connection.close()
 
 
-def hold(server: Server, connection: socket.socket) -> None:
-    """Do nothing at all with it."""
-    server.held.append(connection)
-
-
-@contextmanager
-def served(
-    behave: Callable[[Server, socket.socket], None], where: tuple[str, int] | str = ANY_PORT
-) -> Iterator[Server]:
-    """Run a server in a thread."""
-    family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.bind(where)
-        listener.listen(1024)
-        server = Server(listener, behave)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            with suppress(OSError):  # it was the server's end that was tested
-                listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-            for one in server.held:
-                one.close()
-
-
 def load(server: Server, **options: object) -> LoadReport:
     """Send a load of few processes."""
-    return run(LoadOptions(**{"address": server.address, "processes": 2, **options}))  # type: ignore[arg-type]
+    return run(LoadOptions(**{"address": str(server.address), "processes": 2, **options}))  # type: ignore[arg-type]
 
 
 def children() -> set[int]:
@@ -169,7 +87,7 @@ loop_and_seed = pytest.mark.parametrize("arrival", ["closed", "seed"])
 )
 @each_arrival
 def test_each_greeting_is_sent_once_and_measured_once(arrival: Arrival, rate: float) -> None:
-    with served(take) as server:
+    with serving(take) as server:
         report = load(server, arrival=arrival, rate=rate, count=53, concurrency=8, warmup=5)
     assert (report.sent, report.ok, report.uncertain, report.errors) == (58, 58, 0, {})
     assert len(set(server.names)) == len(server.names) == 58
@@ -182,7 +100,7 @@ def test_each_greeting_is_sent_once_and_measured_once(arrival: Arrival, rate: fl
 
 @each_arrival
 def test_a_load_ends_when_its_time_is_over(arrival: Arrival, rate: float) -> None:
-    with served(take) as server:
+    with serving(take) as server:
         report = load(server, arrival=arrival, rate=rate, duration=0.1, concurrency=4)
     assert report.ok == report.sent == len(server.names)
     assert report.seconds < 5
@@ -192,7 +110,7 @@ def test_a_load_ends_when_its_time_is_over(arrival: Arrival, rate: float) -> Non
 
 @pytest.mark.shows("arrival seed")
 def test_in_seed_each_greeting_has_a_process_of_its_own(tmp_path: Path) -> None:
-    with served(take, str(tmp_path / "s")) as server:
+    with serving(take, str(tmp_path / "s")) as server:
         load(server, arrival="closed", count=20)
         assert len(set(server.senders)) == 2
         server.senders.clear()
@@ -209,7 +127,7 @@ def test_a_burst_has_all_its_connections_at_once() -> None:
             while server.held:
                 take(server, server.held.pop())
 
-    with served(gather) as server:
+    with serving(gather) as server:
         report = load(server, arrival="burst", count=18, concurrency=6, timeout=5.0)
     assert (report.ok, report.errors) == (18, {})
 
@@ -226,13 +144,13 @@ def test_bursts_last_as_long_as_all_together_without_the_pauses() -> None:
     spans = [(10, 20), (12, 25), (100, 120), (0, 0), (0, 0), (0, 0)]  # two processes, three bursts
     assert _lasted([Tally(spans=[span]) for span in spans], 2) == 15 + 20
     assert _lasted([Tally(), Tally()], 2) == 0
-    with served(take) as server:
+    with serving(take) as server:
         report = load(server, arrival="burst", count=8, concurrency=2, think=0.2)
     assert 0 < report.seconds < 0.6
 
 
 def test_sources_and_destinations_are_spread() -> None:
-    with served(take, ("0.0.0.0", 0)) as server:
+    with serving(take, ("0.0.0.0", 0)) as server:
         report = load(server, count=60, sources=5, destinations=3)
     assert report.ok == 60
     assert len(set(server.sources)) == 5
@@ -240,14 +158,14 @@ def test_sources_and_destinations_are_spread() -> None:
 
 
 def test_one_source_is_the_plain_one() -> None:
-    with served(take) as server:
+    with serving(take) as server:
         load(server, count=6, sources=1)
     assert set(server.sources) == {"127.0.0.1"}
 
 
 @loop_and_seed
 def test_a_connection_lives_before_its_name_is_sent(arrival: Arrival) -> None:
-    with served(take) as server:
+    with serving(take) as server:
         report = load(server, arrival=arrival, count=4, life=0.05, concurrency=4)
     assert report.ok == 4
     assert report.latency.min >= 50
@@ -258,14 +176,14 @@ def test_names_have_the_size_that_is_asked_for_even_beyond_the_socket_buffers(
     arrival: Arrival,
 ) -> None:
     size = 8 << 20
-    with served(take) as server:
+    with serving(take) as server:
         report = load(server, arrival=arrival, count=2, name_bytes=size)
     assert report.ok == 2
     assert [len(name) for name in server.names] == [size, size]
 
 
 def test_a_given_name_is_sent_as_it_is() -> None:
-    with served(take) as server:
+    with serving(take) as server:
         load(server, count=2, name="Çağla")
     assert server.names == ["Çağla".encode()] * 2
 
@@ -289,7 +207,7 @@ def test_what_does_not_end_in_order_is_counted_by_its_kind(
     kind: str,
     uncertain: int,
 ) -> None:
-    with served(behave) as server:
+    with serving(behave) as server:
         report = load(server, arrival=arrival, count=4, concurrency=4, **options)
     assert (report.ok, report.errors, report.uncertain) == (0, {kind: 4}, uncertain)
     assert (report.latency.count, report.latency.missing) == (0, 4)
@@ -297,21 +215,21 @@ def test_what_does_not_end_in_order_is_counted_by_its_kind(
 
 @loop_and_seed
 def test_a_whole_reply_is_in_order(arrival: Arrival) -> None:
-    with served(reply) as server:
+    with serving(reply) as server:
         report = load(server, arrival=arrival, count=5, end="reply")
     assert (report.ok, report.errors) == (5, {})
 
 
 @loop_and_seed
 def test_who_fires_and_forgets_is_certain_of_nothing(arrival: Arrival) -> None:
-    with served(take) as server:
+    with serving(take) as server:
         report = load(server, arrival=arrival, count=5, end="fire")
         until(lambda: len(server.names) == 5, what="the names that are on their way")
     assert (report.ok, report.uncertain, report.errors) == (5, 5, {})
 
 
 def test_a_full_unix_queue_is_waited_for(tmp_path: Path) -> None:
-    with served(take, str(tmp_path / "s")) as server:
+    with serving(take, str(tmp_path / "s")) as server:
         server.listener.listen(0)
         assert load(server, count=200, concurrency=20).ok == 200
 
@@ -321,7 +239,7 @@ def test_a_server_that_ends_in_between_is_an_error_and_not_unreachable() -> None
         server.listener.shutdown(socket.SHUT_RDWR)
         take(server, connection)
 
-    with served(last) as server:
+    with serving(last) as server:
         report = load(server, count=50, concurrency=1, processes=1)
         assert report.ok >= 1
         assert report.errors
@@ -344,7 +262,7 @@ def test_an_address_where_nobody_listens_is_unreachable(capfd: pytest.CaptureFix
 
 def test_destinations_that_nobody_serves_are_explained() -> None:
     with (
-        served(take) as server,
+        serving(take) as server,
         pytest.raises(UnreachableError, match=r"the server must listen on 0\.0\.0\.0"),
     ):
         load(server, destinations=2)
@@ -369,7 +287,7 @@ def test_a_name_that_leads_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_who_owns_the_server_may_say_so() -> None:
     """The name resolves to this machine by another address of it: 0.0.0.0."""
-    with served(take) as server:
+    with serving(take) as server:
         port = server.listener.getsockname()[1]
         options = LoadOptions(address=f"0.0.0.0:{port}", count=2, i_own_this_server=True)
         assert run(options).ok == 2
@@ -410,8 +328,8 @@ def test_sending_one_greeting_imports_nothing_of_a_load() -> None:
 def test_an_interrupt_tells_what_was_measured_and_leaves_no_process(
     arrival: Arrival, rate: float
 ) -> None:
-    with served(take) as server:
-        command = ["load", "--json", "--address", server.address, "--arrival", arrival]
+    with serving(take) as server:
+        command = ["load", "--json", "--address", str(server.address), "--arrival", arrival]
         command += ["--duration=60", "--processes=2", "--concurrency=4", f"--rate={rate}"]
         sender = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *command],
@@ -432,8 +350,8 @@ def test_an_interrupt_tells_what_was_measured_and_leaves_no_process(
 
 @loop_and_seed
 def test_a_killed_parent_takes_its_processes_along(arrival: Arrival) -> None:
-    with served(take) as server:
-        command = ["load", "--address", server.address, "--arrival", arrival, "--duration=60"]
+    with serving(take) as server:
+        command = ["load", "--address", str(server.address), "--arrival", arrival, "--duration=60"]
         sender = subprocess.Popen([sys.executable, "-c", PROGRAM, *command], start_new_session=True)
         until(lambda: len(server.names) > 5, timeout=30, what="greetings")
         sender.kill()
@@ -458,8 +376,8 @@ def in_group(group: int) -> list[int]:
 
 @pytest.mark.shows("exit 70 greeter")
 def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> None:
-    with served(take) as server:
-        command = ["load", "--address", server.address, "--duration=60", "--processes=2"]
+    with serving(take) as server:
+        command = ["load", "--address", str(server.address), "--duration=60", "--processes=2"]
         sender = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *command],
             stderr=subprocess.PIPE,
@@ -479,8 +397,8 @@ def test_a_sending_process_that_dies_is_told_and_takes_the_others_along() -> Non
 
 
 def test_a_client_that_stalls_counts_it_into_the_latencies_and_says_so() -> None:
-    with served(take) as server:
-        command = ["load", "--json", "--address", server.address, "--processes=1"]
+    with serving(take) as server:
+        command = ["load", "--json", "--address", str(server.address), "--processes=1"]
         command += ["--arrival=constant", "--rate=200", "--duration=1.5"]
         sender = subprocess.Popen([sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE)
         until(lambda: len(server.names) > 5, timeout=30, what="greetings")
@@ -496,9 +414,9 @@ def test_a_client_that_stalls_counts_it_into_the_latencies_and_says_so() -> None
 
 
 def test_a_client_out_of_descriptors_goes_on_and_says_so() -> None:
-    with served(hold) as server:
+    with serving(hold) as server:
         command = ["prlimit", "--nofile=50:50", sys.executable, "-c", PROGRAM, "load", "--json"]
-        command += ["--address", server.address, "--arrival=constant", "--rate=1000"]
+        command += ["--address", str(server.address), "--arrival=constant", "--rate=1000"]
         command += ["--count=100", "--processes=1", "--timeout=0.3"]
         done = subprocess.run(command, capture_output=True, check=False)
     report = load_report(done.stdout)
@@ -523,14 +441,14 @@ def test_latencies_are_condensed_to_three_digits_with_exact_ends() -> None:
 
 
 def test_a_person_gets_tables_and_the_failures_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    with served(reset) as server:
-        code = main(["load", "--address", server.address, "--count=3", "--name-bytes=50"])
+    with serving(reset) as server:
+        code = main(["load", "--address", str(server.address), "--count=3", "--name-bytes=50"])
     said = capsys.readouterr().out
     assert code == 1
     assert "closed, 16 at once" in said
     assert "reset" in said
-    with served(take) as server:
-        assert main(["load", "--address", server.address, "--count=3"]) == 0
+    with serving(take) as server:
+        assert main(["load", "--address", str(server.address), "--count=3"]) == 0
     assert "p99.9" in capsys.readouterr().out
 
 
@@ -542,9 +460,9 @@ def test_percentiles_that_the_lost_leave_unknown_are_not_shown(
     def every_other(server: Server, connection: socket.socket) -> None:
         next(behaviours)(server, connection)
 
-    with served(every_other) as server:
+    with serving(every_other) as server:
         options = ["--count=6", "--concurrency=1", "--timeout=0.1", "--warmup=1"]
-        assert main(["load", "--address", server.address, *options]) == 1
+        assert main(["load", "--address", str(server.address), *options]) == 1
     said = capsys.readouterr().out
     assert "3 greetings did not end in order and have no latency" in said
     assert "of the other 50.00 %" in said

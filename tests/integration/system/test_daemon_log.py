@@ -207,20 +207,11 @@ def test_processes_append_to_one_file(open_log: OpenLog, path: Path) -> None:
     assert [record.get("event") for record in records(path.read_text())] == [None, "a", "b"]
 
 
-def test_a_record_is_one_write(
-    open_log: OpenLog, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_is_one_write(open_log: OpenLog, path: Path, written: list[int]) -> None:
     log = open_log()
-    sizes: list[int] = []
-    write = os.write
-
-    def counted(fd: int, data: bytes) -> int:
-        sizes.append(len(data))
-        return write(fd, data)
-
-    monkeypatch.setattr(os, "write", counted)
+    written.clear()
     log.logger.info("x", text="y" * 100_000)
-    assert sizes == [path.stat().st_size]
+    assert written == [path.stat().st_size]
 
 
 def test_reopening_goes_on_in_a_new_file_under_the_same_descriptor(

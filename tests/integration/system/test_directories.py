@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,26 +13,18 @@ import pytest
 from greeterd.errors import ConfigError, GreeterdError, ResourceError
 from greeterd.system.directories import make_directory, prepare_directory
 from greeterd.system.files import Identity, acting_as
-from tests.support import passable_directory
+from tests.integration.system.users import (
+    ANOTHER,
+    HIM,
+    mode_of,
+    names,
+    needs_root,
+    owner_of,
+    seen,
+)
 from tests.system.sizes import sized
 
 ROOT = Path(__file__).parents[3]
-HIM = Identity(54321, 54322)
-ANOTHER = Identity(54323, 54324)
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as another user")
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def names(directory: Path | str | int) -> list[str]:
-    return sorted(os.listdir(directory))  # noqa: PTH208 - also of a descriptor
-
-
-def seen(*files: Path | int) -> list[tuple[int, int, int]]:
-    found = [os.stat(file) for file in files]  # noqa: PTH116 - also of a descriptor
-    return [(each.st_uid, each.st_gid, stat.S_IMODE(each.st_mode)) for each in found]
 
 
 def reachable(path: Path) -> None:
@@ -41,28 +32,6 @@ def reachable(path: Path) -> None:
     for parent in path.parents:
         if parent.stat().st_uid == os.geteuid() and "pytest" in str(parent):
             parent.chmod(parent.stat().st_mode | 0o011)
-
-
-def owner_of(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_uid, found.st_gid
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """Return a directory of ours that everybody may pass."""
-    with passable_directory() as directory:
-        yield directory
-
-
-@pytest.fixture
-def his(place: Path) -> Path:
-    """Return a directory that belongs to him."""
-    his = place / "his"
-    his.mkdir(mode=0o755)
-    if os.geteuid() == 0:
-        os.chown(his, HIM.uid, HIM.gid)
-    return his
 
 
 # Directories

@@ -163,12 +163,8 @@ def test_a_gate_is_opened_for_connections_that_were_accepted_before_it_was_known
     assert office.greeted() == ["Alice"]
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
-    office: Office, *, gated: bool
-) -> None:
-    if gated:
-        office.handler.open_gates()
+def gate_all(office: Office) -> None:
+    """Let each connection come with its gate shut, as from a listener that is gated."""
     accept = office.source.accept
 
     def accept_as_gated() -> tuple[int, object]:
@@ -177,6 +173,15 @@ def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
         return fd, peer
 
     office.source.accept = accept_as_gated
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_gate_is_opened_for_a_connection_that_is_complete_too(
+    office: Office, *, gated: bool
+) -> None:
+    if gated:
+        office.handler.open_gates()
+    gate_all(office)
     with office.say(b"Alice"):
         office.burst(1)
         [fd] = office.handler._finished
@@ -458,14 +463,7 @@ def test_what_reads_more_than_it_may_is_no_connection_of_ours(office: Office) ->
 def test_the_gate_of_an_unfinished_connection_is_opened_while_there_are_gates(
     office: Office, *, gated: bool
 ) -> None:
-    accept = office.source.accept
-
-    def accept_as_gated() -> tuple[int, object]:
-        fd, peer = accept()
-        minimum_ttl(fd, SHUT)
-        return fd, peer
-
-    office.source.accept = accept_as_gated
+    gate_all(office)
     office.handler.open_gates()
     if not gated:
         office.handler.stop_opening_gates()

@@ -19,13 +19,6 @@ from greeterd.worker.file_locks import (
 
 
 @pytest.fixture
-def lock() -> Iterator[int]:
-    fd = os.memfd_create("lock")
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
 def log(tmp_path: Path) -> Iterator[tuple[int, int]]:
     """Return a log that two processes have opened."""
     fds = [os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT) for _ in range(2)]

@@ -30,14 +30,6 @@ OpenLog = Callable[..., GreetingLog]
 
 
 @pytest.fixture
-def lock() -> Iterator[int]:
-    """Yield the lock that the master gives to all workers of a slot."""
-    fd = os.memfd_create("lock")
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
 def open_log(tmp_path: Path, lock: int) -> Iterator[OpenLog]:
     logs: list[GreetingLog] = []
 
@@ -96,20 +88,13 @@ def test_a_record_names_its_writer(open_log: OpenLog) -> None:
     assert record["level"] == "info"
 
 
-def test_a_turn_is_one_write(open_log: OpenLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_is_one_write(open_log: OpenLog, written: list[int]) -> None:
     log = open_log()
-    sizes: list[int] = []
-    write = os.write
-
-    def counted(fd: int, data: bytes) -> int:
-        sizes.append(len(data))
-        return write(fd, data)
-
-    monkeypatch.setattr(os, "write", counted)
+    written.clear()
     turn(log, *"abcdefgh")
-    assert sizes == [log.path.stat().st_size]
+    assert written == [log.path.stat().st_size]
     assert turn(log)
-    assert len(sizes) == 1
+    assert len(written) == 1
 
 
 def test_nothing_is_written_before_commit(open_log: OpenLog) -> None:

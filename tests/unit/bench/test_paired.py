@@ -46,17 +46,24 @@ def test_a_run_that_stops_when_it_is_decided_finds_a_false_difference_in_5_of_10
     assert found < 0.05
 
 
-def test_a_run_that_is_never_satisfied_finds_a_false_difference_in_5_of_100() -> None:
-    """Without a bound that ends it, every look is taken."""
-    random = np.random.default_rng(2)
+def any_look(level: float, seed: int) -> float:
+    """Return in which share of runs any look finds a difference of this level where there is none.
+
+    Without a bound that ends it, every look is taken.
+    """
+    random = np.random.default_rng(seed)
     total, squares, done = np.zeros(DRAWS), np.zeros(DRAWS), 0
     hit = np.zeros(DRAWS, bool)
     for n in LOOKS:
         drawn = random.normal(0, 1, (n - done, DRAWS))
         total, squares, done = total + drawn.sum(0), squares + (drawn**2).sum(0), n
         error = np.sqrt((squares - total**2 / n) / (n - 1) / n)
-        hit |= np.abs(total / n) > error * stdtrit(n - 1, (1 + LEVEL_AT_A_LOOK) / 2)
-    assert 0.03 < hit.mean() < 0.05
+        hit |= np.abs(total / n) > error * stdtrit(n - 1, (1 + level) / 2)
+    return float(hit.mean())
+
+
+def test_a_run_that_is_never_satisfied_finds_a_false_difference_in_5_of_100() -> None:
+    assert 0.03 < any_look(LEVEL_AT_A_LOOK, seed=2) < 0.05
 
 
 @pytest.mark.parametrize("last", [25, 37, 90, 140])
@@ -68,15 +75,7 @@ def test_a_run_that_is_cut_short_between_two_looks_has_one_look_more_and_the_sam
 
 
 def test_without_the_stricter_level_looking_again_would_find_four_times_as_much() -> None:
-    random = np.random.default_rng(3)
-    total, squares, done = np.zeros(DRAWS), np.zeros(DRAWS), 0
-    hit = np.zeros(DRAWS, bool)
-    for n in LOOKS:
-        drawn = random.normal(0, 1, (n - done, DRAWS))
-        total, squares, done = total + drawn.sum(0), squares + (drawn**2).sum(0), n
-        error = np.sqrt((squares - total**2 / n) / (n - 1) / n)
-        hit |= np.abs(total / n) > error * stdtrit(n - 1, 0.975)
-    assert 0.17 < hit.mean() < 0.21
+    assert 0.17 < any_look(0.95, seed=3) < 0.21
 
 
 def test_a_difference_of_10_percent_is_found_and_one_of_3_percent_in_most_runs() -> None:

@@ -3,7 +3,18 @@
 Workers are numbered in the order in which they are asked for, from 1.
 """
 
-from greeterd.supervisor.actions import Action, Drain, Finished, Kill, Lend, Say, Spawn, TakeBack
+from greeterd.supervisor.actions import (
+    Action,
+    CloseSlot,
+    Drain,
+    Finished,
+    Kill,
+    Lend,
+    Say,
+    Spawn,
+    SteerAway,
+    TakeBack,
+)
 from greeterd.supervisor.events import (
     Closed,
     Event,
@@ -33,6 +44,8 @@ from greeterd.supervisor.ids import (
 from greeterd.supervisor.policy import Policy
 from greeterd.supervisor.supervisor import Supervisor
 from tests.unit.supervisor.rules import Rules
+
+OWN = Policy(own_listeners=True, graceful_timeout=10.0)
 
 
 class Daemon:
@@ -187,3 +200,18 @@ def take_back(slot: int, worker: int) -> TakeBack:
 
 def finished(command: str, reason: str = "", *, ticket: int = NO_TICKET) -> Finished:
     return Finished(Ticket(ticket), command, reason, Generation(0), workers=0)
+
+
+def steer_away(slot: int) -> SteerAway:
+    return SteerAway(SlotIndex(slot))
+
+
+def close(slot: int) -> CloseSlot:
+    return CloseSlot(SlotIndex(slot))
+
+
+def is_stuck(daemon: Daemon, worker: int) -> list[Action]:
+    """Let the worker's queue wait until it is stuck."""
+    assert daemon.tell(look(stalls(worker)), after=0.2) == []
+    assert daemon.tell(look(stalls(worker)), after=0.2) == []
+    return daemon.tell(look(stalls(worker)), after=0.2)

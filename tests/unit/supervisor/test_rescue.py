@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from greeterd.supervisor.actions import Action, CloseSlot, SteerAway
 from greeterd.supervisor.events import LoanRefused
 from greeterd.supervisor.ids import SlotIndex, WorkerId
 from greeterd.supervisor.policy import Policy
 from tests.unit.supervisor.supervised import (
-    Daemon,
+    OWN,
     abort,
     closed,
     died,
     finished,
     hand_over,
+    is_stuck,
     left,
     lend,
     look,
@@ -29,24 +29,6 @@ from tests.unit.supervisor.supervised import (
     take_back,
     turns,
 )
-
-OWN = Policy(own_listeners=True, graceful_timeout=10.0)
-
-
-def steer_away(slot: int) -> SteerAway:
-    return SteerAway(SlotIndex(slot))
-
-
-def close(slot: int) -> CloseSlot:
-    return CloseSlot(SlotIndex(slot))
-
-
-def is_stuck(daemon: Daemon, worker: int) -> list[Action]:
-    """Let the worker's queue wait until it is stuck."""
-    assert daemon.tell(look(stalls(worker)), after=0.2) == []
-    assert daemon.tell(look(stalls(worker)), after=0.2) == []
-    return daemon.tell(look(stalls(worker)), after=0.2)
-
 
 # Stuck workers
 

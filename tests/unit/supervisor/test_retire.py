@@ -1,14 +1,16 @@
 """Retiring slots with listeners of their own lose no connection; nor does a stop of the rest."""
 
-from greeterd.supervisor.actions import Action, CloseSlot, GateAll, SteerAway
+from greeterd.supervisor.actions import GateAll
 from greeterd.supervisor.ids import SlotIndex, WorkerState
 from greeterd.supervisor.policy import Policy
 from tests.unit.supervisor.supervised import (
-    Daemon,
+    OWN,
     asked_to_exit,
+    close,
     closed,
     died,
     finished,
+    is_stuck,
     kill,
     left,
     lend,
@@ -18,31 +20,13 @@ from tests.unit.supervisor.supervised import (
     returned,
     scale,
     spawn,
-    stalls,
     started,
+    steer_away,
     stop,
     sweep,
     take_back,
     turns,
 )
-
-OWN = Policy(own_listeners=True, graceful_timeout=10.0)
-
-
-def steer_away(slot: int) -> SteerAway:
-    return SteerAway(SlotIndex(slot))
-
-
-def close(slot: int) -> CloseSlot:
-    return CloseSlot(SlotIndex(slot))
-
-
-def is_stuck(daemon: Daemon, worker: int) -> list[Action]:
-    """Let the worker's queue wait until it is stuck."""
-    assert daemon.tell(look(stalls(worker)), after=0.2) == []
-    assert daemon.tell(look(stalls(worker)), after=0.2) == []
-    return daemon.tell(look(stalls(worker)), after=0.2)
-
 
 # Retiring slots
 
