@@ -21,6 +21,7 @@ from greeterd.supervisor.actions import Exit
 from greeterd.supervisor.events import Tick
 from greeterd.system.pidfile import PidLock, prepare_run_dir
 from greeterd.system.signals import MASTER_SIGNALS
+from tests.integration.master.parts import free
 from tests.support import until
 
 Make = Callable[..., Master]
@@ -85,6 +86,8 @@ def make(
             child.end(70, "the test is over")
         until(partial(reaped, master))
         master.close()
+        free(master._context.scoreboard)
+        master._context.log.file.close()
     for lock in locks:
         lock.release()
     for each, handler in handlers.items():

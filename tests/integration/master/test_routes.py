@@ -16,7 +16,7 @@ from greeterd.worker.channel import Channel
 from greeterd.worker.conversation import Conversation
 from greeterd.worker.messages import FailedMessage, RouteMessage
 from greeterd.worker.scoreboard import Scoreboard
-from tests.integration.master.parts import FakeChild, fake_child
+from tests.integration.master.parts import FakeChild, fake_child, free
 from tests.unit.master.parts import Parts
 
 SLOT, WORKER = SlotIndex(1), WorkerId(20)
@@ -81,9 +81,7 @@ class Handoff:
 
     def close(self) -> None:
         """Release what the kernel has given."""
-        for slot, place in list(self.board._claims):
-            self.board.settle(slot, place)
-        os.close(self.board.fd)
+        free(self.board)
         self.pair.close()
         for ident, channel in self.channels.items():
             channel.close()

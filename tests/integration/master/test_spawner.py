@@ -23,7 +23,7 @@ from greeterd.worker.context import WorkerContext
 from greeterd.worker.counters import GREETINGS
 from greeterd.worker.messages import FailedMessage
 from greeterd.worker.scoreboard import Scoreboard
-from tests.integration.master.parts import turn
+from tests.integration.master.parts import free, turn
 from tests.support import until
 from tests.unit.master.parts import Parts
 
@@ -74,6 +74,7 @@ class Spawning:
         self.reap()
         self.escrow.close()
         self.selector.close()
+        free(self.board)
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ from greeterd.worker.messages import (
 )
 from greeterd.worker.row import Claim
 from greeterd.worker.scoreboard import Scoreboard
-from tests.integration.master.parts import FakeChild, fake_child, open_fds, turn
+from tests.integration.master.parts import FakeChild, fake_child, free, open_fds, turn
 from tests.unit.master.parts import Parts
 
 
@@ -115,7 +115,8 @@ class OneWorker:
 
     def close(self) -> None:
         """Release what the kernel has given."""
-        self.board.settle(1, self.place)
+        free(self.board)
+        self.row.release()
         self.child.channel.close()
         self._theirs.close()
         self._selector.close()
@@ -279,7 +280,7 @@ class Talking:
             channel.close()
         for sock in self.lent:
             sock.close()
-        os.close(self.parts.context.scoreboard.fd)
+        free(self.parts.context.scoreboard)
         self.selector.close()
 
 
