@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.support import until
+from tests.system import proc
 from tests.system.harness import Daemon, Record
 
 OUTCOMES = ("greetings", "empty", "oversize", "timeout", "reset", "exit", "open")
@@ -77,8 +78,7 @@ def listening(address: str) -> set[str]:
 
 def held_sockets(pid: int) -> set[str]:
     """Return the inodes of the sockets that a process has open."""
-    links = (entry.readlink().name for entry in Path(f"/proc/{pid}/fd").iterdir())
-    return {link for link in links if link.startswith("socket:")}
+    return {link for link in proc.links(pid) if link.startswith("socket:")}
 
 
 def held_connections(pid: int, listeners: set[str]) -> int:

@@ -23,6 +23,13 @@ def sleeps_in(pid: int) -> str:
     return "" if name == "0" else name
 
 
+def links(pid: int) -> Iterator[str]:
+    """Yield what the process's descriptors lead to, but for those that are closed meanwhile."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            yield str(entry.readlink())
+
+
 def listeners(pid: int) -> dict[int, str]:
     """Return the process's listening sockets: descriptor -> address."""
     found = {}
@@ -47,12 +54,12 @@ def listener_of(pid: int, address: str = "") -> socket.socket:
 def pair_exit_of(pid: int, master: int) -> socket.socket:
     """Return a duplicate of the end at which a worker of mode handoff is handed connections."""
     # Its end of the channel is such a socket, too, but the master does not hold that.
-    held = {entry.readlink().name for entry in Path(f"/proc/{master}/fd").iterdir()}
+    held = set(links(master))
     return _first(
         pid,
         lambda sock: (
             sock.type == socket.SOCK_SEQPACKET
-            and Path(f"/proc/self/fd/{sock.fileno()}").readlink().name in held
+            and str(Path(f"/proc/self/fd/{sock.fileno()}").readlink()) in held
         ),
     )
 

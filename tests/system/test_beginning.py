@@ -14,6 +14,7 @@ import pytest
 
 from greeterd.master.descriptors import needed
 from tests.support import until
+from tests.system import proc
 from tests.system.books import worker_of
 from tests.system.clients import greet
 from tests.system.conftest import StartDaemon
@@ -392,8 +393,7 @@ def inside(directory: Path) -> tuple[str, ...]:
 
 def own_descriptors(pid: int) -> int:
     """Return how many descriptors the master has, but for those that come and go."""
-    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
-    return len([each for each in links if not each.startswith("socket:")])
+    return len([each for each in proc.links(pid) if not each.startswith("socket:")])
 
 
 @DETACH

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import until
+from tests.system import proc
 from tests.system.books import quiet_totals, worker_of
 from tests.system.clients import greet, run_load
 from tests.system.conftest import StartDaemon
@@ -84,8 +85,7 @@ def test_a_worker_maps_its_own_row_writable_and_no_other_memory_that_is_shared(
     assert server.ctl("scale", "4").returncode == 0
     for pid in server.worker_pids():
         assert writable(pid) == ["/memfd:greeterd-row (deleted)"]
-        held = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        assert not [link for link in held if link.startswith("/memfd:greeterd-scoreboard")]
+        assert not [each for each in proc.links(pid) if "greeterd-scoreboard" in each]
     rows = [Path(f"/proc/{pid}/maps").read_text() for pid in server.worker_pids()]
     inodes = [re.findall(r"rw-s .* (\d+) +/memfd:greeterd-row", text) for text in rows]
     assert len({inode for [inode] in inodes}) == len(inodes), "each has a file of its own"

@@ -177,7 +177,7 @@ def test_a_report_s_files_are_written_though_nobody_reads_it(tmp_path: Path, gon
     results = tmp_path / "results.json"
     done = run(
         *("greeter", "bench", "--mode", "inherit", "--workers", "1", "--greetings", "50"),
-        *("--trials", "1", "--warmup", "0", "--results", str(tmp_path / "kept.jsonl")),
+        *("--pairs", "1", "--warmup", "0", "--results", str(tmp_path / "kept.jsonl")),
         *("--json", str(results)),
         stdout=gone,
     )

@@ -16,7 +16,7 @@ import pytest
 from greeterd.system.files import Identity, acting_as
 from greeterd.system.privileges import resolve
 from tests.support import until
-from tests.system import parents
+from tests.system import parents, proc
 from tests.system.books import worker_of
 from tests.system.clients import greet
 from tests.system.conftest import StartDaemon
@@ -64,8 +64,8 @@ class Belongings:
     def descriptors(self) -> dict[str, int]:
         """Return how many of each kind are open."""
         found: dict[str, int] = {}
-        for each in sorted(Path(f"/proc/{self.pid}/fd").iterdir(), key=lambda each: int(each.name)):
-            kind = re.sub(r":\[.*| \(deleted\)$", "", str(each.readlink()))
+        for each in proc.links(self.pid):
+            kind = re.sub(r":\[.*| \(deleted\)$", "", each)
             found[kind] = found.get(kind, 0) + 1
         return found
 
