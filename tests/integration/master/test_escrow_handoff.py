@@ -122,8 +122,11 @@ def test_escrow_handoff_replaces_a_pair_that_a_worker_has_spoiled(
     assert escrow.pairs.renew() == {}
     old = escrow.pairs.routes[ONE]
     hand(escrow)
-    spoil(old)
-    assert escrow.pairs.renew() == {ONE: how}
+    with old.entry.dup() as of_dispatcher, old.exit.dup(), socket.socket() as client:
+        spoil(old)
+        assert escrow.pairs.renew() == {ONE: how}
+        with pytest.raises(BrokenPipeError):
+            hand_over(of_dispatcher, client.fileno(), "a client")
     assert old.entry.fileno() == old.exit.fileno() == -1
     assert escrow.pairs.routes == {TWO: other}, "not before a worker has the new one"
     pair = escrow.use(ONE)

@@ -51,6 +51,7 @@ def test_escrow_inherit_gives_every_slot_the_same_listeners(escrow: Escrow) -> N
     assert [(place.slot, place.address) for place in escrow.accepting()] == [(None, 0)]
     assert (escrow.groups.most_slots, escrow.groups.highest_slot) == (None, 0)
     assert (escrow.use(SlotIndex(1)), escrow.pairs.routes, escrow.pairs.left_over) == (None, {}, 0)
+    assert escrow.queues.longest(sock) == 0, "not looked at yet"
     with connect(escrow):
         assert escrow.queues.by_owner() == {None: 1}
 
@@ -198,6 +199,19 @@ def test_escrow_inherit_is_taken_over_as_it_is(tmp_path: Path) -> None:
         sock.detach()
     successor.close()
     assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_escrow_inherit_sets_the_backlog_of_what_was_taken_over_unless_it_is_a_units(
+    passed: bool,
+) -> None:
+    with open_shared(ANY_PORT, backlog=5, unix_mode=0o600) as theirs:
+        where = f"127.0.0.1:{theirs.getsockname()[1]}"
+        given = InheritedListeners(shared=[os.dup(theirs.fileno())], passed=passed)
+        with closing(Escrow(replace(TCP, bind=(where,)), given)) as escrow:
+            assert queue_length(theirs).limit == 5, "workers may serve it"
+            escrow.arrange()
+            assert queue_length(theirs).limit == (5 if passed else TCP.backlog)
 
 
 def test_escrow_inherit_opens_what_was_not_taken_over() -> None:

@@ -1,16 +1,18 @@
 """A try to become the next image that fails leaves everything as it was."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from greeterd.master.upgrade import reexec
 from greeterd.master.upgrade.preflight import PreflightProcess
 from greeterd.master.upgrade.reexec import Program
 from greeterd.master.upgrade.state import InheritedListeners, UpgradeState
-from greeterd.system.inheritance import LOST_DIRECTORY
+from greeterd.system.inheritance import LOST_DIRECTORY, STATE_FD
 
 
 @pytest.fixture
@@ -105,3 +107,44 @@ def test_the_start_directory_is_told_to_the_next_image_only_when_it_is_gone(tmp_
     assert one.start_directory == place
     assert LOST_DIRECTORY not in one.environment(3)
     assert one.explain("why") == "why"
+
+
+def test_reexec_hands_on_the_environment_less_what_was_for_this_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", LOST_DIRECTORY, "KEPT"):
+        monkeypatch.setenv(name, "1")
+    found = program("/bin/true", tmp_path).environment(7)
+    assert {name for name in os.environ if name not in found} == {
+        "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", LOST_DIRECTORY,
+    }  # fmt: skip
+    assert (found["KEPT"], found[STATE_FD]) == ("1", "7")
+
+
+BECOMES = """
+import os, sys
+from pathlib import Path
+from greeterd.master.upgrade.reexec import Program, execute
+from tests.unit.master.test_upgrade_state import state
+
+reader, writer = os.pipe()
+script = f'pwd; test "$$" = {os.getpid()} && cat "/proc/self/fd/$_GREETERD_ESTATE"; : >&{writer}'
+program = Program(executable="/bin/sh", argv=("sh", "-c", script), directory=Path(sys.argv[1]))
+execute(state(board_fd=writer, lock_fd=reader, control_fd=0), program)
+"""
+
+
+def test_reexec_becomes_the_program_in_its_directory_with_the_state_and_its_descriptors(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BECOMES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    directory, data = done.stdout.split("\n", 1)
+    assert directory == str(tmp_path)
+    assert msgspec.json.decode(data, type=UpgradeState).control_fd == 0

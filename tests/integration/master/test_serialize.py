@@ -93,6 +93,15 @@ def test_serialize_lets_a_child_say_what_is_still_due(before: Before) -> None:
     assert child.conversation.answers_routes
 
 
+def test_serialize_waits_for_no_answer_of_a_dispatcher_that_was_forked_without_a_log_lock(
+    before: Before,
+) -> None:
+    before.credit, before.log_lock_fd = {"leaving": 1}, None
+    child = before.adopt()
+    child.channel.close()
+    assert not child.conversation.answers_routes
+
+
 @pytest.mark.parametrize("slot", [1, DISPATCHER])
 def test_serialize_gives_credit_to_a_child_of_version_0_1(before: Before, slot: int) -> None:
     before.slot, before.credit, before.log_lock_fd = slot, None, None

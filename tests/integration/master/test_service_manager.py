@@ -140,6 +140,23 @@ def test_a_word_that_is_not_taken_is_told_again_in_its_order(hears: socket.socke
     assert manager.next_deadline() == 4.0
 
 
+def test_service_manager_is_notified_again_of_a_stop_that_it_has_missed(
+    hears: socket.socket,
+) -> None:
+    environ = environment(hears)
+    manager = ServiceManager(upgraded=False, environ=environ)
+    path = Path(environ["NOTIFY_SOCKET"])
+    supervisor = started(1)
+    attend(manager, supervisor)
+    path.rename(path.with_name("away"))
+    supervisor.handle(Stop(), 0.0)
+    attend(manager, supervisor, 0.5)
+    path.with_name("away").rename(path)
+    heard(hears)
+    attend(manager, supervisor, 2.0)
+    assert heard(hears)[:1] == ["STOPPING=1"]
+
+
 def test_what_could_not_be_told_is_told_at_the_next_turn(hears: socket.socket) -> None:
     environ = environment(hears)
     manager = ServiceManager(upgraded=False, environ=environ)
