@@ -162,7 +162,7 @@ def _listening(one: TcpSocket, pids: list[int]) -> Listening:
     )
 
 
-def _stat(pid: int) -> list[str]:
+def process_stat(pid: int) -> list[str]:
     """Return /proc/PID/stat behind the command, the state first; empty when it has gone."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -171,12 +171,12 @@ def _stat(pid: int) -> list[str]:
 
 
 def _parent(pid: int) -> int:
-    stat = _stat(pid)
+    stat = process_stat(pid)
     return int(stat[1]) if stat else 0
 
 
 def _cpu_seconds(pid: int) -> float:
-    stat = _stat(pid)
+    stat = process_stat(pid)
     return (int(stat[11]) + int(stat[12])) / _TICK if stat else 0.0
 
 

@@ -10,10 +10,10 @@ import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, Signals
 from typing import Final
 
+from greeterd.bench.census import process_stat
 from greeterd.bench.experiment.servers import Server, TrialError, filled
 from greeterd.control.status import WorkerStatus
 
@@ -128,6 +128,4 @@ def _serves(worker: WorkerStatus, slot: int) -> bool:
 
 
 def _is_stopped(pid: int) -> bool:
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    return False
+    return process_stat(pid)[:1] == ["T"]

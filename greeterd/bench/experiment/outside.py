@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from greeterd.bench.census import process_stat
 from greeterd.sockets.address import Address
 
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -138,7 +139,7 @@ def _tree(root: int) -> Iterator[tuple[Key, Usage]]:
 
 
 def _usage(pid: int) -> tuple[Key, Usage]:
-    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    stat = process_stat(pid)
     ticks = [int(stat[at]) * _TICK_NS for at in (_UTIME, _STIME, _CUTIME, _CSTIME)]
     switches = [0, 0]
     for thread in Path(f"/proc/{pid}/task").iterdir():

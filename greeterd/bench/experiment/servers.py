@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from greeterd.bench import census, peers
+from greeterd.bench.census import process_stat
 from greeterd.bench.experiment.outside import queues, tree
 from greeterd.bench.experiment.plan import Command, wants_reply
 from greeterd.bench.experiment.waiting import poll
@@ -361,9 +362,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lives(pid: int) -> bool:
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
+    stat = process_stat(pid)
+    return bool(stat) and stat[0] not in "ZX"
 
 
 def clean_environment() -> dict[str, str]:
