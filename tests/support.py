@@ -1,6 +1,7 @@
 """What every tier shares: waiting for a fact instead of sleeping."""
 
 import contextlib
+import errno
 import select
 import shutil
 import tempfile
@@ -24,6 +25,21 @@ def passable_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory, though processes make files in it meanwhile."""
+
+    def removed() -> bool:
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                return False
+            raise
+        return True
+
+    until(removed, what=f"{directory} removed")
 
 
 def until(predicate: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:

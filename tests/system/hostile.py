@@ -33,6 +33,7 @@ from tests.system import parents
 from tests.system.harness import ROOT
 
 COMMAND = (sys.executable, "-m", "tests.system.hostile")
+_SO_LOCK_FILTER = 44  # asm-generic/socket.h
 _ORDERS = "TEST_HOSTILE_ORDERS"
 
 
@@ -341,14 +342,20 @@ def shut_listener(worker: WorkerLoop) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def drop_everything(sock: socket.socket, *, for_good: bool = False) -> None:
+    """Have a filter drop all that arrives; `for_good`: so that it cannot be taken off again."""
+    steering._attach(sock, steering.SO_ATTACH_FILTER, ((bpf.RETURN, 0, 0, 0),))
+    if for_good:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+
+
 @harm("changed", "listener meddled with")
 def changed_listener(worker: WorkerLoop) -> None:
     for sock in _shared(worker):
         sock.setblocking(True)
         # Have everything dropped that arrives, for good. Of TCP newer kernels ask for capabilities.
         with contextlib.suppress(PermissionError):
-            steering._attach(sock, steering.SO_ATTACH_FILTER, ((bpf.RETURN, 0, 0, 0),))
-            sock.setsockopt(socket.SOL_SOCKET, 44, 1)  # asm-generic/socket.h, SO_LOCK_FILTER
+            drop_everything(sock, for_good=True)
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             continue

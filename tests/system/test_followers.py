@@ -4,11 +4,9 @@ A disk that fills and empties, a directory that vanishes, a rotation that leaves
 worker may not open, a worker that is killed, a reload.
 """
 
-import contextlib
 import json
 import os
 import pwd
-import shutil
 import signal
 from collections import Counter
 from functools import partial
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import until
+from tests.support import remove_tree, until
 from tests.system.books import names, worker_of
 from tests.system.clients import Load, greet, run_load
 from tests.system.conftest import StartDaemon
@@ -128,7 +126,7 @@ def test_a_directory_that_vanishes_and_comes_back_costs_no_answered_greeting(
     with follow(one.log_dir, [1, 2], tmp_path, []) as seen:
         before = run_load(one.address, 300, reply=True).names["ok"]
         assert_seen_once(seen, before)
-        until(partial(is_removed, place))
+        remove_tree(place)
         with Load(one.address, count=500, reply=True, timeout=60.0) as load:
             until(partial(is_blocked, one), what="a worker has no log")
             warned = one.wait_event("cannot write greetings")
@@ -141,13 +139,6 @@ def test_a_directory_that_vanishes_and_comes_back_costs_no_answered_greeting(
         assert result.counts == {"ok": 500}
         assert names(one.greetings()) == dict.fromkeys(result.names["ok"], 1)
         assert_seen_once(seen, before + result.names["ok"])
-
-
-def is_removed(place: Path) -> bool:
-    """Remove a directory; False while somebody makes files in it."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(place)
-    return not place.exists()
 
 
 def rotate_as_root(log: Path) -> None:
@@ -203,7 +194,7 @@ def test_a_daemon_whose_log_directory_is_gone_stops_in_time(
 ) -> None:
     place = tmp_path / "place"
     one = daemon("--workers=2", "--reply", f"--log-dir={place / 'logs'}")
-    until(partial(is_removed, place))
+    remove_tree(place)
     until(lambda: len(one.events("cannot write greetings")) >= 2, what="both have noticed")
     assert one.stop(timeout=10.0) == 0
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from greeterd.sockets import bpf, steering
 from greeterd.sockets.address import parse_address
 from tests.support import until
 from tests.system import proc
@@ -19,11 +18,10 @@ from tests.system.books import worker_of
 from tests.system.clients import connect, greet
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
+from tests.system.hostile import drop_everything
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes another process's descriptors")
 MODES = pytest.mark.parametrize("mode", ["inherit", "reuseport", "handoff"])
-SO_LOCK_FILTER = 44
-DROP_ALL = ((bpf.RETURN, 0, 0, 0),)
 
 
 def holder(server: Daemon) -> int:
@@ -107,7 +105,7 @@ def test_what_was_changed_on_a_shared_description_is_set_right(
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 9)
         listener.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01" + bytes(7))
-        steering._attach(listener, steering.SO_ATTACH_FILTER, DROP_ALL)
+        drop_everything(listener)
         listener.listen(1)
         names = {
             "O_NONBLOCK", "SO_RCVLOWAT", "SO_RCVTIMEO", "TCP_DEFER_ACCEPT", "IP_TTL", "SO_LINGER",
@@ -129,8 +127,7 @@ def test_a_filter_that_stays_takes_a_new_listener(daemon: StartDaemon, mode: str
     server = daemon("--mode", mode, "--workers=2", "--reply")
     pid = holder(server)
     with proc.listener_of(pid) as listener:
-        steering._attach(listener, steering.SO_ATTACH_FILTER, DROP_ALL)
-        listener.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+        drop_everything(listener, for_good=True)
         until(lambda: told(server, "changed for good"))
     until(lambda: holder(server) not in {pid, 0})
     until(lambda: serves(server))
@@ -161,8 +158,7 @@ def test_a_socketpair_that_drops_everything_is_replaced(daemon: StartDaemon) -> 
     server = daemon("--mode=handoff", "--workers=2", "--reply")
     pid = worker_of(server, 1)
     with proc.pair_exit_of(pid, server.pid) as end:
-        steering._attach(end, steering.SO_ATTACH_FILTER, DROP_ALL)
-        end.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+        drop_everything(end, for_good=True)
     until(lambda: told(server, "changed: SO_ATTACH_FILTER"))
     until(lambda: worker_of(server, 1) not in {pid, 0})
     until(lambda: serves(server))

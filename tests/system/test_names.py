@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import until
+from tests.support import remove_tree, until
 from tests.system.clients import greet, run_load
 from tests.system.conftest import StartDaemon
 from tests.system.harness import Daemon
@@ -75,7 +75,7 @@ def test_a_name_in_the_run_directory_is_made_anew_and_told_once(
 
 def test_a_run_directory_that_was_removed_is_made_anew(daemon: StartDaemon) -> None:
     server = daemon("--workers", "1")
-    shutil.rmtree(server.run_dir)
+    remove_tree(server.run_dir)
     until(lambda: has_names(server))
     assert stat.S_IMODE(server.run_dir.stat().st_mode) & 0o027 == 0
     second = daemon("--run-dir", str(server.run_dir), wait=False)
@@ -241,7 +241,7 @@ def test_workers_that_do_not_serve_a_new_listener_are_in_the_status_until_they_a
     daemon: StartDaemon, path: Path
 ) -> None:
     server = daemon("--bind", f"unix:{path}", "--workers", "2")
-    shutil.rmtree(server.log_dir)
+    remove_tree(server.log_dir)
     server.log_dir.touch()  # no worker can start
     server.wait_event("name is lost")
     path.unlink()
@@ -304,7 +304,7 @@ def test_a_log_directory_that_was_removed_is_made_anew(
     daemon: StartDaemon, words: list[str]
 ) -> None:
     server = daemon("--workers", "2", "--reply")
-    shutil.rmtree(server.log_dir)
+    remove_tree(server.log_dir)
     assert server.ctl(*words).returncode == 0
     assert run_load(server.address, 20, reply=True).counts == {"ok": 20}
     until(lambda: told(server) == [("name made anew", "log directory")])
@@ -313,7 +313,7 @@ def test_a_log_directory_that_was_removed_is_made_anew(
 @as_root
 def test_a_log_directory_is_made_anew_for_the_user_of_the_workers(daemon: StartDaemon) -> None:
     server = daemon("--workers", "1", "--user", "nobody")
-    shutil.rmtree(server.log_dir)
+    remove_tree(server.log_dir)
     server.wait_event("name made anew")
     assert server.log_dir.stat().st_uid == NOBODY
     pid = server.worker_pids()[0]

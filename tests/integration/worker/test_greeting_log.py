@@ -312,13 +312,20 @@ def test_the_lines_of_a_dead_writer_are_kept_and_its_torn_one_is_cut(open_log: O
     assert sibling.repaired_bytes == 300 - log.path.read_bytes().index(b"\n") - 1
 
 
+def open_heir(open_log: OpenLog) -> GreetingLog:
+    """Return a writer that shares no lock with the others."""
+    lock = os.memfd_create("lock of another daemon")
+    heir = open_log(pid=2, lock=lock)
+    os.close(lock)
+    return heir
+
+
 def test_the_torn_line_of_a_stranger_who_lives_is_not_cut(open_log: OpenLog) -> None:
     """The worker of a daemon whose master is dead, and one of the next daemon."""
-    orphan, other_lock = open_log(pid=1), os.memfd_create("lock of another daemon")
+    orphan = open_log(pid=1)
     with largest_file(300):
         assert not turn(orphan, "a", "b")
-    heir = open_log(pid=2, lock=other_lock)
-    os.close(other_lock)
+    heir = open_heir(open_log)
     assert not turn(heir, "theirs")
     assert "another process is writing its last line" in str(heir.blocked)
     assert orphan.commit()
@@ -330,11 +337,10 @@ def test_the_torn_line_of_a_stranger_who_lives_is_not_cut(open_log: OpenLog) -> 
 def test_the_torn_line_of_a_stranger_is_cut_when_it_is_not_completed_for_long(
     open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stranger, other_lock = open_log(pid=1), os.memfd_create("lock of another daemon")
+    stranger = open_log(pid=1)
     with largest_file(300):
         assert not turn(stranger, "a", "b")
-    heir = open_log(pid=2, lock=other_lock)
-    os.close(other_lock)
+    heir = open_heir(open_log)
     assert not turn(heir, "theirs")
     monkeypatch.setattr(line_file, "MARK_PATIENCE", 0.0)
     assert heir.commit()
@@ -347,9 +353,7 @@ def test_the_torn_line_of_a_stranger_is_cut_when_it_is_not_completed_for_long(
 def test_the_time_for_a_torn_line_begins_anew_with_each(
     open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stranger, other_lock = open_log(pid=1), os.memfd_create("lock of another daemon")
-    heir = open_log(pid=2, lock=other_lock)
-    os.close(other_lock)
+    stranger, heir = open_log(pid=1), open_heir(open_log)
     now = 1000.0
     monkeypatch.setattr(line_file, "monotonic", lambda: now)
     for name in ("a", "b"):
